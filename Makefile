@@ -1,0 +1,43 @@
+# `make demo` and `make test` work on a fresh machine with Python >= 3.11 and are safe to repeat.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+OUT ?= runs/demo
+
+.PHONY: help install install-dev demo demo-small test test-all lint clean
+
+help:
+	@echo "make demo      install, then tokenizer -> SFT -> reward model -> GRPO -> report in $(OUT)"
+	@echo "make test      install with test tools, then the quick tests (< 12 minutes on 2 cores)"
+	@echo "make test-all  the slow tests too"
+	@echo "make lint      ruff"
+
+# The stamps make a repeated call free and a changed setup.py an upgrade.
+$(VENV)/.installed: setup.py pyproject.toml
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "rlaif_jax needs Python >= 3.11; call make PYTHON=/path/to/python3.11")'
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e .
+	touch $@
+
+$(VENV)/.installed-dev: $(VENV)/.installed
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]'
+	touch $@
+
+install: $(VENV)/.installed
+install-dev: $(VENV)/.installed-dev
+
+demo: install
+	$(BIN)/rlaif run configs/greetings_demo.py --out $(OUT)
+	@echo "Report: $(OUT)/report/report.html  (figures for scripts: $(OUT)/report/report.json)"
+
+test: install-dev
+	$(BIN)/python -m pytest
+
+test-all: install-dev
+	$(BIN)/python -m pytest -m 'slow or not slow'
+
+lint: install-dev
+	$(BIN)/ruff check rlaif_jax configs tests benchmarks setup.py
+
+clean:
+	rm -rf $(VENV) build *.egg-info

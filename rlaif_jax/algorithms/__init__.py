@@ -1,0 +1,1 @@
+"""Advantages and losses: arithmetic only, no I/O and no jit."""

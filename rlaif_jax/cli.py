@@ -1,0 +1,94 @@
+"""The `rlaif` command."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from rich.console import Console
+
+from rlaif_jax.errors import UserError
+
+_STAGE_HELP = {
+    "tokenizer": "write the bundled corpus (where no data.root is set) and train or copy the tokenizer",
+    "sft": "supervised fine-tuning on (prompt, response) examples",
+    "reward": "train the reward model on preference pairs",
+    "grader": "train the independent evaluator (where the config has one)",
+    "rl": "GRPO against the reward model, starting from SFT",
+    "evaluate": "answer the held-out prompts with base, SFT and RL, and score the answers",
+    "report": "write report.html, report.md and report.json from the evaluation",
+}
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="rlaif",
+        description="Make small language models write better with AI feedback: tokenizer -> SFT -> reward model -> GRPO "
+        "-> report. Start with: rlaif run configs/greetings_demo.py --out runs/demo",
+    )
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    run = commands.add_parser("run", help="all stages; skips what is done, resumes what was interrupted")
+    _add_config(run)
+    run.add_argument("--dry-run", action="store_true", help="print stages, models, mesh, memory and steps; run nothing")
+    for name, text in _STAGE_HELP.items():
+        _add_config(commands.add_parser(name, help=text, description=text))
+    generate = commands.add_parser("generate", help="answer prompts, or chat, with a checkpoint of a run")
+    generate.add_argument("run", type=Path, metavar="RUN", help="the run's folder, for example runs/demo")
+    generate.add_argument("--stage", choices=("base", "sft", "rl"), default="rl", help="whose weights (default: rl)")
+    generate.add_argument("--prompt", action="append", default=[], help="answer this (repeatable); without it: chat")
+    generate.add_argument("--samples", type=int, default=1, help="answers for each prompt (default: 1)")
+    generate.add_argument("--temperature", type=float, default=0.7, help="0 = greedy (default: 0.7)")
+    generate.add_argument("--top-p", type=float, default=1.0, help="nucleus mass (default: 1 = off)")
+    generate.add_argument("--top-k", type=int, default=0, help="0 = off")
+    generate.add_argument("--max-tokens", type=int, default=64, help="bound on an answer, in tokens (default: 64)")
+    generate.add_argument("--seed", type=int, default=0)
+    return parser
+
+
+def _add_config(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("config", type=Path, metavar="CONFIG", help="a config file, for example configs/greetings_demo.py")
+    parser.add_argument("--out", type=Path, default=None, help="the run's folder (default: runs/<name of the config>)")
+    parser.add_argument(
+        "--set", action="append", default=[], dest="overrides", metavar="FIELD=VALUE",
+        help="change one field of the config, for example --set rl.train.steps=20 (repeatable)",
+    )  # fmt: skip
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Runs one command; a user's mistake is one line on standard error and exit code 2."""
+    args = _parser().parse_args(argv)
+    try:
+        return _dispatch(args, Console(highlight=False))
+    except UserError as error:
+        print(f"rlaif: error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("rlaif: interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
+        return 130
+
+
+def _dispatch(args: argparse.Namespace, console: Console) -> int:
+    # Imported here: `rlaif --help` should not wait for jax.
+    if args.command == "generate":
+        from rlaif_jax.generate import run_generate
+
+        run_generate(args, console)
+        return 0
+    from rlaif_jax import pipeline
+    from rlaif_jax.config import load_config
+    from rlaif_jax.dry_run import print_plan
+    from rlaif_jax.experiment import open_experiment
+
+    cfg = load_config(args.config, args.overrides)
+    if args.command == "run" and args.dry_run:
+        print_plan(cfg, console)
+        return 0
+    experiment = open_experiment(cfg, args.out or Path("runs") / cfg.name, console)
+    stages = pipeline.stages(cfg) if args.command == "run" else {args.command: pipeline.ALL_STAGES[args.command]}
+    pipeline.run(experiment, stages)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

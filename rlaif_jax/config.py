@@ -1,0 +1,266 @@
+"""The typed configuration of one run: nested frozen dataclasses, loaded from a Python file, changed with `--set a.b=c`."""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import difflib
+import importlib.util
+import json
+import types
+import typing
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rlaif_jax.algorithms.grpo import GrpoConfig
+from rlaif_jax.errors import UserError
+from rlaif_jax.models.model_config import ModelConfig
+from rlaif_jax.sampling.filters import SamplingConfig
+from rlaif_jax.sharding.mesh import MeshConfig
+from rlaif_jax.trainers.optimizer import OptimizerConfig
+
+
+@dataclasses.dataclass(frozen=True)
+class SourceConfig:
+    """One data file: `path` relative to `data.root` (or "tfds:FOLDER"); `columns` maps record fields to its columns."""
+
+    path: str = ""
+    format: str = "auto"  # auto | sharegpt_pairs | alpaca | verl | labelled
+    columns: dict[str, str] = dataclasses.field(default_factory=dict)
+    prefix: str = ""  # put before every prompt
+    limit: int = 0  # 0 = all
+    on_error: str = "raise"  # raise | skip (counted and reported)
+
+
+@dataclasses.dataclass(frozen=True)
+class CorpusConfig:
+    """Sizes of the bundled corpus of Chinese greetings; used where `data.root` is empty."""
+
+    sft: int = 12000
+    pairs: int = 6000
+    labelled: int = 3000
+    rl_prompts: int = 2000
+    eval_prompts: int = 400
+
+
+@dataclasses.dataclass(frozen=True)
+class DataConfig:
+    """Where records come from. An empty `root` writes the bundled corpus into the run and reads it from there."""
+
+    root: str = ""
+    corpus: CorpusConfig = CorpusConfig()
+    sft: SourceConfig = SourceConfig("sft.jsonl")
+    sft_eval: SourceConfig = SourceConfig("sft_val.jsonl")
+    pairs: SourceConfig = SourceConfig("pairs_train.jsonl")
+    pairs_eval: SourceConfig = SourceConfig("pairs_test.jsonl")
+    labelled: SourceConfig = SourceConfig("labelled_train.jsonl")
+    labelled_eval: SourceConfig = SourceConfig("labelled_test.jsonl")
+    prompts: SourceConfig = SourceConfig("prompts.jsonl")
+    eval_prompts: SourceConfig = SourceConfig("eval_prompts.jsonl")
+    eval_fraction: float = 0.05  # held out of a file whose *_eval path is empty
+
+
+@dataclasses.dataclass(frozen=True)
+class TokenizerConfig:
+    """`path`: a Hugging Face tokenizer folder; empty: train a byte-level BPE of `vocab_size` on the run's own texts."""
+
+    path: str = ""
+    vocab_size: int = 2048
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainConfig:
+    """One training stage. `checkpoint_every` steps it evaluates and saves; `select` is the checkpoint handed on."""
+
+    steps: int = 1000
+    batch_size: int = 64
+    accumulation: int = 1
+    optimizer: OptimizerConfig = OptimizerConfig()
+    log_every: int = 10
+    checkpoint_every: int = 200
+    keep_last: int = 2
+    select: str = "last"  # last | best
+
+    def __post_init__(self):
+        for field in ("steps", "batch_size", "accumulation", "log_every", "checkpoint_every", "keep_last"):
+            if getattr(self, field) < 1:
+                raise UserError(f"train.{field} is {getattr(self, field)}; expected at least 1")
+        if self.batch_size % self.accumulation:
+            raise UserError(f"batch_size {self.batch_size} does not divide into {self.accumulation} micro-batches")
+        if self.select not in ("last", "best"):
+            raise UserError(f"train.select is {self.select!r}; expected last or best")
+
+
+@dataclasses.dataclass(frozen=True)
+class SftConfig:
+    """Supervised fine-tuning; the loss is on the response (EOS included) only."""
+
+    train: TrainConfig = TrainConfig()
+    max_length: int = 96
+    packing: bool = True
+
+
+@dataclasses.dataclass(frozen=True)
+class RewardConfig:
+    """A scalar model: "bradley_terry" on pairs, or "binary" on labelled responses. Starts from SFT or from scratch."""
+
+    train: TrainConfig = TrainConfig()
+    loss: str = "bradley_terry"
+    init: str = "sft"  # sft | base
+    max_length: int = 96
+    centring: float = 0.0
+
+    def __post_init__(self):
+        for field, allowed in (("loss", ("bradley_terry", "binary")), ("init", ("sft", "base"))):
+            if getattr(self, field) not in allowed:
+                raise UserError(f"{field} is {getattr(self, field)!r}; expected one of {', '.join(allowed)}")
+
+
+@dataclasses.dataclass(frozen=True)
+class RlConfig:
+    """GRPO against the reward model. `train.batch_size` counts prompts; each gets `grpo.group` samples.
+
+    A rollout is used for `epochs` passes over `minibatches` updates each. `unfinished_penalty` is taken off the reward
+    of a response that did not end.
+    """
+
+    train: TrainConfig = TrainConfig(batch_size=32)
+    grpo: GrpoConfig = GrpoConfig()
+    sampling: SamplingConfig = SamplingConfig()
+    max_prompt: int = 48
+    epochs: int = 1
+    minibatches: int = 2
+    unfinished_penalty: float = 1.0
+    eval_prompts: int = 64
+    samples_every: int = 20
+    max_lost_rewards: float = 0.2  # stop if a larger share of a batch has no verdict
+
+    def __post_init__(self):
+        if self.train.batch_size % self.minibatches:
+            raise UserError(f"rl: {self.train.batch_size} prompts do not divide into {self.minibatches} minibatches")
+
+
+@dataclasses.dataclass(frozen=True)
+class EvaluationConfig:
+    """Held-out comparison: `limit` prompts (0 = all), sampled with these settings, `batch_size` prompts at a time."""
+
+    limit: int = 0
+    batch_size: int = 64
+    sampling: SamplingConfig = SamplingConfig()
+
+
+@dataclasses.dataclass(frozen=True)
+class LoggingConfig:
+    """`wandb_project` empty = W&B off."""
+
+    wandb_project: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class RunConfig:
+    """One experiment: tokenizer -> SFT -> reward model [-> independent grader] -> GRPO -> evaluation."""
+
+    name: str = "run"
+    seed: int = 0
+    data: DataConfig = DataConfig()
+    tokenizer: TokenizerConfig = TokenizerConfig()
+    model: ModelConfig = ModelConfig()
+    mesh: MeshConfig = MeshConfig()
+    sft: SftConfig = SftConfig()
+    reward: RewardConfig = RewardConfig()
+    grader: RewardConfig | None = None
+    rl: RlConfig = RlConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+    logging: LoggingConfig = LoggingConfig()
+
+
+def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
+    """Runs `config()` of a Python file and applies `a.b=c` overrides. Errors name the file or the field."""
+    path = Path(path)
+    if not path.exists():
+        raise UserError(f"config {path} does not exist; ready ones are in configs/")
+    if path.suffix == ".json":
+        cfg = from_dict(RunConfig, json.loads(path.read_text(encoding="utf-8")))
+    else:
+        spec = importlib.util.spec_from_file_location("rlaif_user_config", path)
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        if not callable(getattr(module, "config", None)):
+            raise UserError(f"{path}: a config file defines a function config() that returns a RunConfig")
+        cfg = module.config()
+    if not isinstance(cfg, RunConfig):
+        raise UserError(f"{path}: config() returned {type(cfg).__name__}; expected RunConfig")
+    for item in overrides:
+        cfg = override(cfg, item)
+    return cfg
+
+
+def override(cfg: Any, item: str) -> Any:
+    """The config with one field changed by "a.b=value", type-checked."""
+    name, equals, text = item.partition("=")
+    if not equals:
+        raise UserError(f"--set {item!r}: expected field=value, for example --set sft.train.steps=100")
+    return _replace(cfg, name.split("."), text, name)
+
+
+def _replace(node: Any, path: list[str], text: str, full: str) -> Any:
+    if not dataclasses.is_dataclass(node):
+        raise UserError(f"--set {full}: {'.'.join(full.split('.')[: -len(path)])} has no fields")
+    hints = typing.get_type_hints(type(node))
+    _known(path[0], hints, full)
+    if len(path) == 1:
+        value = _parse(text, hints[path[0]], full)
+    else:
+        value = _replace(getattr(node, path[0]), path[1:], text, full)
+    return dataclasses.replace(node, **{path[0]: value})
+
+
+def _known(name: str, hints: Mapping[str, Any], where: str) -> None:
+    if name not in hints:
+        close = difflib.get_close_matches(name, hints, n=1)
+        hint = f"did you mean {close[0]!r}?" if close else f"known: {', '.join(hints)}"
+        raise UserError(f"{where}: unknown field {name!r}; {hint}")
+
+
+def _parse(text: str, kind: Any, where: str) -> Any:
+    if kind is str:
+        return text
+    try:
+        value = ast.literal_eval({"true": "True", "false": "False", "none": "None", "null": "None"}.get(text.lower(), text))
+    except (ValueError, SyntaxError):
+        value = text
+    return _checked(value, kind, where)
+
+
+def _checked(value: Any, kind: Any, where: str) -> Any:
+    """`value` as the annotated type, or an error that says what was expected and found."""
+    if dataclasses.is_dataclass(kind):
+        return value if isinstance(value, kind) else from_dict(kind, value, where)
+    if isinstance(kind, types.UnionType):
+        if value is None:
+            return None
+        return _checked(value, next(a for a in typing.get_args(kind) if a is not type(None)), where)
+    if typing.get_origin(kind) is dict and isinstance(value, dict):
+        return {str(k): str(v) for k, v in value.items()}
+    if kind is float and type(value) in (int, float):
+        return float(value)
+    if kind in (int, bool, str) and type(value) is kind:
+        return value
+    name = getattr(kind, "__name__", str(kind))
+    raise UserError(f"{where}: expected {name}, found {value!r} ({type(value).__name__})")
+
+
+def to_dict(cfg: Any) -> dict[str, Any]:
+    """The config as plain nested dicts, for JSON."""
+    return dataclasses.asdict(cfg)
+
+
+def from_dict(kind: type, values: Any, where: str = "config") -> Any:
+    """The inverse of `to_dict`, with the same checks as `--set`."""
+    if not isinstance(values, Mapping):
+        raise UserError(f"{where}: expected a mapping with the fields of {kind.__name__}, found {values!r}")
+    hints = typing.get_type_hints(kind)
+    for name in values:
+        _known(name, hints, where)
+    return kind(**{n: _checked(v, hints[n], f"{where}.{n}") for n, v in values.items()})

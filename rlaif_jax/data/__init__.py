@@ -1,0 +1,1 @@
+"""Records, their sources, the tokenizer, batches, and the bundled corpus."""

@@ -1,0 +1,137 @@
+"""The records and batches of one run, as its config names them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from rlaif_jax.config import RewardConfig, SourceConfig
+from rlaif_jax.data import corpus, pipelines
+from rlaif_jax.data.audit import without_leaks
+from rlaif_jax.data.records import LabelledResponse, PreferencePair, Prompt, Record, SftExample
+from rlaif_jax.data.sources import load
+from rlaif_jax.data.tokenizer import Tokenizer
+from rlaif_jax.experiment import Experiment
+
+
+class RunData:
+    """Loads what a stage needs; reports rows that were skipped, leaked or too long."""
+
+    def __init__(self, experiment: Experiment):
+        self._x, self._cfg = experiment, experiment.cfg.data
+
+    @property
+    def root(self) -> Path:
+        """The folder of the data files."""
+        return Path(self._cfg.root).expanduser() if self._cfg.root else self._x.folder("tokenizer") / "corpus"
+
+    def prepare(self) -> dict[str, Any]:
+        """Writes the bundled corpus where the config names no data of its own."""
+        if self._cfg.root:
+            return {"data": str(self.root)}
+        c = self._cfg.corpus
+        sizes = corpus.CorpusSizes(c.sft, c.pairs, c.labelled, c.rl_prompts, c.eval_prompts)
+        corpus.write(corpus.generate(self._x.cfg.seed, sizes), self.root)
+        return {"data": "bundled corpus"}
+
+    def make_tokenizer(self) -> Tokenizer:
+        """The tokenizer of the run, copied or trained into its folder."""
+        folder, cfg = self._x.folder("tokenizer") / "tokenizer", self._x.cfg.tokenizer
+        if cfg.path:
+            tokenizer = Tokenizer.load(cfg.path)
+            tokenizer.save(folder)
+            return tokenizer
+        texts = [t for r in self.records(SftExample, self._cfg.sft) for t in (r.prompt, r.response)]
+        texts += [t for p in self.records(PreferencePair, self._cfg.pairs) for t in (p.prompt, p.chosen, p.rejected)]
+        return Tokenizer.train(texts, cfg.vocab_size, folder)
+
+    def records(self, kind: type, source: SourceConfig) -> list[Record]:
+        """All records of one source, problems reported."""
+        path = source.path if source.path.startswith("tfds:") else self.root / source.path
+        loaded = load(
+            kind, path, format=source.format, columns=source.columns, prefix=source.prefix, limit=source.limit,
+            on_error=source.on_error,
+        )  # fmt: skip
+        if loaded.skipped:
+            self._say(f"{source.path}: {len(loaded.skipped)} rows skipped, the first: {loaded.skipped[0]}")
+        return loaded.records
+
+    def split(self, kind: type, train: SourceConfig, held_out: SourceConfig) -> tuple[list[Record], list[Record]]:
+        """Training and held-out records; without a held-out file, the last part of the training file, by prompt."""
+        records = self.records(kind, train)
+        if held_out.path:
+            return records, self.records(kind, held_out)
+        prompts = list(dict.fromkeys(r.prompt for r in records))
+        last = set(prompts[-max(int(len(prompts) * self._cfg.eval_fraction), 1) :])
+        return [r for r in records if r.prompt not in last], [r for r in records if r.prompt in last]
+
+    def sft_batches(self, tokenizer: Tokenizer) -> tuple[Any, Callable[[], Iterable[dict]], dict[str, Any]]:
+        """(training iterator, held-out pass, facts)."""
+        cfg, seed = self._x.cfg.sft, self._x.cfg.seed
+        train, held_out = self.split(SftExample, self._cfg.sft, self._cfg.sft_eval)
+        encoded = [pipelines.encode_sft(part, tokenizer, cfg.max_length) for part in (train, held_out)]
+        self._too_long("SFT examples", encoded[0].dropped + encoded[1].dropped, cfg.max_length)
+        rows, held_rows = (
+            pipelines.sft_rows(e, cfg.max_length, tokenizer.pad_id, packing=cfg.packing, seed=seed) for e in encoded
+        )
+        facts = {"examples": len(encoded[0]), "rows": len(rows), "held_out": len(encoded[1])}
+        return *self._batches(rows, held_rows, cfg.train.batch_size, seed), facts
+
+    def scalar_batches(self, cfg: RewardConfig, tokenizer: Tokenizer, seed: int):
+        """(training iterator, held-out pass, facts) for pairs or labelled responses.
+
+        Held-out rows that stand word for word in the training files of this model, or of SFT, are left out.
+        """
+        data = self._cfg
+        if cfg.loss == "bradley_terry":
+            train, held_out = self.split(PreferencePair, data.pairs, data.pairs_eval)
+            held_out, leaked = without_leaks(held_out, train)
+            make = pipelines.pair_rows
+        else:
+            train, held_out = self.labelled()
+            leaked = 0
+            make = pipelines.labelled_rows
+        (rows, long), (held_rows, held_long) = (make(part, tokenizer, cfg.max_length) for part in (train, held_out))
+        self._too_long("answers", long + held_long, cfg.max_length)
+        facts = {"examples": len(rows), "held_out": len(held_rows), "leaked_left_out": leaked}
+        return *self._batches(rows, held_rows, cfg.train.batch_size, seed), facts
+
+    def labelled(self) -> tuple[list[LabelledResponse], list[LabelledResponse]]:
+        """Labelled responses for the grader, none of which the policy or the reward model was trained on."""
+        data = self._cfg
+        seen = [self.records(SftExample, data.sft), self.records(PreferencePair, data.pairs)]
+        train, held_out = self.split(LabelledResponse, data.labelled, data.labelled_eval)
+        (train, a), (held_out, b) = (without_leaks(part, *seen) for part in (train, held_out))
+        held_out, c = without_leaks(held_out, train)
+        if a + b + c:
+            self._say(f"labelled responses: {a + b + c} leaked rows left out (they stand in the training files)")
+        return train, held_out
+
+    def rl_prompts(self, held_out: int) -> tuple[list[Prompt], list[Prompt], dict[str, Any]]:
+        """Training prompts, the last `held_out` of them set apart to watch progress on, and facts."""
+        records = self.records(Prompt, self._cfg.prompts)
+        held_out = min(held_out, len(records) // 10 or 1)
+        return records[:-held_out], records[-held_out:], {"prompts": len(records) - held_out, "held_out": held_out}
+
+    def eval_prompts(self) -> list[Prompt]:
+        """Held-out prompts for the comparison, without those that stand among the RL prompts."""
+        limit = self._x.cfg.evaluation.limit
+        seen = {r.prompt for r in self.records(Prompt, self._cfg.prompts)}
+        unique = {r.prompt: r for r in self.records(Prompt, self._cfg.eval_prompts) if r.prompt not in seen}
+        return list(unique.values())[: limit or None]
+
+    def _batches(self, rows, held_rows, batch_size: int, seed: int):
+        train = pipelines.train_batches(
+            rows, batch_size=batch_size, seed=seed, host_index=jax.process_index(), host_count=jax.process_count()
+        )
+        return train, lambda: pipelines.eval_batches(held_rows, batch_size)
+
+    def _too_long(self, what: str, count: int, max_length: int) -> None:
+        if count:
+            self._say(f"{count} {what} are longer than {max_length} tokens and left out")
+
+    def _say(self, text: str) -> None:
+        self._x.console.print(text, highlight=False, markup=False)

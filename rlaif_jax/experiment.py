@@ -1,0 +1,81 @@
+"""The folder of one run: its config, which stages are done, and where each keeps its files."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from rlaif_jax.config import RunConfig, to_dict
+from rlaif_jax.errors import UserError
+from rlaif_jax.sharding import Placement, make_mesh
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Writes JSON whole or not at all (temporary file, then rename)."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_suffix(path.suffix + ".tmp")
+    temporary.write_text(json.dumps(value, ensure_ascii=False, indent=1, sort_keys=True), encoding="utf-8")
+    temporary.replace(path)
+
+
+@dataclasses.dataclass(frozen=True)
+class Experiment:
+    """A run folder with its config, mesh and console. One folder belongs to one config."""
+
+    cfg: RunConfig
+    out: Path
+    place: Placement
+    console: Console
+
+    def folder(self, stage: str) -> Path:
+        """Where a stage keeps its files."""
+        return self.out / stage
+
+    def is_done(self, stage: str) -> bool:
+        """Whether the stage has finished in this folder."""
+        return (self.folder(stage) / "done.json").exists()
+
+    def require(self, *stages: str) -> None:
+        """An error that names the first of these stages that has not finished."""
+        for stage in stages:
+            if not self.is_done(stage):
+                raise UserError(f"stage {stage!r} has not finished in {self.out}: run `rlaif run` there, or that stage")
+
+    def mark_done(self, stage: str, began: float, facts: Mapping[str, Any]) -> None:
+        """Writes the stage's facts; from now on it is skipped."""
+        seconds = round(time.perf_counter() - began, 1)
+        write_json(self.folder(stage) / "done.json", {"seconds": seconds, **facts})
+
+    def facts(self, stage: str) -> dict[str, Any]:
+        """What a finished stage wrote about itself."""
+        return json.loads((self.folder(stage) / "done.json").read_text(encoding="utf-8"))
+
+
+def open_experiment(cfg: RunConfig, out: Path, console: Console) -> Experiment:
+    """Makes the run folder, or opens it again. A folder that holds a run of another config is refused, not changed."""
+    out = Path(out)
+    saved, wanted = out / "config.json", json.loads(json.dumps(to_dict(cfg)))
+    if saved.exists():
+        changed = sorted(_differences(json.loads(saved.read_text(encoding="utf-8")), wanted))
+        if changed:
+            raise UserError(
+                f"{out} holds a run with other values of {', '.join(changed[:5])}"
+                f"{' ...' if len(changed) > 5 else ''}. Choose another --out, or move that folder away."
+            )
+    elif out.exists() and any(out.iterdir()):
+        raise UserError(f"{out} is not empty and holds no run; choose another --out")
+    else:
+        write_json(saved, wanted)
+    return Experiment(cfg, out, Placement(make_mesh(cfg.mesh)), console)
+
+
+def _differences(a: Any, b: Any, path: str = "") -> list[str]:
+    if isinstance(a, dict) and isinstance(b, dict):
+        return [d for k in {*a, *b} for d in _differences(a.get(k), b.get(k), f"{path}.{k}" if path else k)]
+    return [] if a == b else [path]

@@ -1,0 +1,95 @@
+"""Means whose division is put off to the end, and the files that metrics go to."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+
+class Mean(NamedTuple):
+    """A sum and its weight, kept apart until the end, so that the mean over micro-batches and hosts is exact."""
+
+    total: jax.Array
+    weight: jax.Array
+
+    def value(self) -> jax.Array:
+        """total / weight; 0 where nothing was counted."""
+        return jnp.where(self.weight > 0, self.total / jnp.where(self.weight > 0, self.weight, 1.0), 0.0)
+
+
+def mean_of(x: jax.Array, mask: jax.Array | None = None) -> Mean:
+    """The mean of x, or of x where mask (same shape, 0/1) is 1."""
+    if mask is None:
+        return Mean(jnp.sum(x), jnp.float32(x.size))
+    return Mean(jnp.sum(jnp.where(mask > 0, x, 0.0) * mask), jnp.sum(mask))
+
+
+class MetricsWriter:
+    """Appends to metrics.jsonl, to TensorBoard, and to W&B where it is installed and asked for.
+
+    After a restart from step s, lines of later steps (written by the run that died) are dropped first.
+    """
+
+    def __init__(self, folder: Path, resume_step: int, wandb_project: str = "", name: str = ""):
+        from tensorboardX import SummaryWriter
+
+        folder.mkdir(parents=True, exist_ok=True)
+        self.path = folder / "metrics.jsonl"
+        kept = [row for row in read_metrics(self.path) if row["step"] <= resume_step]
+        text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in kept)
+        self.path.write_text(text, encoding="utf-8")
+        self._file = self.path.open("a", encoding="utf-8")
+        self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=resume_step + 1)
+        self._wandb = _start_wandb(wandb_project, name, folder)
+
+    def write(self, step: int, values: Mapping[str, float]) -> None:
+        """One line {"step", ...}; a value that is not finite is written as null and shows as a gap."""
+        row = {k: (float(v) if v == v and abs(v) != float("inf") else None) for k, v in values.items()}
+        self._file.write(json.dumps({"step": step, **row}, ensure_ascii=False) + "\n")
+        self._file.flush()
+        for name, value in row.items():
+            if value is not None:
+                self._board.add_scalar(name, value, step)
+        if self._wandb is not None:
+            self._wandb.log(row, step=step)
+
+    def text(self, step: int, name: str, text: str) -> None:
+        """A text panel in TensorBoard, for samples to read."""
+        self._board.add_text(name, text, step)
+
+    def close(self) -> None:
+        """Flushes everything."""
+        self._file.close()
+        self._board.close()
+        if self._wandb is not None:
+            self._wandb.finish()
+
+
+def _start_wandb(project: str, name: str, folder: Path) -> Any:
+    if not project:
+        return None
+    try:
+        import wandb
+    except ImportError as error:
+        from rlaif_jax.errors import UserError
+
+        raise UserError("logging.wandb_project is set, but wandb is not installed: pip install wandb") from error
+    return wandb.init(project=project, name=name, dir=str(folder), resume="allow")
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """Rows of a metrics.jsonl; a half-written last line (the process was killed) is left out."""
+    if not path.exists():
+        return []
+    rows = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            rows.append(json.loads(line))
+        except json.JSONDecodeError:
+            break
+    return rows

@@ -1,0 +1,105 @@
+"""Shapes and numerics of one decoder (Qwen2/2.5, Qwen3, Llama 3), and named presets."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from rlaif_jax.errors import UserError
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelConfig:
+    """A decoder with grouped-query attention, rotary positions, RMSNorm and SwiGLU.
+
+    Qwen2/2.5 sets `qkv_bias`, Qwen3 sets `qk_norm`, Llama 3 neither. `vocab_size` 0 means "as the tokenizer has,
+    rounded up to a multiple of 64". dtypes are names: parameters (master weights) and compute.
+    """
+
+    vocab_size: int = 0
+    width: int = 128
+    ffn: int = 384
+    layers: int = 4
+    heads: int = 4
+    kv_heads: int = 2
+    head_dim: int = 32
+    rope_theta: float = 10_000.0
+    norm_eps: float = 1e-6
+    qkv_bias: bool = False
+    qk_norm: bool = False
+    tied_embeddings: bool = True
+    param_dtype: str = "float32"
+    compute_dtype: str = "float32"
+    remat: str = "none"  # none | full | dots (keep matmul outputs, recompute the rest)
+    attention: str = "xla"  # xla | cudnn (GPU only; asked for by name)
+    logit_chunk: int = 256  # tokens per row whose logits exist at one time
+
+    def __post_init__(self):
+        if self.heads % self.kv_heads:
+            raise UserError(f"model.heads ({self.heads}) must be a multiple of model.kv_heads ({self.kv_heads})")
+        if self.head_dim % 2:
+            raise UserError(f"model.head_dim ({self.head_dim}) must be even: rotary positions turn pairs")
+        for field, allowed in (("remat", ("none", "full", "dots")), ("attention", ("xla", "cudnn"))):
+            if getattr(self, field) not in allowed:
+                raise UserError(f"model.{field} is {getattr(self, field)!r}; expected one of {', '.join(allowed)}")
+        for field in ("param_dtype", "compute_dtype"):
+            if getattr(self, field) not in ("float32", "bfloat16"):
+                raise UserError(f"model.{field} is {getattr(self, field)!r}; expected float32 or bfloat16")
+
+    def with_vocab(self, tokenizer_size: int) -> ModelConfig:
+        """This config with `vocab_size` filled in; an explicit size smaller than the tokenizer's is refused."""
+        if self.vocab_size == 0:
+            return dataclasses.replace(self, vocab_size=-(-tokenizer_size // 64) * 64)
+        if self.vocab_size < tokenizer_size:
+            raise UserError(f"model.vocab_size is {self.vocab_size}, but the tokenizer has {tokenizer_size} tokens")
+        return self
+
+
+def parameter_count(cfg: ModelConfig) -> int:
+    """Number of parameters of the decoder, without scalar heads."""
+    q, kv = cfg.heads * cfg.head_dim, cfg.kv_heads * cfg.head_dim
+    layer = 2 * cfg.width * q + 2 * cfg.width * kv + 3 * cfg.width * cfg.ffn + 2 * cfg.width
+    layer += (q + 2 * kv) * cfg.qkv_bias + 2 * cfg.head_dim * cfg.qk_norm
+    embeddings = cfg.vocab_size * cfg.width * (1 if cfg.tied_embeddings else 2)
+    return cfg.layers * layer + embeddings + cfg.width
+
+
+def _qwen25(width, ffn, layers, heads, kv_heads, head_dim, vocab, tied):
+    return ModelConfig(
+        vocab_size=vocab, width=width, ffn=ffn, layers=layers, heads=heads, kv_heads=kv_heads, head_dim=head_dim,
+        rope_theta=1e6, qkv_bias=True, tied_embeddings=tied, compute_dtype="bfloat16", remat="full", logit_chunk=128,
+    )  # fmt: skip
+
+
+def _qwen3(width, ffn, layers, heads, tied):
+    return ModelConfig(
+        vocab_size=151_936, width=width, ffn=ffn, layers=layers, heads=heads, kv_heads=8, head_dim=128,
+        rope_theta=1e6, qk_norm=True, tied_embeddings=tied, compute_dtype="bfloat16", remat="full", logit_chunk=128,
+    )  # fmt: skip
+
+
+PRESETS: dict[str, ModelConfig] = {
+    "tiny-1m": ModelConfig(width=128, ffn=384, layers=4, heads=4, kv_heads=2, head_dim=32),
+    "small-3m": ModelConfig(width=192, ffn=576, layers=6, heads=6, kv_heads=2, head_dim=32),
+    "base-12m": ModelConfig(width=384, ffn=1024, layers=6, heads=6, kv_heads=2, head_dim=64),
+    "qwen2.5-0.5b": _qwen25(896, 4864, 24, 14, 2, 64, 151_936, True),
+    "qwen2.5-1.5b": _qwen25(1536, 8960, 28, 12, 2, 128, 151_936, True),
+    "qwen2.5-3b": _qwen25(2048, 11008, 36, 16, 2, 128, 151_936, True),
+    "qwen2.5-7b": _qwen25(3584, 18944, 28, 28, 4, 128, 152_064, False),
+    "qwen2.5-14b": _qwen25(5120, 13824, 48, 40, 8, 128, 152_064, False),
+    "qwen2.5-32b": _qwen25(5120, 27648, 64, 40, 8, 128, 152_064, False),
+    "qwen2.5-72b": _qwen25(8192, 29568, 80, 64, 8, 128, 152_064, False),
+    "qwen3-0.6b": _qwen3(1024, 3072, 28, 16, True),
+    "qwen3-4b": _qwen3(2560, 9728, 36, 32, True),
+    "qwen3-8b": _qwen3(4096, 12288, 36, 32, False),
+    "llama3-8b": ModelConfig(
+        vocab_size=128_256, width=4096, ffn=14336, layers=32, heads=32, kv_heads=8, head_dim=128, rope_theta=5e5,
+        norm_eps=1e-5, tied_embeddings=False, compute_dtype="bfloat16", remat="full", logit_chunk=128,
+    ),
+}  # fmt: skip
+
+
+def preset(name: str) -> ModelConfig:
+    """The named preset; an unknown name is refused with the list."""
+    if name not in PRESETS:
+        raise UserError(f"unknown model preset {name!r}; known: {', '.join(PRESETS)}")
+    return PRESETS[name]

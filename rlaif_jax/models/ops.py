@@ -1,0 +1,108 @@
+"""The arithmetic of a decoder: plain functions, no state.
+
+Axes: B rows, T tokens, S cache slots, N query heads, K kv heads, H head dim, D width, F ffn, V vocab.
+float32 for norms' statistics, softmax and log-probs whatever the compute dtype.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+
+from rlaif_jax.models.model_config import ModelConfig
+
+Weights = dict[str, jax.Array]
+Attend = Callable[[jax.Array, jax.Array, jax.Array], tuple[jax.Array, object]]
+
+
+def rms_norm(x: jax.Array, scale: jax.Array, eps: float) -> jax.Array:
+    """x / rms(x) * scale over the last axis; statistics in float32 (arXiv 1910.07467)."""
+    x32 = x.astype(jnp.float32)
+    normed = x32 * jax.lax.rsqrt(jnp.mean(jnp.square(x32), axis=-1, keepdims=True) + eps)
+    return (normed * scale.astype(jnp.float32)).astype(x.dtype)
+
+
+def rope_angles(positions: jax.Array, head_dim: int, theta: float) -> tuple[jax.Array, jax.Array]:
+    """cos and sin, (B, T, 1, H/2) float32, of rotary positions (arXiv 2104.09864)."""
+    frequency = theta ** (-jnp.arange(0, head_dim, 2, dtype=jnp.float32) / head_dim)
+    angle = positions[..., None, None].astype(jnp.float32) * frequency
+    return jnp.cos(angle), jnp.sin(angle)
+
+
+def rotate(x: jax.Array, angles: tuple[jax.Array, jax.Array]) -> jax.Array:
+    """Rotary positions on (B, T, heads, H); the halves form the pairs, as in Hugging Face checkpoints."""
+    cos, sin = angles
+    first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
+    return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1).astype(x.dtype)
+
+
+def attention(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array, implementation: str = "xla") -> jax.Array:
+    """Grouped-query attention: q (B, T, N, H), k and v (B, S, K, H), mask (B, T, S) bool -> (B, T, N, H).
+
+    A row whose mask is empty (padding) gets a finite value that nothing may read.
+    """
+    return jax.nn.dot_product_attention(q, k, v, mask=mask[:, None], implementation=implementation)
+
+
+def causal_mask(segment_ids: jax.Array) -> jax.Array:
+    """(B, T, T) bool: a token sees earlier tokens of its own segment; segment 0 is padding and is seen by none."""
+    same = (segment_ids[:, :, None] == segment_ids[:, None, :]) & (segment_ids[:, None, :] > 0)
+    return same & jnp.tril(jnp.ones((segment_ids.shape[1],) * 2, bool))
+
+
+def positions_of(segment_ids: jax.Array) -> jax.Array:
+    """(B, T) int32: 0, 1, 2 ... over the real tokens of each unpacked row, wherever its padding is."""
+    return jnp.maximum(jnp.cumsum(segment_ids > 0, axis=1) - 1, 0).astype(jnp.int32)
+
+
+def _project(x: jax.Array, weights: Weights, name: str, heads: int) -> jax.Array:
+    out = x @ weights[name].astype(x.dtype)
+    if f"{name}_bias" in weights:
+        out = out + weights[f"{name}_bias"].astype(x.dtype)
+    return out.reshape(*x.shape[:-1], heads, -1)
+
+
+def layer(
+    weights: Weights, cfg: ModelConfig, x: jax.Array, angles: tuple[jax.Array, jax.Array], attend: Attend
+) -> tuple[jax.Array, object]:
+    """One decoder block, x (B, T, D) -> (B, T, D).
+
+    `attend(q, k, v)` gives the context (B, T, N, H) and whatever the caller keeps of this layer (its cache).
+    Training, prefill and decode differ in `attend` alone.
+    """
+    h = rms_norm(x, weights["attn_norm"], cfg.norm_eps)
+    q, k, v = (_project(h, weights, n, c) for n, c in (("q", cfg.heads), ("k", cfg.kv_heads), ("v", cfg.kv_heads)))
+    if cfg.qk_norm:
+        q, k = rms_norm(q, weights["q_norm"], cfg.norm_eps), rms_norm(k, weights["k_norm"], cfg.norm_eps)
+    context, kept = attend(rotate(q, angles), rotate(k, angles), v)
+    x = x + context.reshape(*x.shape[:-1], -1) @ weights["o"].astype(x.dtype)
+    h = rms_norm(x, weights["mlp_norm"], cfg.norm_eps)
+    gated = jax.nn.silu(h @ weights["gate"].astype(x.dtype)) * (h @ weights["up"].astype(x.dtype))
+    return x + gated @ weights["down"].astype(x.dtype), kept
+
+
+def output_matrix(params: dict, cfg: ModelConfig) -> jax.Array:
+    """(V, D): the rows whose inner product with a hidden state gives the logits."""
+    return params["embed"] if cfg.tied_embeddings else params["lm_head"]
+
+
+def logits(hidden: jax.Array, matrix: jax.Array) -> jax.Array:
+    """(..., D) hidden, (V, D) matrix -> (..., V) float32."""
+    return jnp.einsum("...d,vd->...v", hidden, matrix.astype(hidden.dtype), preferred_element_type=jnp.float32)
+
+
+def token_logprob(logits: jax.Array, tokens: jax.Array, temperature: jax.Array | float) -> tuple[jax.Array, jax.Array]:
+    """log P(token) and the entropy, both (...) float32 nats, under softmax(logits / temperature).
+
+    The one owner of "log-prob of these tokens": the sampler and the old, reference and current policy all call it,
+    so identical weights give a ratio of exactly one. top-k, top-p and min-p choose what is sampled and are not part of
+    it (as in TRL and verl): a truncated distribution would give tokens at its edge an infinite ratio by rounding.
+    Temperature 0 (greedy) reports the log-prob at temperature 1.
+    """
+    temperature = jnp.where(temperature > 0, temperature, 1.0)
+    scaled = logits.astype(jnp.float32) / temperature
+    logp = scaled - jax.nn.logsumexp(scaled, axis=-1, keepdims=True)
+    entropy = -jnp.sum(jnp.exp(logp) * logp, axis=-1)
+    return jnp.take_along_axis(logp, tokens[..., None], axis=-1)[..., 0], entropy

@@ -1,0 +1,222 @@
+"""The stages of one experiment. Each leaves a folder; a finished one is skipped, an interrupted one goes on.
+
+    tokenizer -> sft -> reward [-> grader] -> rl -> evaluate -> report
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any
+
+import jax
+import numpy as np
+
+from rlaif_jax.config import RewardConfig, TrainConfig
+from rlaif_jax.data import pipelines
+from rlaif_jax.data.run_data import RunData
+from rlaif_jax.evaluation import stage as evaluation
+from rlaif_jax.experiment import Experiment
+from rlaif_jax.models import heads, transformer
+from rlaif_jax.run_models import RunModels
+from rlaif_jax.sampling import filters
+from rlaif_jax.sampling.rollout import make_sampler
+from rlaif_jax.rewards.base import Exchange, RewardResult, checked, with_unfinished_penalty
+from rlaif_jax.trainers import loop, rl, sft
+from rlaif_jax.trainers.optimizer import make_optimizer
+from rlaif_jax.trainers.reward import label_loss, pair_loss
+from rlaif_jax.trainers.update import create_state, make_update
+
+StageFn = Callable[[Experiment], Mapping[str, Any]]
+
+
+def run(experiment: Experiment, todo: Mapping[str, StageFn]) -> None:
+    """Runs the stages in order and prints what each took."""
+    for name, stage in todo.items():
+        if experiment.is_done(name):
+            experiment.console.print(f"{name}: done before, skipped")
+            continue
+        began = time.perf_counter()
+        facts = stage(experiment)
+        experiment.mark_done(name, began, facts)
+        experiment.console.print(f"{name}: done in {time.perf_counter() - began:.0f} s  {_short(facts)}")
+
+
+def _short(facts: Mapping[str, Any]) -> str:
+    shown = (f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in facts.items())
+    return "  ".join(s for s in shown if len(s) < 100)
+
+
+def run_tokenizer(x: Experiment) -> Mapping[str, Any]:
+    """Writes the bundled corpus where none is given; trains or copies the tokenizer."""
+    data = RunData(x)
+    facts = data.prepare()
+    tokenizer = data.make_tokenizer()
+    return facts | {"tokens": tokenizer.vocab_size}
+
+
+def _train_scalar(x: Experiment, name: str, cfg: RewardConfig, seed: int) -> Mapping[str, Any]:
+    """Trains the reward model or the grader."""
+    x.require("tokenizer", "sft")
+    data, models = RunData(x), RunModels(x)
+    tokenizer, model = models.tokenizer, models.config
+    batches, evaluation_batches, facts = data.scalar_batches(cfg, tokenizer, seed)
+    if cfg.loss == "bradley_terry":
+        loss_fn = partial(pair_loss, cfg=model, centring=cfg.centring, place=x.place)
+    else:
+        loss_fn = partial(label_loss, cfg=model, place=x.place)
+
+    def init_params():
+        return heads.init(model, jax.random.key(seed))
+
+    state, shardings, update = _trainer(x, cfg.train, init_params, heads.logical_axes(model), loss_fn)
+    if cfg.init == "sft":
+        state = state.replace(params=state.params | {"model": models.policy("sft")})
+    stage = _stage(x, name, cfg.train, lambda m: m["accuracy"])
+    evaluate = sft.make_evaluate(loss_fn, evaluation_batches, x.place)
+    state = loop.fit(stage, state, shardings, batches, sft.make_step(update, x.place), evaluate)
+    return facts | _final(x, name, cfg.train)
+
+
+def _trainer(x: Experiment, train: TrainConfig, init_params, axes, loss_fn):
+    optimizer = make_optimizer(train.optimizer, train.steps)
+    state, shardings = create_state(init_params, axes, optimizer, x.place)
+    return state, shardings, make_update(loss_fn, optimizer, shardings, train.accumulation)
+
+
+def _stage(x: Experiment, name: str, train: TrainConfig, score: Callable[[dict], float]) -> loop.Stage:
+    return loop.Stage(name, x.folder(name), train, x.console, score, x.cfg.logging.wandb_project)
+
+
+def _final(x: Experiment, name: str, train: TrainConfig) -> dict[str, Any]:
+    """Which checkpoint is handed on, and its held-out metrics."""
+    return RunModels(x).selected(name, train)
+
+
+def run_sft(x: Experiment) -> Mapping[str, Any]:
+    """Supervised fine-tuning from fresh weights."""
+    x.require("tokenizer")
+    data, models, cfg = RunData(x), RunModels(x), x.cfg.sft
+    loss_fn = partial(sft.sft_loss, cfg=models.config, place=x.place)
+    state, shardings, update = _trainer(
+        x, cfg.train, models.fresh_policy, transformer.logical_axes(models.config), loss_fn
+    )  # fmt: skip
+    batches, evaluation_batches, facts = data.sft_batches(models.tokenizer)
+    evaluate = sft.make_evaluate(loss_fn, evaluation_batches, x.place)
+    stage = _stage(x, "sft", cfg.train, lambda m: -m["loss"])
+    loop.fit(stage, state, shardings, batches, sft.make_step(update, x.place), evaluate)
+    return facts | _final(x, "sft", cfg.train)
+
+
+def run_reward(x: Experiment) -> Mapping[str, Any]:
+    """The reward model that RL maximises."""
+    return _train_scalar(x, "reward", x.cfg.reward, x.cfg.seed + 1)
+
+
+def run_grader(x: Experiment) -> Mapping[str, Any]:
+    """An evaluator of its own, on data that the reward model never saw; never a training signal."""
+    return _train_scalar(x, "grader", x.cfg.grader, x.cfg.seed + 2)
+
+
+def run_rl(x: Experiment) -> Mapping[str, Any]:
+    """GRPO from the SFT policy, which is also the reference, against the reward model."""
+    x.require("sft", "reward")
+    data, models, cfg = RunData(x), RunModels(x), x.cfg.rl
+    model, axes, group = models.config, transformer.logical_axes(models.config), cfg.grpo.group
+    train, held_out, facts = data.rl_prompts(cfg.eval_prompts)
+    reference = models.policy("sft")
+    reward = with_unfinished_penalty(models.reward("reward"), cfg.unfinished_penalty)
+    sampler = make_sampler(
+        model, axes, x.place, group=group, max_tokens=cfg.sampling.max_tokens, pad_id=models.tokenizer.pad_id
+    )  # fmt: skip
+    loss_fn = partial(rl.rl_loss, cfg=model, grpo=cfg.grpo, place=x.place)
+    state, shardings, update = _trainer(x, cfg.train, models.fresh_policy, axes, loss_fn)
+    state = state.replace(params=jax.tree.map(np.array, reference))  # a copy of its own: the update donates it
+    state = jax.device_put(state, shardings)
+    sampling = filters.traced(cfg.sampling, models.tokenizer.eos_ids)
+    batches = pipelines.prompt_batches(
+        train, models.tokenizer, batch_size=cfg.train.batch_size, max_length=cfg.max_prompt, seed=x.cfg.seed
+    )  # fmt: skip
+    table = SampleTable(x)
+    step = rl.make_step(
+        sampler, rl.make_experience(model, cfg, x.place), update, reward, reference, train, models.tokenizer, sampling,
+        cfg, x.cfg.seed, table.show,
+    )  # fmt: skip
+    evaluate = _rl_evaluate(x, models, sampler, reward, held_out, sampling)
+    loop.fit(_stage(x, "rl", cfg.train, lambda m: m["reward"]), state, shardings, batches, step, evaluate)
+    return facts | _final(x, "rl", cfg.train)
+
+
+def _rl_evaluate(x: Experiment, models: RunModels, sampler, reward, records, sampling):
+    """Mean reward of sampled answers to held-out training prompts, with the training sampler's shape."""
+    cfg = x.cfg.rl
+    batches = list(
+        pipelines.prompt_eval_batches(
+            records, models.tokenizer, batch_size=cfg.train.batch_size, max_length=cfg.max_prompt
+        )
+    )
+
+    def evaluate(state) -> dict[str, float]:
+        kept = []
+        for batch in batches:
+            decoded = sampler(state.params, batch["tokens"], batch["segment_ids"], x.cfg.seed + 7, 0, sampling)
+            rows = [records[int(r)] for r in batch["row"]]
+            exchanges, _ = rl.to_exchanges(decoded, rows, cfg.grpo.group, models.tokenizer)
+            result = checked(reward(exchanges), cfg.max_lost_rewards)
+            kept.append(result.values[result.valid & (np.repeat(batch["row_mask"], cfg.grpo.group) > 0)])
+        return {"reward": float(np.concatenate(kept).mean())}
+
+    return evaluate
+
+
+class SampleTable:
+    """Every few steps, a few completions with their rewards: in samples.jsonl, TensorBoard and on the terminal."""
+
+    def __init__(self, x: Experiment, rows: int = 8):
+        self._x, self._rows = x, rows
+
+    def show(self, step: int, exchanges: list[Exchange], result: RewardResult) -> None:
+        """Appends the step's first completions."""
+        import json
+
+        folder = self._x.folder("rl")
+        rows = [
+            {"step": step, "prompt": e.prompt, "response": e.response, "finished": e.finished,
+             "reward": round(float(v), 4) if ok else None}
+            for e, v, ok in list(zip(exchanges, result.values, result.valid, strict=True))[: self._rows]
+        ]  # fmt: skip
+        with (folder / "samples.jsonl").open("a", encoding="utf-8") as file:
+            file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+        if self._x.console.is_terminal:
+            self._x.console.print(_sample_rows(step, rows))
+
+
+def _sample_rows(step: int, rows: list[dict]) -> Any:
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(title=f"samples at step {step}", show_lines=False)
+    for column in ("reward", "prompt", "response"):
+        table.add_column(column)
+    for row in rows[:4]:
+        table.add_row(str(row["reward"]), Text(row["prompt"]), Text(row["response"]))
+    return table
+
+
+ALL_STAGES: Mapping[str, StageFn] = {
+    "tokenizer": run_tokenizer,
+    "sft": run_sft,
+    "reward": run_reward,
+    "grader": run_grader,
+    "rl": run_rl,
+    "evaluate": evaluation.run_evaluate,
+    "report": evaluation.run_report,
+}
+
+
+def stages(cfg) -> dict[str, StageFn]:
+    """The stages that this config needs, in order."""
+    return {name: stage for name, stage in ALL_STAGES.items() if name != "grader" or cfg.grader is not None}
+
+

@@ -1,0 +1,56 @@
+"""A trained scalar model as a reward: text in, score out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from rlaif_jax.data.tokenizer import Tokenizer
+from rlaif_jax.models import heads, ops
+from rlaif_jax.models.model_config import ModelConfig
+from rlaif_jax.rewards.base import Exchange, RewardFn, RewardResult
+from rlaif_jax.sharding.placement import Placement
+
+
+def encode_exchanges(exchanges: Sequence[Exchange], tokenizer: Tokenizer, max_length: int) -> tuple[np.ndarray, ...]:
+    """tokens and segment_ids (B, T) int32, right-padded, and fits (B,) bool.
+
+    A response that did not end is scored without the end token, as it stands. What is longer than T has no verdict.
+    """
+    tokens = np.full((len(exchanges), max_length), tokenizer.pad_id, np.int32)
+    segments = np.zeros_like(tokens)
+    fits = np.ones(len(exchanges), bool)
+    for i, e in enumerate(exchanges):
+        response = tokenizer.encode_response(e.response)
+        ids = tokenizer.encode_chat_prompt(e.prompt, e.system) + (response if e.finished else response[:-1])
+        fits[i] = len(ids) <= max_length
+        ids = ids[:max_length]
+        tokens[i, : len(ids)], segments[i, : len(ids)] = ids, 1
+    return tokens, segments, fits
+
+
+def make_reward_model(
+    params: Any, cfg: ModelConfig, tokenizer: Tokenizer, max_length: int, place: Placement, batch_size: int = 256
+) -> RewardFn:
+    """The reward function of a scalar model; scores are computed `batch_size` rows at a time in one compiled shape."""
+
+    @jax.jit
+    def score(params, tokens, segment_ids):
+        return heads.scores(params, cfg, tokens, segment_ids, ops.positions_of(segment_ids), place)
+
+    def reward(exchanges: Sequence[Exchange]) -> RewardResult:
+        tokens, segments, fits = encode_exchanges(exchanges, tokenizer, max_length)
+        values = []
+        for start in range(0, len(exchanges), batch_size):
+            piece = [np.asarray(a[start : start + batch_size]) for a in (tokens, segments)]
+            count = len(piece[0])
+            piece = [np.pad(a, ((0, batch_size - count), (0, 0))) for a in piece]
+            rows = place.rows(batch_size)
+            out = score(params, *(jax.device_put(a, rows) for a in piece))
+            values.append(np.asarray(jax.device_get(out))[:count])
+        return RewardResult(np.concatenate(values), fits)
+
+    return reward

@@ -1,0 +1,1 @@
+"""Sampling from the policy: filters, the jitted prefill and decode loop, and rollouts."""

@@ -1,0 +1,133 @@
+"""One jitted program: prefill each prompt once, repeat its cache for G samples, decode in a while loop.
+
+Cache of one layer, K and V apart, (B, S = Tp + R, K, H); prompts are left-padded, so all rows write at one slot:
+
+    slot      0 ........ Tp-1 | Tp ........... S-1
+    row b     pad pad 你 好   | 祝 福 <eos> -
+"""
+
+from __future__ import annotations
+
+import chex
+import jax
+import jax.numpy as jnp
+
+from rlaif_jax.models import ops
+from rlaif_jax.models.model_config import ModelConfig
+from rlaif_jax.sampling.filters import SamplingParams, sample_token
+from rlaif_jax.sharding.placement import Placement, constrain
+
+
+@chex.dataclass(frozen=True)
+class Decoded:
+    """tokens (B, R) int32, pad after the end; mask (B, R) float32, 1 up to and with EOS; logprobs (B, R) float32 nats
+    under the temperature (see `ops.token_logprob`), 0 where masked; finished (B,) bool: an EOS was sampled."""
+
+    tokens: jax.Array
+    mask: jax.Array
+    logprobs: jax.Array
+    finished: jax.Array
+
+
+@chex.dataclass(frozen=True)
+class _State:
+    step: jax.Array
+    logits: jax.Array  # (B, V) of the next token
+    caches: tuple  # per layer (K, V), each (B, S, K, H)
+    tokens: jax.Array
+    mask: jax.Array
+    logprobs: jax.Array
+    done: jax.Array
+
+
+def unstack(params: dict, cfg: ModelConfig) -> tuple[ops.Weights, ...]:
+    """Per-layer weights as a tuple. Done once, outside the loop: slicing stacked weights inside it copies them."""
+    return tuple(jax.tree.map(lambda w, i=i: w[i], params["layers"]) for i in range(cfg.layers))
+
+
+def _prefill(params, layers, cfg, tokens, segment_ids, place):
+    """Last logits (P, V) and per-layer caches (P, Tp, K, H) of left-padded prompts."""
+    x = params["embed"].astype(cfg.compute_dtype)[tokens]
+    angles = ops.rope_angles(ops.positions_of(segment_ids), cfg.head_dim, cfg.rope_theta)
+    mask = ops.causal_mask(segment_ids)
+    caches = []
+    for weights in layers:
+        x, kept = ops.layer(
+            weights, cfg, x, angles, lambda q, k, v: (ops.attention(q, k, v, mask, cfg.attention), (k, v))
+        )
+        x = constrain(x, ("batch", "context", "activation"), place)
+        caches.append(kept)
+    return _last_logits(params, cfg, x[:, -1]), caches
+
+
+def _last_logits(params, cfg, x):
+    x = ops.rms_norm(x, params["final_norm"], cfg.norm_eps)
+    return ops.logits(x, ops.output_matrix(params, cfg))
+
+
+def _decode_step(params, layers, cfg, caches, token, position, slot, visible):
+    """One token (B,) through all layers -> its logits (B, V) and the caches with the new slot written."""
+    x = params["embed"].astype(cfg.compute_dtype)[token][:, None]
+    angles = ops.rope_angles(position[:, None], cfg.head_dim, cfg.rope_theta)
+    new_caches = []
+    for weights, (k_cache, v_cache) in zip(layers, caches, strict=True):
+
+        def attend(q, k, v, k_cache=k_cache, v_cache=v_cache):
+            k_all = jax.lax.dynamic_update_slice_in_dim(k_cache, k, slot, axis=1)
+            v_all = jax.lax.dynamic_update_slice_in_dim(v_cache, v, slot, axis=1)
+            return ops.attention(q, k_all, v_all, visible[:, None]), (k_all, v_all)
+
+        x, kept = ops.layer(weights, cfg, x, angles, attend)
+        new_caches.append(kept)
+    return _last_logits(params, cfg, x[:, 0]), tuple(new_caches)
+
+
+def decode(
+    params: dict, cfg: ModelConfig, prompts: jax.Array, segment_ids: jax.Array, keys: jax.Array,
+    sampling: SamplingParams, *, group: int, max_tokens: int, pad_id: int, place: Placement | None = None,
+) -> Decoded:  # fmt: skip
+    """Samples `group` responses for each of P left-padded prompts (P, Tp); rows B = P * group, a prompt's together.
+
+    `keys` (B,) from `row_keys`. Static: cfg, group, max_tokens, pad_id, place. The loop ends early once all rows have.
+    """
+    layers = unstack(params, cfg)
+    logits, caches = _prefill(params, layers, cfg, prompts, segment_ids, place)
+    rows, prompt_length = prompts.shape[0] * group, prompts.shape[1]
+
+    def repeat(x):
+        return constrain(jnp.repeat(x, group, axis=0), ("batch",) + (None,) * (x.ndim - 1), place)
+
+    def grow(x):  # room for the response, (B, Tp + R, K, H)
+        return repeat(jnp.pad(x, ((0, 0), (0, max_tokens), (0, 0), (0, 0))))
+
+    prompt_visible = repeat(jnp.pad(segment_ids > 0, ((0, 0), (0, max_tokens))))
+    prompt_lengths = repeat(jnp.sum(segment_ids > 0, axis=1))
+    slots = jnp.arange(prompt_length + max_tokens)
+
+    def body(s: _State) -> _State:
+        token = jnp.where(s.done, pad_id, sample_token(s.logits, keys, s.step, sampling))
+        logprob, _ = ops.token_logprob(s.logits, token, sampling.temperature)
+        slot = prompt_length + s.step
+        visible = prompt_visible | ((slots >= prompt_length) & (slots <= slot))
+        next_logits, new_caches = _decode_step(
+            params, layers, cfg, s.caches, token, prompt_lengths + s.step, slot, visible
+        )
+        live = ~s.done
+        return _State(
+            step=s.step + 1,
+            logits=next_logits,
+            caches=new_caches,
+            tokens=s.tokens.at[:, s.step].set(token),
+            mask=s.mask.at[:, s.step].set(live.astype(jnp.float32)),
+            logprobs=s.logprobs.at[:, s.step].set(jnp.where(live, logprob, 0.0)),
+            done=s.done | jnp.isin(token, sampling.eos_ids),
+        )
+
+    zeros = jnp.zeros((rows, max_tokens), jnp.float32)
+    start = _State(
+        step=jnp.int32(0), logits=repeat(logits), caches=tuple((grow(k), grow(v)) for k, v in caches),
+        tokens=jnp.full((rows, max_tokens), pad_id, jnp.int32), mask=zeros, logprobs=zeros,
+        done=jnp.zeros((rows,), bool),
+    )  # fmt: skip
+    end = jax.lax.while_loop(lambda s: (s.step < max_tokens) & ~jnp.all(s.done), body, start)
+    return Decoded(tokens=end.tokens, mask=end.mask, logprobs=end.logprobs, finished=end.done)

@@ -1,0 +1,69 @@
+"""From prompt rows to sampled responses, on the mesh."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from rlaif_jax.models import ops
+from rlaif_jax.models.model_config import ModelConfig
+from rlaif_jax.sampling.decode import Decoded, decode
+from rlaif_jax.sampling.filters import SamplingParams, row_keys
+from rlaif_jax.sharding.placement import Placement
+
+Sampler = Callable[[Any, np.ndarray, np.ndarray, int, int, SamplingParams], Decoded]
+
+
+def make_sampler(
+    cfg: ModelConfig, axes: Any, place: Placement, *, group: int, max_tokens: int, pad_id: int
+) -> Sampler:
+    """sampler(params, prompts (P, Tp), segment_ids, seed, step, sampling) -> Decoded with P * group rows.
+
+    Parameters are cast to the compute dtype and gathered over fsdp once per rollout, then sampled from; seed, step and
+    sampling values are traced.
+    """
+    gathered = place.without("fsdp")
+
+    def run(params, prompts, segment_ids, seed, step, sampling):
+        params = jax.tree.map(
+            lambda a, w: jax.lax.with_sharding_constraint(w.astype(cfg.compute_dtype), gathered.array(a, w.shape)),
+            axes, params, is_leaf=lambda a: isinstance(a, tuple),
+        )  # fmt: skip
+        keys = row_keys(seed, step, jnp.arange(prompts.shape[0] * group))
+        return decode(
+            params, cfg, prompts, segment_ids, keys, sampling, group=group, max_tokens=max_tokens, pad_id=pad_id,
+            place=place,
+        )  # fmt: skip
+
+    jitted = jax.jit(run)
+
+    def sampler(params, prompts, segment_ids, seed, step, sampling):
+        rows = place.rows(prompts.shape[0])
+        prompts, segment_ids = (jax.device_put(a, rows) for a in (prompts, segment_ids))
+        return jitted(params, prompts, segment_ids, np.uint32(seed), np.uint32(step), sampling)
+
+    sampler.compiled = jitted  # for tests that count compilations
+    return sampler
+
+
+@dataclasses.dataclass(frozen=True)
+class Sequences:
+    """Prompt and response as one sequence: tokens, segment_ids, positions (B, Tp + R), to be scored by the trainer."""
+
+    tokens: jax.Array
+    segment_ids: jax.Array
+    positions: jax.Array
+
+
+def sequences(prompts: jax.Array, segment_ids: jax.Array, decoded: Decoded, group: int) -> Sequences:
+    """Rows as the trainer sees them: the left-padded prompt repeated for its group, then the response."""
+    tokens = jnp.concatenate([jnp.repeat(prompts, group, axis=0), decoded.tokens], axis=1)
+    segments = jnp.concatenate(
+        [jnp.repeat(segment_ids, group, axis=0) > 0, decoded.mask > 0], axis=1
+    ).astype(jnp.int32)  # fmt: skip
+    return Sequences(tokens, segments, ops.positions_of(segments))

@@ -1,0 +1,142 @@
+"""The loop around every trainer: resume, step, log, evaluate, save."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Protocol
+
+import jax
+import numpy as np
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from rlaif_jax.checkpoint import Checkpoints, abstract_like
+from rlaif_jax.config import TrainConfig
+from rlaif_jax.metrics import MetricsWriter
+from rlaif_jax.trainers.update import TrainState
+
+
+class Batches(Protocol):
+    """An endless iterator of batches whose position can be saved and restored exactly."""
+
+    def __next__(self) -> Any: ...
+    def get_state(self) -> dict: ...
+    def set_state(self, state: dict) -> None: ...
+
+
+StepFn = Callable[[TrainState, Any, int], tuple[TrainState, dict[str, Any]]]
+EvaluateFn = Callable[[TrainState], dict[str, float]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Stage:
+    """One training stage: its name, folder, config, how to score a checkpoint, and what a step counts."""
+
+    name: str
+    folder: Path
+    train: TrainConfig
+    console: Console
+    score: Callable[[dict[str, float]], float] = lambda metrics: 0.0
+    wandb_project: str = ""
+
+
+def fit(
+    stage: Stage, state: TrainState, shardings: TrainState, batches: Batches, step_fn: StepFn,
+    evaluate: EvaluateFn | None = None,
+) -> TrainState:  # fmt: skip
+    """Runs the steps that are left, from the newest checkpoint or from `state`, and saves the last one.
+
+    A run that was killed anywhere and started again ends with the same parameters, bit for bit: the checkpoint holds
+    parameters, optimiser, step and data position, and every random key comes from (seed, step, row).
+    """
+    checkpoints = Checkpoints(stage.folder / "checkpoints", stage.train.keep_last)
+    state, start = _resume(checkpoints, state, shardings, batches)
+    writer = MetricsWriter(stage.folder, start, stage.wandb_project, stage.name)
+    window = _Window()
+    with _progress(stage, start) as advance:
+        for step in range(start + 1, stage.train.steps + 1):
+            state, metrics = step_fn(state, next(batches), step)
+            window.add(metrics)
+            if step % stage.train.log_every == 0 or step == stage.train.steps:
+                means = window.means()
+                writer.write(step, means)
+                advance(step, means)
+            if step % stage.train.checkpoint_every == 0 or step == stage.train.steps:
+                results = evaluate(state) if evaluate else {}
+                if results:
+                    writer.write(step, {f"eval/{k}": v for k, v in results.items()})
+                _save(checkpoints, stage, state, batches, step, results)
+    checkpoints.close()
+    writer.close()
+    return state
+
+
+def _resume(checkpoints: Checkpoints, state: TrainState, shardings: TrainState, batches: Batches):
+    latest = checkpoints.latest_step()
+    if latest is None:
+        return state, 0
+    params, rest, meta = checkpoints.restore(
+        latest, abstract_like(state.params, shardings.params), abstract_like(_rest(state), _rest(shardings))
+    )
+    batches.set_state(meta["data"])
+    return TrainState(params=params, **rest), latest
+
+
+def _rest(state: TrainState) -> dict[str, Any]:
+    return {"opt_state": state.opt_state, "step": state.step, "skipped": state.skipped}
+
+
+def _save(checkpoints, stage, state, batches, step, results) -> None:
+    meta = {"data": batches.get_state(), "step": step, "metrics": results}
+    checkpoints.save(step, state.params, _rest(state), meta, stage.score(results))
+
+
+class _Window:
+    """Metrics since the last log line; arrays are fetched only when the line is written."""
+
+    def __init__(self):
+        self._rows: list[dict[str, Any]] = []
+        self._since = time.perf_counter()
+
+    def add(self, metrics: dict[str, Any]) -> None:
+        self._rows.append(metrics)
+
+    def means(self) -> dict[str, float]:
+        rows = jax.device_get(self._rows)
+        means = {name: float(np.mean([row[name] for row in rows])) for name in rows[0]}
+        elapsed, self._since = time.perf_counter() - self._since, time.perf_counter()
+        if "tokens" in means:
+            means["tokens_per_second"] = means["tokens"] * len(rows) / elapsed
+        self._rows = []
+        return means | {"seconds_per_step": elapsed / len(rows)}
+
+
+@contextlib.contextmanager
+def _progress(stage: Stage, start: int):
+    """A bar with throughput and time left on a terminal; a line now and then in a log file."""
+    columns = (
+        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[note]}"),
+        TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(),
+    )  # fmt: skip
+    began, total = time.perf_counter(), stage.train.steps
+    last_line = [began]
+    with Progress(*columns, console=stage.console, disable=not stage.console.is_terminal) as bar:
+        task = bar.add_task(stage.name, total=total, completed=start, note="")
+
+        def advance(step: int, means: dict[str, float]) -> None:
+            shown = [f"{k} {means[k]:.4g}" for k in ("loss", "accuracy", "reward", "kl") if k in means]
+            if "tokens_per_second" in means:
+                shown.append(f"{means['tokens_per_second']:,.0f} tok/s")
+            note = "  ".join(shown)
+            bar.update(task, completed=step, note=note)
+            now = time.perf_counter()
+            if not stage.console.is_terminal and (now - last_line[0] > 15 or step == total):
+                left = (now - began) / (step - start) * (total - step)
+                stage.console.print(f"{stage.name}: step {step}/{total}  {note}  left {left:.0f} s", highlight=False)
+                last_line[0] = now
+
+        yield advance

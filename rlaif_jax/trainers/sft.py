@@ -1,0 +1,59 @@
+"""Supervised fine-tuning: next-token loss on the response only."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from rlaif_jax.metrics import Mean, mean_of
+from rlaif_jax.models import transformer
+from rlaif_jax.models.model_config import ModelConfig
+from rlaif_jax.sharding.placement import Placement, global_batch
+from rlaif_jax.trainers.loop import StepFn
+from rlaif_jax.trainers.update import TrainState
+
+
+def sft_loss(
+    params: Any, batch: dict[str, jax.Array], cfg: ModelConfig, place: Placement | None = None
+) -> tuple[Mean, dict[str, Mean]]:
+    """Mean negative log-likelihood in nats per response token.
+
+    batch: tokens, segment_ids, positions (B, T) int32 and loss_mask (B, T) float32, 1 where the token at that place is
+    to be predicted (from the one before it).
+    """
+    hidden = transformer.forward(params, cfg, batch["tokens"], batch["segment_ids"], batch["positions"], place)
+    logp, entropy = transformer.logprobs(params, cfg, hidden[:, :-1], batch["tokens"][:, 1:])
+    mask = batch["loss_mask"][:, 1:]
+    # "tokens" counts the real tokens read (response and prompt), for throughput.
+    tokens = Mean(jnp.sum(batch["segment_ids"] > 0).astype(jnp.float32), jnp.float32(1.0))
+    return mean_of(-logp, mask), {"entropy": mean_of(entropy, mask), "tokens": tokens}
+
+
+def make_step(update: Callable[[TrainState, dict], tuple[TrainState, dict]], place: Placement) -> StepFn:
+    """One supervised step: this host's rows onto the mesh, then the update."""
+
+    def step(state: TrainState, batch: dict, _: int) -> tuple[TrainState, dict]:
+        return update(state, global_batch(batch, place))
+
+    return step
+
+
+def make_evaluate(loss_fn: Callable[[Any, dict], Any], batches: Callable[[], Iterable[dict]], place: Placement):
+    """evaluate(state) -> {"loss", ...}: exact means over a whole evaluation set, every row once."""
+
+    @jax.jit
+    def one(params, batch):
+        loss, metrics = loss_fn(params, batch)
+        return {"loss": loss} | {k: v for k, v in metrics.items() if k != "tokens"}
+
+    def evaluate(state: TrainState) -> dict[str, float]:
+        total: dict[str, Mean] | None = None
+        for batch in batches():
+            sums = jax.device_get(one(state.params, global_batch(batch, place)))
+            total = sums if total is None else jax.tree.map(lambda a, b: a + b, total, sums)
+        return {name: float(m.total / m.weight) for name, m in total.items() if m.weight > 0}
+
+    return evaluate

@@ -1,0 +1,107 @@
+"""The one update step, (state, batch) -> (state, metrics), that trains every model here."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import chex
+import jax
+import jax.numpy as jnp
+import optax
+
+from rlaif_jax.metrics import Mean
+from rlaif_jax.sharding.placement import Placement
+
+LossFn = Callable[[Any, dict], tuple[Mean, dict[str, Mean]]]
+
+
+@chex.dataclass(frozen=True)
+class TrainState:
+    """Everything that a step changes. `skipped` counts steps whose loss or gradient was not finite."""
+
+    params: Any
+    opt_state: Any
+    step: jax.Array
+    skipped: jax.Array
+
+
+def create_state(
+    init_params: Callable[[], Any], axes: Any, optimizer: optax.GradientTransformation, place: Placement
+) -> tuple[TrainState, TrainState]:
+    """A sharded state made in place, nothing ever whole on one device, and the tree of its shardings."""
+
+    def build() -> TrainState:
+        params = init_params()
+        return TrainState(params=params, opt_state=optimizer.init(params), step=jnp.int32(0), skipped=jnp.int32(0))
+
+    shardings = state_shardings(jax.eval_shape(build), axes, place)
+    return jax.jit(build, out_shardings=shardings)(), shardings
+
+
+def state_shardings(abstract: TrainState, axes: Any, place: Placement) -> TrainState:
+    """Shardings of a state: optimiser moments lie where their parameters do, scalars everywhere."""
+    params = place.tree(axes, abstract.params)
+    opt_state = _opt_shardings(abstract, params, place)
+    return TrainState(params=params, opt_state=opt_state, step=place.replicated, skipped=place.replicated)
+
+
+def _opt_shardings(abstract: TrainState, params: Any, place: Placement) -> Any:
+    structure = jax.tree.structure(abstract.params)
+
+    def like_params(node):
+        return jax.tree.structure(node) == structure
+
+    return jax.tree.map(
+        lambda node: params if like_params(node) else place.replicated, abstract.opt_state, is_leaf=like_params
+    )
+
+
+def _accumulate(loss_fn: LossFn, params: Any, batch: dict, accumulation: int) -> tuple[Any, Mean, dict[str, Mean]]:
+    """Sums of gradients, loss and metrics over micro-batches; the division comes after, so token means are exact."""
+
+    def total(p, piece):
+        loss, metrics = loss_fn(p, piece)
+        return loss.total, (loss, metrics)
+
+    grad = jax.grad(total, has_aux=True)
+    if accumulation == 1:
+        grads, (loss, metrics) = grad(params, batch)
+        return grads, loss, metrics
+
+    def split(x):  # row i goes to piece i % accumulation: every device keeps its rows
+        return jnp.moveaxis(x.reshape(-1, accumulation, *x.shape[1:]), 1, 0)
+
+    pieces = jax.tree.map(split, batch)
+    shapes = jax.eval_shape(grad, params, jax.tree.map(lambda x: x[0], pieces))
+    zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
+    sums, _ = jax.lax.scan(lambda acc, piece: (jax.tree.map(jnp.add, acc, grad(params, piece)), None), zeros, pieces)
+    grads, (loss, metrics) = sums
+    return grads, loss, metrics
+
+
+def make_update(
+    loss_fn: LossFn, optimizer: optax.GradientTransformation, shardings: TrainState, accumulation: int = 1
+) -> Callable[[TrainState, dict], tuple[TrainState, dict[str, jax.Array]]]:
+    """The jitted, donated update: gradients over `accumulation` micro-batches, clip, AdamW.
+
+    A step whose loss or gradient norm is not finite changes nothing but `skipped` and `step`.
+    """
+
+    def update(state: TrainState, batch: dict):
+        grads, loss, metrics = _accumulate(loss_fn, state.params, batch, accumulation)
+        scale = jnp.where(loss.weight > 0, 1.0 / jnp.where(loss.weight > 0, loss.weight, 1.0), 0.0)
+        grads = jax.tree.map(lambda g: g * scale, grads)
+        norm = optax.global_norm(grads)
+        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        finite = jnp.isfinite(norm) & jnp.isfinite(loss.value())
+        params, opt_state = jax.tree.map(
+            lambda new, old: jnp.where(finite, new, old), (params, opt_state), (state.params, state.opt_state)
+        )
+        skipped = state.skipped + (~finite).astype(jnp.int32)
+        new_state = TrainState(params=params, opt_state=opt_state, step=state.step + 1, skipped=skipped)
+        out = {name: m.value() for name, m in metrics.items()}
+        return new_state, out | {"loss": loss.value(), "grad_norm": norm, "skipped": skipped.astype(jnp.float32)}
+
+    return jax.jit(update, donate_argnums=0, out_shardings=(shardings, None))

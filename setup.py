@@ -1,0 +1,44 @@
+"""Packaging of rlaif_jax. Extras: tpu, cuda (accelerator wheels of jax), wandb (optional logger), notebook, dev."""
+
+from setuptools import find_packages, setup
+
+REQUIRED = [
+    "jax>=0.10,<0.13",
+    "flax>=0.12",
+    "optax>=0.2.8",
+    "orbax-checkpoint>=0.12",
+    "chex>=0.1.92",
+    "grain>=0.2.15",
+    "tensorflow-datasets>=4.9.10",
+    "array_record>=0.8",
+    "transformers>=5.0",
+    "tokenizers>=0.22",
+    "numpy>=2.0",
+    "pyarrow>=17",
+    "jinja2>=3.1",
+    "matplotlib>=3.9",
+    "rich>=13.9",
+    "tensorboardX>=2.6.2",
+]
+NOTEBOOK = ["ipykernel>=6.29", "nbclient>=0.10", "nbformat>=5.10"]
+DEV = ["pytest>=8.3", "pytest-timeout>=2.3", "ruff>=0.8", "scikit-learn>=1.5", "torch==2.13.0", *NOTEBOOK]
+
+setup(
+    name="rlaif_jax",
+    version="0.1.0",
+    description="Reinforcement learning from AI feedback for small language models, in JAX",
+    long_description=open("README.md", encoding="utf-8").read(),
+    long_description_content_type="text/markdown",
+    python_requires=">=3.11",
+    packages=find_packages(include=["rlaif_jax", "rlaif_jax.*", "configs"]),
+    package_data={"rlaif_jax": ["evaluation/templates/*", "py.typed"]},
+    install_requires=REQUIRED,
+    extras_require={
+        "tpu": ["jax[tpu]"],
+        "cuda": ["jax[cuda13]"],
+        "wandb": ["wandb>=0.19"],
+        "notebook": NOTEBOOK,
+        "dev": DEV,
+    },
+    entry_points={"console_scripts": ["rlaif=rlaif_jax.cli:main"]},
+)
