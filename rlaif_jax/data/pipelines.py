@@ -1,61 +1,65 @@
-"""Batches of tokens from records: endless shuffled ones for training, whole passes for evaluation (Grain).
+"""Batches of tokens from records: shuffled ones for training, whole passes for evaluation (Grain).
 
-Texts are tokenised once. A training iterator is random access underneath, so its whole state is one index: restoring it
-continues exactly, packing included. Rows are right-padded; prompts for sampling are left-padded.
+    records --tokenise once--> Rows (unpadded) --train_batches / eval_batches--> padded NumPy batches
+
+A training batch is a pure function of (seed, batch number), so an iterator's whole state is one number and restoring it
+continues exactly, packing and buckets included. Rows are right-padded; prompts for sampling are left-padded.
 """
 
 from __future__ import annotations
 
+import dataclasses
+import functools
+import sys
+import zlib
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import grain
 import numpy as np
 
 from rlaif_jax.data.records import LabelledResponse, PreferencePair, Prompt, SftExample
-from rlaif_jax.data.tokenizer import Tokenizer
+from rlaif_jax.data.tokenizer import Encoded, Segment, Tokenizer, conversation, encode_records
 from rlaif_jax.errors import UserError
 
 Batch = dict[str, np.ndarray]
-Row = dict[str, np.ndarray]
 
 
-class Encoded(list):
-    """Rows ready to be collated; `dropped` counts records that were too long and are left out."""
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """One row before padding: its lines (a pair has two) of packed segments, and its scalars."""
 
+    lines: tuple[tuple[Segment, ...], ...]
+    scalars: dict[str, np.generic] = dataclasses.field(default_factory=dict)
+
+    @property
+    def length(self) -> int:
+        """Tokens of the longest line."""
+        return max(sum(len(tokens) for tokens, _ in line) for line in self.lines)
+
+
+@dataclasses.dataclass(frozen=True)
+class Rows(Sequence):
+    """Rows with all that collating needs; `dropped` and `truncated` count the records that were too long."""
+
+    items: list[Row]
+    max_length: int
+    pad_id: int
     dropped: int = 0
+    truncated: int = 0
+    with_loss_mask: bool = False
+    left: bool = False
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def __getitem__(self, index):
+        return self.items[index]
 
 
-def _encode(records: Sequence, rows_of: Callable[[object], list[list[int]]], max_length: int, what: str) -> Encoded:
-    """One item per record: (index, token lists). Records with a list longer than `max_length` are dropped, counted."""
-    encoded = Encoded()
-    for index, record in enumerate(records):
-        parts = rows_of(record)
-        if max(len(p) for p in parts) <= max_length:
-            encoded.append((index, parts))
-    encoded.dropped = len(records) - len(encoded)
-    if not encoded:
-        raise UserError(f"none of {len(records)} {what} fits into {max_length} tokens; raise max_length")
-    return encoded
-
-
-def _conversation(tokenizer: Tokenizer, prompt: str, response: str, system: str) -> tuple[list[int], int]:
-    head = tokenizer.encode_chat_prompt(prompt, system)
-    return head + tokenizer.encode_response(response), len(head)
-
-
-def encode_sft(examples: Sequence[SftExample], tokenizer: Tokenizer, max_length: int) -> Encoded:
-    """(tokens, length of the prompt) per example."""
-    starts: dict[int, int] = {}
-
-    def rows_of(example):
-        tokens, start = _conversation(tokenizer, example.prompt, example.response, example.system)
-        starts[id(example)] = start
-        return [tokens]
-
-    encoded = _encode(examples, rows_of, max_length, "examples")
-    out = Encoded((parts[0], starts[id(examples[index])]) for index, parts in encoded)
-    out.dropped = encoded.dropped
-    return out
+def encode_sft(records: Sequence[SftExample], tokenizer: Tokenizer, max_length: int, too_long="drop") -> Encoded:
+    """Prompt and response tokens of every example that fits."""
+    return encode_records(records, lambda r: [conversation(tokenizer, r, r.response)], max_length, too_long, "examples")
 
 
 def pack(lengths: Sequence[int], max_length: int, seed: int) -> list[list[int]]:
@@ -79,129 +83,216 @@ def pack(lengths: Sequence[int], max_length: int, seed: int) -> list[list[int]]:
     return groups
 
 
-def _sft_row(examples: Sequence[tuple[list[int], int]], max_length: int, pad_id: int) -> Row:
-    row = {
-        "tokens": np.full(max_length, pad_id, np.int32), "segment_ids": np.zeros(max_length, np.int32),
-        "positions": np.zeros(max_length, np.int32), "loss_mask": np.zeros(max_length, np.float32),
-    }  # fmt: skip
-    at = 0
-    for number, (tokens, start) in enumerate(examples, 1):
-        span = slice(at, at + len(tokens))
-        row["tokens"][span] = tokens
-        row["segment_ids"][span] = number
-        row["positions"][span] = np.arange(len(tokens))
-        row["loss_mask"][at + start : at + len(tokens)] = 1.0
-        at += len(tokens)
-    return row
+def sft_rows(encoded: Encoded, max_length: int, pad_id: int, *, packing: bool, seed: int) -> Rows:
+    """Rows with one example each, or as many as fit. Batches: tokens, segment_ids, positions, loss_mask (B, T)."""
+    segments = [lines[0] for _, lines in encoded.items]
+    groups = pack([len(ids) for ids, _ in segments], max_length, seed) if packing else np.arange(len(segments))[:, None]
+    rows = [Row((tuple(segments[i] for i in group),)) for group in groups]
+    return Rows(rows, max_length, pad_id, encoded.dropped, encoded.truncated, with_loss_mask=True)
 
 
-def sft_rows(encoded: Encoded, max_length: int, pad_id: int, *, packing: bool, seed: int) -> list[Row]:
-    """Fixed-length rows with one example each, or as many as fit."""
-    lengths = [len(tokens) for tokens, _ in encoded]
-    groups = pack(lengths, max_length, seed) if packing else [[i] for i in range(len(encoded))]
-    return [_sft_row([encoded[i] for i in group], max_length, pad_id) for group in groups]
+def _plain_rows(encoded: Encoded, max_length: int, pad_id: int, scalars: Callable[[int], dict], left=False) -> Rows:
+    rows = [Row(tuple((line,) for line in lines), scalars(index)) for index, lines in encoded.items]
+    return Rows(rows, max_length, pad_id, encoded.dropped, encoded.truncated, left=left)
 
 
-def _right_padded(tokens: Sequence[int], max_length: int, pad_id: int) -> Row:
-    row = _sft_row([(list(tokens), 0)], max_length, pad_id)
-    del row["loss_mask"]
-    return row
-
-
-def pair_rows(pairs: Sequence[PreferencePair], tokenizer: Tokenizer, max_length: int) -> tuple[list[Row], int]:
-    """tokens, segment_ids, positions (2, T), chosen first, and margin; and how many were too long."""
-    encoded = _encode(
-        pairs, lambda p: [_conversation(tokenizer, p.prompt, t, p.system)[0] for t in (p.chosen, p.rejected)],
-        max_length, "pairs",
+def pair_rows(
+    pairs: Sequence[PreferencePair], tokenizer: Tokenizer, max_length: int, too_long: str = "drop"
+) -> tuple[Rows, int]:  # fmt: skip
+    """Rows for tokens, segment_ids, positions (B, 2, T), chosen first, and margin (B,); and how many were dropped."""
+    encoded = encode_records(
+        pairs, lambda p: [conversation(tokenizer, p, text) for text in (p.chosen, p.rejected)],
+        max_length, too_long, "pairs",
     )  # fmt: skip
-    rows = []
-    for index, sides in encoded:
-        both = [_right_padded(s, max_length, tokenizer.pad_id) for s in sides]
-        rows.append({k: np.stack([b[k] for b in both]) for k in both[0]} | {"margin": np.float32(pairs[index].margin)})
-    return rows, encoded.dropped
+    rows = _plain_rows(encoded, max_length, tokenizer.pad_id, lambda i: {"margin": np.float32(pairs[i].margin)})
+    return rows, rows.dropped
 
 
 def labelled_rows(
-    items: Sequence[LabelledResponse], tokenizer: Tokenizer, max_length: int
-) -> tuple[list[Row], int]:  # fmt: skip
-    """tokens, segment_ids, positions (T,) and label; and how many were too long."""
-    encoded = _encode(
-        items, lambda r: [_conversation(tokenizer, r.prompt, r.response, r.system)[0]], max_length, "responses"
+    items: Sequence[LabelledResponse], tokenizer: Tokenizer, max_length: int, too_long: str = "drop"
+) -> tuple[Rows, int]:  # fmt: skip
+    """Rows for tokens, segment_ids, positions (B, T) and label (B,) float32; and how many were dropped."""
+    encoded = encode_records(
+        items, lambda r: [conversation(tokenizer, r, r.response)], max_length, too_long, "labelled responses"
     )  # fmt: skip
-    rows = [
-        _right_padded(parts[0], max_length, tokenizer.pad_id) | {"label": np.float32(items[index].label)}
-        for index, parts in encoded
-    ]
-    return rows, encoded.dropped
+    rows = _plain_rows(encoded, max_length, tokenizer.pad_id, lambda i: {"label": np.float32(items[i].label)})
+    return rows, rows.dropped
 
 
-def prompt_rows(records: Sequence[Prompt], tokenizer: Tokenizer, max_length: int) -> tuple[list[Row], int]:
-    """Left-padded tokens and segment_ids (Tp,) and `row`, the record's index; and how many were too long."""
-    encoded = _encode(
-        records, lambda r: [tokenizer.encode_chat_prompt(r.prompt, r.system)], max_length, "prompts"
-    )  # fmt: skip
-    rows = []
-    for index, (tokens,) in encoded:
-        row = {"tokens": np.full(max_length, tokenizer.pad_id, np.int32), "segment_ids": np.zeros(max_length, np.int32)}
-        row["tokens"][max_length - len(tokens) :] = tokens
-        row["segment_ids"][max_length - len(tokens) :] = 1
-        rows.append(row | {"row": np.int64(index)})
-    return rows, encoded.dropped
+def prompt_rows(
+    records: Sequence[Prompt], tokenizer: Tokenizer, max_length: int, too_long: str = "drop"
+) -> tuple[Rows, int]:  # fmt: skip
+    """Rows for left-padded tokens, segment_ids (P, Tp) and row (P,), the record's index; and how many were dropped."""
+
+    def line(record: Prompt) -> list[Segment]:
+        tokens = tokenizer.encode_chat_prompt(record.prompt, record.system)
+        return [(np.array(tokens, np.int32), len(tokens))]
+
+    encoded = encode_records(records, line, max_length, too_long, "prompts", keep_end=True)
+    rows = _plain_rows(encoded, max_length, tokenizer.pad_id, lambda i: {"row": np.int64(i)}, left=True)
+    return rows, rows.dropped
 
 
-def _trim(batch: Batch, buckets: Sequence[int]) -> Batch:
-    """Right-padded arrays cut to the smallest bucket that holds every real token of the batch."""
-    used = int(np.max(np.nonzero(batch["segment_ids"])[-1])) + 1
-    length = next((b for b in sorted(buckets) if b >= used), batch["segment_ids"].shape[-1])
-    whole = batch["segment_ids"].shape
-    return {k: v[..., :length] if v.shape == whole else v for k, v in batch.items()}
+def _collate(rows: Rows, indices: Sequence[int], length: int) -> Batch:
+    """The padded batch of these rows, `length` tokens wide."""
+    items = [rows.items[i] for i in indices]
+    shape = (len(items), len(items[0].lines), length)
+    tokens = np.full(shape, rows.pad_id, np.int32)
+    segment_ids, positions = np.zeros(shape, np.int32), np.zeros(shape, np.int32)
+    loss_mask = np.zeros(shape, np.float32)
+    for b, item in enumerate(items):
+        for side, line in enumerate(item.lines):
+            at = length - len(line[0][0]) if rows.left else 0
+            for number, (ids, start) in enumerate(line, 1):
+                end = at + len(ids)
+                tokens[b, side, at:end], segment_ids[b, side, at:end] = ids, number
+                positions[b, side, at:end] = np.arange(len(ids))
+                loss_mask[b, side, at + max(start, 1) : end] = 1.0  # nothing comes before a segment's first token
+                at = end
+    batch = {"tokens": tokens, "segment_ids": segment_ids}
+    batch |= {} if rows.left else {"positions": positions}
+    batch |= {"loss_mask": loss_mask} if rows.with_loss_mask else {}
+    batch = {name: array[:, 0] if shape[1] == 1 else array for name, array in batch.items()}
+    return batch | {name: np.stack([item.scalars[name] for item in items]) for name in items[0].scalars}
+
+
+def _shape(rows: Rows, buckets: Sequence[int], batch_size: int, host: int, hosts: int) -> tuple[list[int], slice]:
+    """Padded lengths, ascending (max_length is one, for rows longer than every bucket), and this host's share."""
+    if any(b < 1 or b > rows.max_length for b in buckets):
+        raise UserError(f"buckets: expected lengths from 1 to max_length {rows.max_length}, found {tuple(buckets)}")
+    if batch_size < 1 or batch_size % hosts:
+        raise UserError(f"batch_size: expected a positive multiple of the {hosts} hosts, found {batch_size}")
+    share = batch_size // hosts
+    return sorted({*buckets, rows.max_length}), slice(host * share, (host + 1) * share)
+
+
+def _epoch_plan(bucket_of: np.ndarray, batch_size: int, seed: int, epoch: int) -> list[tuple[int, np.ndarray]]:
+    """(bucket, row indices) of every batch of an epoch, in order: a pure function of its arguments.
+
+    Of N rows, N % batch_size sit out, others each epoch. What does not fill a batch of its bucket moves up to the next
+    longer one, so there are always N // batch_size batches. Fewer rows than one batch are repeated to fill it.
+    """
+    rng = np.random.default_rng((seed, epoch))
+    count = max(len(bucket_of) // batch_size, 1) * batch_size
+    order = np.resize(rng.permutation(len(bucket_of)), count)
+    # Shuffled rows sorted by bucket, cut into batches; a batch across a border is as wide as its last row.
+    batches = order[np.argsort(bucket_of[order], kind="stable")].reshape(-1, batch_size)
+    return [(int(bucket_of[batch[-1]]), batch) for batch in rng.permutation(batches)]
+
+
+class Batches:
+    """An iterator of batches whose position is saved and restored exactly; `rows` tells what was dropped."""
+
+    def __init__(self, data: grain.MapDataset, rows: Rows, identity: dict[str, Any]):
+        """`data` maps a batch number to a batch; `identity` is what must be the same for a state to make sense."""
+        self.rows, self._identity = rows, identity
+        # Collating takes microseconds: threads that read ahead would cost more than they save.
+        self._iterator = iter(data.to_iter_dataset(grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)))
+
+    def __iter__(self) -> Batches:
+        return self
+
+    def __next__(self) -> Batch:
+        return next(self._iterator)
+
+    def get_state(self) -> dict[str, Any]:
+        """The position, as a JSON-able dict; the same on every host."""
+        return {"position": self._iterator.get_state(), "data": self._identity}
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        """Goes on where the state was taken. UserError if the data or the batching has changed since."""
+        saved = state.get("data", {})
+        if changed := [name for name, value in self._identity.items() if saved.get(name) != value]:
+            raise UserError(f"the data position was saved with other data: {', '.join(changed)} changed; start afresh")
+        self._iterator.set_state(state["position"])
 
 
 def train_batches(
-    rows: Sequence[Row], *, batch_size: int, seed: int, buckets: Sequence[int] = (), host_index: int = 0,
-    host_count: int = 1,
-) -> grain.DatasetIterator:  # fmt: skip
-    """Endless batches, shuffled anew each epoch; an epoch's end runs on into the next, so no row is lost.
+    rows: Rows, *, batch_size: int, seed: int, buckets: Sequence[int] = (), epochs: int | None = None,
+    host_index: int = 0, host_count: int = 1,
+) -> Batches:  # fmt: skip
+    """Batches shuffled anew each epoch, endless without `epochs`; see `_epoch_plan` for the order.
 
-    `batch_size` is the global one; each host gets its contiguous share. With `buckets`, a batch is padded to the
-    smallest of these lengths that fits (one compiled shape each). The iterator has get_state() and set_state().
+    `batch_size` is the global one; each host gets its contiguous share. With `buckets`, rows of like length go together
+    and a batch is padded to its bucket: one compiled shape each. Without, every batch is `rows.max_length` wide.
     """
-    if batch_size % host_count:
-        raise UserError(f"batch_size {batch_size} does not divide among {host_count} hosts")
-    share = batch_size // host_count
-    mine = slice(host_index * share, (host_index + 1) * share)
+    widths, mine = _shape(rows, buckets, batch_size, host_index, host_count)
+    bucket_of = np.searchsorted(widths, [row.length for row in rows])
+    plan_of = functools.lru_cache(maxsize=2)(functools.partial(_epoch_plan, bucket_of, batch_size, seed))
+    per_epoch = len(plan_of(0))  # the same in every epoch
 
-    def collate(items: list[Row]) -> Batch:
-        batch = {k: np.stack([item[k] for item in items[mine]]) for k in items[0]}
-        return _trim(batch, buckets) if buckets else batch
+    def batch_at(number: int) -> Batch:
+        bucket, indices = plan_of(number // per_epoch)[number % per_epoch]
+        return _collate(rows, indices[mine], widths[bucket])
 
-    data = grain.MapDataset.source(rows).seed(seed).shuffle().repeat()
-    data = data.batch(batch_size, drop_remainder=True, batch_fn=lambda items: collate(list(items)))
-    return iter(data.to_iter_dataset(grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)))
+    data = grain.MapDataset.range(sys.maxsize if epochs is None else epochs * per_epoch).map(batch_at)
+    content = zlib.crc32(np.concatenate([ids for row in rows for line in row.lines for ids, _ in line]).tobytes())
+    identity = {"rows": [len(rows), content], "batch_size": batch_size, "seed": seed, "buckets": widths}
+    return Batches(data, rows, identity)
 
 
-def eval_batches(rows: Sequence[Row], batch_size: int) -> Iterator[Batch]:
-    """Every row once, in order; the last batch is filled with copies whose "row_mask" is 0 (and loss_mask, if any)."""
+def eval_batches(
+    rows: Rows, batch_size: int, *, buckets: Sequence[int] = (), host_index: int = 0, host_count: int = 1
+) -> Iterator[Batch]:
+    """Every row once, in order; the last batch is filled with copies whose "row_mask" (B,) is 0 (loss_mask, too)."""
+    widths, mine = _shape(rows, buckets, batch_size, host_index, host_count)
     for start in range(0, len(rows), batch_size):
-        items = list(rows[start : start + batch_size])
-        real = len(items)
-        items += [items[-1]] * (batch_size - real)
-        batch = {k: np.stack([item[k] for item in items]) for k in items[0]}
-        batch["row_mask"] = (np.arange(batch_size) < real).astype(np.float32)
+        indices = np.minimum(np.arange(start, start + batch_size), len(rows) - 1)
+        width = widths[int(np.searchsorted(widths, max(rows[i].length for i in indices)))]
+        batch = _collate(rows, indices[mine], width)
+        batch["row_mask"] = (np.arange(start, start + batch_size) < len(rows)).astype(np.float32)[mine]
         if "loss_mask" in batch:
             batch["loss_mask"] = batch["loss_mask"] * batch["row_mask"][:, None]
         yield batch
 
 
+def sft_batches(
+    examples: Sequence[SftExample], tokenizer: Tokenizer, *, batch_size: int, max_length: int, seed: int, packing: bool,
+    buckets: Sequence[int] = (), epochs: int | None = None, too_long: str = "drop", host_index: int = 0,
+    host_count: int = 1,
+) -> Batches:  # fmt: skip
+    """tokens, segment_ids (0 = padding), positions (B, T) int32; loss_mask (B, T) float32, 1 on tokens to predict."""
+    encoded = encode_sft(examples, tokenizer, max_length, too_long)
+    rows = sft_rows(encoded, max_length, tokenizer.pad_id, packing=packing, seed=seed)
+    return train_batches(rows, batch_size=batch_size, seed=seed, buckets=buckets, epochs=epochs,
+                         host_index=host_index, host_count=host_count)  # fmt: skip
+
+
+def pair_batches(
+    pairs: Sequence[PreferencePair], tokenizer: Tokenizer, *, batch_size: int, max_length: int, seed: int,
+    buckets: Sequence[int] = (), epochs: int | None = None, too_long: str = "drop", host_index: int = 0,
+    host_count: int = 1,
+) -> Batches:  # fmt: skip
+    """tokens, segment_ids, positions (B, 2, T) int32, chosen first; margin (B,) float32."""
+    rows, _ = pair_rows(pairs, tokenizer, max_length, too_long)
+    return train_batches(rows, batch_size=batch_size, seed=seed, buckets=buckets, epochs=epochs,
+                         host_index=host_index, host_count=host_count)  # fmt: skip
+
+
+def labelled_batches(
+    items: Sequence[LabelledResponse], tokenizer: Tokenizer, *, batch_size: int, max_length: int, seed: int,
+    buckets: Sequence[int] = (), epochs: int | None = None, too_long: str = "drop", host_index: int = 0,
+    host_count: int = 1,
+) -> Batches:  # fmt: skip
+    """tokens, segment_ids, positions (B, T) int32; label (B,) float32."""
+    rows, _ = labelled_rows(items, tokenizer, max_length, too_long)
+    return train_batches(rows, batch_size=batch_size, seed=seed, buckets=buckets, epochs=epochs,
+                         host_index=host_index, host_count=host_count)  # fmt: skip
+
+
 def prompt_batches(
-    records: Sequence[Prompt], tokenizer: Tokenizer, *, batch_size: int, max_length: int, seed: int
-) -> grain.DatasetIterator:
-    """Endless shuffled batches of left-padded prompts: tokens, segment_ids (P, Tp) int32 and row (P,) int64."""
-    return train_batches(prompt_rows(records, tokenizer, max_length)[0], batch_size=batch_size, seed=seed)
+    records: Sequence[Prompt], tokenizer: Tokenizer, *, batch_size: int, max_length: int, seed: int,
+    buckets: Sequence[int] = (), epochs: int | None = None, too_long: str = "drop", host_index: int = 0,
+    host_count: int = 1,
+) -> Batches:  # fmt: skip
+    """Left-padded tokens, segment_ids (P, Tp) int32; row (P,) int64, the index into `records`."""
+    rows, _ = prompt_rows(records, tokenizer, max_length, too_long)
+    return train_batches(rows, batch_size=batch_size, seed=seed, buckets=buckets, epochs=epochs,
+                         host_index=host_index, host_count=host_count)  # fmt: skip
 
 
 def prompt_eval_batches(
     records: Sequence[Prompt], tokenizer: Tokenizer, *, batch_size: int, max_length: int
-) -> Iterator[Batch]:  # fmt: skip
+) -> Iterator[Batch]:
     """Every prompt once, with row_mask (P,)."""
     return eval_batches(prompt_rows(records, tokenizer, max_length)[0], batch_size)

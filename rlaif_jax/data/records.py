@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -57,42 +59,57 @@ class LabelledResponse:
 
 Record = Prompt | SftExample | PreferencePair | LabelledResponse
 _TEXTS = ("prompt", "response", "chosen", "rejected")
+# As CSV, parquet and JSON spell them.
+_LABELS = {"0": 0, "0.0": 0, "False": 0, "false": 0, "1": 1, "1.0": 1, "True": 1, "true": 1}
 
 
 def from_row(kind: type, row: Mapping[str, Any], where: str) -> Record:
-    """A validated record from a mapping of its fields; other columns are ignored. `where` is "file:line" for errors."""
-    names = [f.name for f in dataclasses.fields(kind)]
-    values = {name: row[name] for name in names if row.get(name) is not None}
-    for name in names:
-        if name in _TEXTS:
-            value = values.get(name)
-            if not isinstance(value, str) or not value.strip():
-                raise RecordError(f"{where}: field {name!r}: expected text, found {_short(value)}")
-    if "label" in names:
-        values["label"] = _label(values.get("label"), where)
-    if "margin" in values:
-        values["margin"] = _margin(values["margin"], where)
-    if not isinstance(values.get("meta", {}), Mapping):
-        raise RecordError(f"{where}: field 'meta': expected an object, found {_short(values['meta'])}")
-    if "chosen" in names and values["chosen"] == values["rejected"]:
-        raise RecordError(f"{where}: 'chosen' and 'rejected' are the same text: {_short(values['chosen'])}")
+    """A validated record of class `kind` from a mapping of its fields; other columns are ignored.
+
+    `where` is the place for errors, "file:line". A field that is absent or None takes its default. RecordError if
+    prompt or answer is no text or blank, a label not 0 or 1, a margin no finite number >= 0, or chosen == rejected.
+    """
+    values: dict[str, Any] = {}
+    for field in dataclasses.fields(kind):
+        value = row.get(field.name)
+        if field.name in _TEXTS or field.name == "label":
+            values[field.name] = _required(field.name, value, row, where)
+        elif value is not None:
+            values[field.name] = _optional(field.name, value, where)
+    if kind is PreferencePair and values["chosen"] == values["rejected"]:
+        raise RecordError(
+            f"{where}: fields 'chosen' and 'rejected': expected two answers, found twice {_short(values['chosen'])}"
+        )
     return kind(**values)
 
 
-def _label(value: Any, where: str) -> int:
-    if str(value) not in ("0", "1", "0.0", "1.0", "True", "False"):
-        raise RecordError(f"{where}: field 'label': expected 0 or 1, found {_short(value)}")
-    return int(str(value) in ("1", "1.0", "True"))
+def _required(name: str, value: Any, row: Mapping[str, Any], where: str) -> str | int:
+    expected = "0 or 1" if name == "label" else "text"
+    if value is None:
+        has = ", ".join(repr(k) for k in row) or "nothing"
+        raise RecordError(f"{where}: field {name!r}: expected {expected}, found no such value (the row has {has})")
+    if name == "label":
+        value = _LABELS.get(str(value), value)
+        valid = type(value) is int and value in (0, 1)
+    else:
+        valid = isinstance(value, str) and bool(value.strip())
+    if not valid:
+        raise RecordError(f"{where}: field {name!r}: expected {expected}, found {_short(value)}")
+    return value
 
 
-def _margin(value: Any, where: str) -> float:
-    try:
-        margin = float(value)
-    except (TypeError, ValueError):
-        margin = -1.0
-    if not margin >= 0:
-        raise RecordError(f"{where}: field 'margin': expected a number >= 0, found {_short(value)}")
-    return margin
+def _optional(name: str, value: Any, where: str) -> Any:
+    if name == "margin":
+        with contextlib.suppress(TypeError, ValueError):
+            value = float(value)
+        expected, valid = "a finite number >= 0", isinstance(value, float) and math.isfinite(value) and value >= 0
+    elif name == "meta":
+        expected, valid = "an object", isinstance(value, Mapping)
+    else:
+        expected, valid = "text", isinstance(value, str)
+    if not valid:
+        raise RecordError(f"{where}: field {name!r}: expected {expected}, found {_short(value)}")
+    return value
 
 
 def _short(value: Any) -> str:

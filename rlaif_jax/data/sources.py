@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from rlaif_jax.data.records import Record, RecordError, from_row
+from rlaif_jax.data.tfds_builder import read_split
 from rlaif_jax.errors import UserError
 
 Row = Mapping[str, Any]
@@ -22,31 +23,41 @@ class Loaded:
     records: list[Record]
     skipped: list[str]
 
+    def summary(self, reasons: int = 3) -> str:
+        """Counts and the first few reasons, for a log."""
+        text = f"{len(self.records)} records"
+        if self.skipped:
+            more = "; ..." if len(self.skipped) > reasons else ""
+            text += f", {len(self.skipped)} rows skipped: " + "; ".join(self.skipped[:reasons]) + more
+        return text
+
 
 def load(
     kind: type, path: str | Path, *, format: str = "auto", columns: Mapping[str, str] | None = None, prefix: str = "",
-    limit: int = 0, on_error: str = "raise",
+    limit: int | None = None, on_error: str = "raise",
 ) -> Loaded:  # fmt: skip
-    """All records of one file. `columns` maps a record's fields to the file's columns (dots reach into objects).
+    """All records of one file (.json, .jsonl, .csv, .parquet) or of "tfds:FOLDER" or "tfds:FOLDER#split".
 
-    `format` names an adapter: sharegpt_pairs, alpaca, verl, labelled; auto reads the record's own field names.
-    Errors: UserError for a file that cannot be read, RecordError "file:line: ..." for a bad row unless on_error="skip".
+    `kind` is a record class. `format` names an adapter: sharegpt_pairs, alpaca, verl, labelled; auto reads the record's
+    own field names. `columns` maps record fields to the file's columns (dots reach into objects and lists) and
+    overrides the adapter. `prefix` goes before every prompt. `limit` ends after so many records; None or 0 takes all.
+    Errors: UserError for a file that cannot be read; RecordError "file:line: ..." for a bad row, or with
+    on_error="skip" the row is left out and its reason kept.
     """
     if format != "auto" and format not in ADAPTERS:
         raise UserError(f"data format {format!r} is unknown; known: auto, {', '.join(ADAPTERS)}")
-    adapt = ADAPTERS.get(format, lambda row: row)
+    if on_error not in ("raise", "skip"):
+        raise UserError(f"on_error: expected raise or skip, found {on_error!r}")
+    if unknown := set(columns or {}) - {f.name for f in dataclasses.fields(kind)}:
+        raise UserError(f"columns: {kind.__name__} has no field {', '.join(sorted(unknown))}")
     records, skipped = [], []
     for where, raw in read_rows(path):
         try:
-            row = dict(adapt(raw)) | {f: _dig(raw, c) for f, c in (columns or {}).items()}
-            if prefix and isinstance(row.get("prompt"), str):
-                row["prompt"] = prefix + row["prompt"]
-            records.append(from_row(kind, row, where))
-        except (RecordError, KeyError, IndexError, TypeError) as error:
-            problem = str(error) if isinstance(error, RecordError) else f"{where}: no {error} for format {format!r}"
+            records.append(from_row(kind, _fields(raw, where, format, columns or {}, prefix), where))
+        except RecordError as error:
             if on_error == "raise":
-                raise RecordError(problem) from error
-            skipped.append(problem)
+                raise
+            skipped.append(str(error))
         if limit and len(records) >= limit:
             break
     if not records:
@@ -54,27 +65,45 @@ def load(
     return Loaded(records, skipped)
 
 
-def read_rows(path: str | Path) -> Iterator[tuple[str, Row]]:
-    """("file:line", row) of any readable file; "tfds:FOLDER" or "tfds:FOLDER#split" is a dataset built by `tfds_builder`."""
-    if str(path).startswith("tfds:"):
-        from rlaif_jax.data.tfds_builder import read_split
+def _fields(raw: Any, where: str, format: str, columns: Mapping[str, str], prefix: str) -> dict[str, Any]:
+    """The record's fields from a raw row."""
+    if isinstance(raw, RecordError):  # a line that is not even JSON is a bad row like any other
+        raise raw
+    if not isinstance(raw, Mapping):
+        raise RecordError(f"{where}: expected an object with named fields, found {type(raw).__name__}")
+    try:
+        row = dict(ADAPTERS[format](raw) if format != "auto" else raw)
+    except RecordError as error:
+        raise RecordError(f"{where}: {error}") from error
+    for field, column in columns.items():
+        row[field] = _dig(raw, column)
+        if row[field] is None:
+            has = ", ".join(repr(k) for k in raw)
+            raise RecordError(f"{where}: column {column!r} for field {field!r}: no such value (the row has {has})")
+    if isinstance(row.get("prompt"), str) and row["prompt"].strip():
+        row["prompt"] = prefix + row["prompt"]
+    return row
 
+
+def read_rows(path: str | Path) -> Iterator[tuple[str, Any]]:
+    """("file:line" or "file, row n", row) of any readable file; a line that cannot be parsed is a RecordError."""
+    if str(path).startswith("tfds:"):
         yield from read_split(str(path)[len("tfds:") :])
         return
     path = Path(path)
-    if not path.exists():
+    if not path.is_file():
         raise UserError(f"data file {path} does not exist")
     readers = {".json": _json, ".jsonl": _jsonl, ".csv": _csv, ".parquet": _parquet}
     if path.suffix not in readers:
         raise UserError(f"{path}: cannot read {path.suffix or 'a file without suffix'}; known: {', '.join(readers)}")
-    for number, row in readers[path.suffix](path):
-        if not isinstance(row, Mapping):
-            raise RecordError(f"{path}:{number}: expected an object, found {type(row).__name__}")
-        yield f"{path}:{number}", row
+    try:
+        yield from readers[path.suffix](path)
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: expected UTF-8, found other bytes at {error.start}; convert the file") from error
 
 
-def _json(path: Path) -> Iterator[tuple[int, Row]]:
-    text = path.read_text(encoding="utf-8")
+def _json(path: Path) -> Iterator[tuple[str, Any]]:
+    text = path.read_text(encoding="utf-8-sig")
     if not text.lstrip().startswith("["):  # JSON lines under the wrong name
         yield from _jsonl(path)
         return
@@ -82,56 +111,89 @@ def _json(path: Path) -> Iterator[tuple[int, Row]]:
         rows = json.loads(text)
     except json.JSONDecodeError as error:
         raise UserError(f"{path}:{error.lineno}: not JSON: {error.msg}") from error
-    yield from enumerate(rows, 1)
+    yield from ((f"{path}, row {number}", row) for number, row in enumerate(rows, 1))
 
 
-def _jsonl(path: Path) -> Iterator[tuple[int, Row]]:
-    with path.open(encoding="utf-8") as file:
+def _jsonl(path: Path) -> Iterator[tuple[str, Any]]:
+    with path.open(encoding="utf-8-sig") as file:
         for number, line in enumerate(file, 1):
             if line.strip():
+                where = f"{path}:{number}"
                 try:
-                    yield number, json.loads(line)
+                    row = json.loads(line)
                 except json.JSONDecodeError as error:
-                    raise UserError(f"{path}:{number}: not JSON: {error.msg}") from error
+                    row = RecordError(f"{where}: expected one JSON object per line, found {error.msg}")
+                yield where, row
 
 
-def _csv(path: Path) -> Iterator[tuple[int, Row]]:
+def _csv(path: Path) -> Iterator[tuple[str, Any]]:
     with path.open(encoding="utf-8-sig", newline="") as file:
-        yield from enumerate(csv.DictReader(file), 2)
+        reader = csv.DictReader(file)
+        try:
+            for row in reader:
+                where = f"{path}:{reader.line_num}"
+                surplus = RecordError(f"{where}: expected {len(reader.fieldnames or ())} columns, found more")
+                yield where, surplus if None in row else row
+        except csv.Error as error:
+            raise UserError(f"{path}:{reader.line_num}: not CSV: {error}") from error
 
 
-def _parquet(path: Path) -> Iterator[tuple[int, Row]]:
+def _parquet(path: Path) -> Iterator[tuple[str, Any]]:
+    import pyarrow
     import pyarrow.parquet
 
-    yield from enumerate(pyarrow.parquet.read_table(path).to_pylist(), 1)
+    try:
+        rows = pyarrow.parquet.read_table(path).to_pylist()
+    except (pyarrow.ArrowException, OSError) as error:
+        raise UserError(f"{path}: not a parquet file: {error}") from error
+    yield from ((f"{path}, row {number}", row) for number, row in enumerate(rows, 1))
 
 
 def _dig(row: Any, dotted: str) -> Any:
+    """The value at "a.b.0", None where there is none; a column whose own name has dots comes first."""
+    if isinstance(row, Mapping) and dotted in row:
+        return row[dotted]
     for part in dotted.split("."):
-        row = row[int(part)] if isinstance(row, list) else row[part]
+        if isinstance(row, Mapping):
+            row = row.get(part)
+        elif isinstance(row, list) and part.isdecimal() and int(part) < len(row):
+            row = row[int(part)]
+        else:
+            return None
     return row
+
+
+def _turns(turns: Any, column: str, role: str, text: str, users: tuple[str, ...]) -> Row:
+    """Prompt and system text of a conversation. Further turns are refused: a record holds one, they would be lost."""
+    roles = [_dig(turn, role) for turn in turns] if isinstance(turns, list) else []
+    if roles[-1:] == [None] or not roles or roles[-1] not in users or roles[:-1] not in ([], ["system"]):
+        expected = f"one {' or '.join(users)} turn, perhaps after a system turn"
+        raise RecordError(f"column {column!r}: expected {expected}, found {roles or type(turns).__name__}")
+    return {"prompt": _dig(turns[-1], text), "system": _dig(turns[0], text) if len(turns) > 1 else ""}
 
 
 def _sharegpt_pairs(row: Row) -> Row:
     """LLaMA-Factory's preference form: conversations, chosen, rejected."""
-    turns = row["conversations"]
-    return {"prompt": turns[-1]["value"], "chosen": row["chosen"]["value"], "rejected": row["rejected"]["value"]}
+    sides = {side: _dig(row, f"{side}.value") for side in ("chosen", "rejected")}
+    system = {"system": row["system"]} if row.get("system") else {}
+    return {**_turns(row.get("conversations"), "conversations", "from", "value", ("human", "user")), **sides, **system}
 
 
 def _alpaca(row: Row) -> Row:
-    prompt = "\n".join(p for p in (row["instruction"], row.get("input")) if p)
-    return {"prompt": prompt, "response": row["output"], "system": row.get("system") or ""}
+    """instruction, optionally input, and output."""
+    parts = [p for p in (row.get("instruction"), row.get("input")) if p]
+    prompt = "\n".join(parts) if all(isinstance(p, str) for p in parts) else parts
+    return {"prompt": prompt or None, "response": row.get("output"), "system": row.get("system")}
 
 
 def _verl(row: Row) -> Row:
     """verl's parquet: `prompt` is a list of chat messages."""
-    turns = row["prompt"]
-    system = turns[0]["content"] if turns[0]["role"] == "system" else ""
-    return {"prompt": turns[-1]["content"], "system": system}
+    return _turns(row.get("prompt"), "prompt", "role", "content", ("user",))
 
 
 def _labelled(row: Row) -> Row:
-    return {"prompt": row["query"], "response": row["response"], "label": row["label"]}
+    """query, response, label."""
+    return {"prompt": row.get("query"), "response": row.get("response"), "label": row.get("label")}
 
 
 ADAPTERS: Mapping[str, Callable[[Row], Row]] = {
@@ -140,5 +202,3 @@ ADAPTERS: Mapping[str, Callable[[Row], Row]] = {
     "verl": _verl,
     "labelled": _labelled,
 }
-
-

@@ -1,118 +1,242 @@
-"""A Hugging Face tokenizer folder with its chat template, loaded from disk or trained on the run's own texts."""
+"""A Hugging Face tokenizer folder with its chat template, loaded or trained; and records turned into tokens with it."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import dataclasses
+import logging
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jinja2 import TemplateError
 
 from rlaif_jax.errors import UserError
 
-PAD, USER, ASSISTANT, SYSTEM, END = "<|pad|>", "<|user|>", "<|assistant|>", "<|system|>", "<|end|>"
+PAD, START, END, END_OF_TEXT = "<|pad|>", "<|im_start|>", "<|im_end|>", "<|endoftext|>"
 
-# One token per role: with texts of twenty tokens, ChatML's "<|im_start|>user\n" would be a fifth of every sequence.
+# The text is ChatML, but an opening marker with its role and newline is one token: with answers of twenty tokens,
+# three more per turn would be a fifth of every sequence. The longest added token wins, so plain START stays usable.
+_ROLES = tuple(f"{START}{role}\n" for role in ("system", "user", "assistant"))
 _TEMPLATE = (
-    "{%- for message in messages -%}{{ '<|' + message['role'] + '|>' + message['content'] + '<|end|>' }}{%- endfor -%}"
-    "{%- if add_generation_prompt -%}{{ '<|assistant|>' }}{%- endif -%}"
+    "{%- for message in messages -%}"
+    "{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' }}"
+    "{%- endfor -%}"
+    "{%- if add_generation_prompt -%}{{ '<|im_start|>assistant\n' }}{%- endif -%}"
 )
+_SPECIALS = (PAD, START, END, END_OF_TEXT, *_ROLES)
+_MAX_TOKEN_BYTES = 12  # four Chinese characters: longer tokens would swallow whole stock phrases
+_HALF = "\ufffd"
+
+Segment = tuple[np.ndarray, int]  # tokens (int32) of one conversation, and where its answer begins
+TOO_LONG = ("drop", "truncate")
+_log = logging.getLogger(__name__)
 
 
 class Tokenizer:
-    """Text <-> tokens with the folder's own chat template. Never runs code from the folder."""
+    """Text <-> tokens with the folder's own chat template. Never runs code from the folder.
 
-    def __init__(self, backend):
+    Attributes: `vocab_size`, one more than the highest token; `eos_ids`, the tokens that end an answer, the one that
+    the template closes a turn with first; `pad_id`: a folder without a pad token pads with its last end token, which is
+    harmless because padding is told by segment_ids, never by the token.
+    """
+
+    def __init__(self, backend: Any):
+        """`backend` is a fast tokenizer of transformers; `load` and `train` make one."""
         self._backend = backend
+        self._name = backend.name_or_path or "(unnamed)"
         if backend.chat_template is None:
-            raise UserError(f"tokenizer {backend.name_or_path}: it has no chat template")
-        self.vocab_size = len(backend)
+            raise UserError(f"tokenizer {self._name}: it has no chat template; use the folder of an instruct model")
+        vocab = backend.get_vocab()
+        self._specials = sorted(backend.all_special_tokens, key=len, reverse=True)
+        self.vocab_size = max(vocab.values()) + 1  # ids may have gaps: a count would be too small
         self._end = self._end_of_turn()
-        named = [backend.eos_token_id, *(backend.convert_tokens_to_ids(t) for t in ("<|im_end|>", "<|endoftext|>"))]
-        self.eos_ids = tuple(dict.fromkeys([self._end, *(i for i in named if i is not None and i != backend.unk_token_id)]))
-        self.pad_id = backend.pad_token_id if backend.pad_token_id is not None else self.eos_ids[-1]
+        named = (backend.eos_token_id, vocab.get(END), vocab.get(END_OF_TEXT))
+        self.eos_ids: tuple[int, ...] = tuple(dict.fromkeys([self._end, *(i for i in named if i is not None)]))
+        self.pad_id: int = self.eos_ids[-1] if backend.pad_token_id is None else backend.pad_token_id
 
     @classmethod
     def load(cls, folder: str | Path) -> Tokenizer:
-        """From a local Hugging Face folder; nothing is downloaded."""
+        """From a local Hugging Face folder; nothing is downloaded. UserError if it is not one, or not a fast one."""
         from transformers import AutoTokenizer
 
         if not (Path(folder) / "tokenizer_config.json").exists():
             raise UserError(f"tokenizer {folder}: no tokenizer_config.json there; expected a Hugging Face folder")
-        return cls(AutoTokenizer.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False))
+        try:
+            backend = AutoTokenizer.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
+        except Exception as error:  # the library raises what its parsers raise, down to bare Exception
+            raise UserError(f"tokenizer {folder}: cannot be loaded: {_first_line(error)}") from error
+        if not backend.is_fast:
+            raise UserError(f"tokenizer {folder}: expected a fast tokenizer (tokenizer.json), found none")
+        return cls(backend)
 
     @classmethod
     def train(cls, texts: Iterable[str], vocab_size: int, folder: str | Path) -> Tokenizer:
-        """A byte-level BPE whose tokens are at most four Chinese characters, saved in the Hugging Face form."""
+        """A byte-level BPE with at most `vocab_size` tokens, saved in the Hugging Face form.
+
+        The same texts give the same files. Every digit, punctuation mark and newline is a token of its own; every
+        text survives encode and decode unchanged. UserError if `vocab_size` cannot hold the bytes, or without text.
+        """
         from tokenizers import Regex, decoders, models, pre_tokenizers, trainers
         from tokenizers import Tokenizer as Backend
         from transformers import PreTrainedTokenizerFast
 
+        alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+        texts = [t for t in texts if t]
+        if not texts:
+            raise UserError("tokenizer: no text to train on")
+        if vocab_size < len(alphabet) + len(_SPECIALS):
+            raise UserError(f"tokenizer.vocab_size: expected >= {len(alphabet) + len(_SPECIALS)}, found {vocab_size}")
         backend = Backend(models.BPE())
-        split = Regex(r"\p{N}|\p{P}|\n|[^\p{N}\p{P}\n]+")
-        backend.pre_tokenizer = pre_tokenizers.Sequence(
-            [pre_tokenizers.Split(split, "isolated"), pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
-        )
+        pieces = pre_tokenizers.Split(Regex(r"\p{N}|\p{P}|\n|[^\p{N}\p{P}\n]+"), "isolated")
+        as_bytes = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+        backend.pre_tokenizer = pre_tokenizers.Sequence([pieces, as_bytes])
         backend.decoder = decoders.ByteLevel()
         trainer = trainers.BpeTrainer(
-            vocab_size=vocab_size, special_tokens=[PAD, USER, ASSISTANT, SYSTEM, END], show_progress=False,
-            initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), max_token_length=12,  # bytes: 4 Chinese characters
+            vocab_size=vocab_size, special_tokens=list(_SPECIALS), initial_alphabet=alphabet,
+            max_token_length=_MAX_TOKEN_BYTES, show_progress=False,
         )  # fmt: skip
         backend.train_from_iterator(texts, trainer)
         fast = PreTrainedTokenizerFast(
             tokenizer_object=backend, pad_token=PAD, eos_token=END, chat_template=_TEMPLATE,
-            additional_special_tokens=[USER, ASSISTANT, SYSTEM], clean_up_tokenization_spaces=False,
+            additional_special_tokens=[START, END_OF_TEXT, *_ROLES], clean_up_tokenization_spaces=False,
         )  # fmt: skip
         fast.save_pretrained(str(folder))
         return cls.load(folder)
 
     def encode_chat_prompt(self, prompt: str, system: str = "") -> list[int]:
-        """Tokens of the conversation up to where the assistant begins to answer."""
-        messages = [{"role": "system", "content": system}] if system else []
-        text = self._render([*messages, {"role": "user", "content": prompt}], generate=True)
+        """Tokens of the conversation up to where the assistant begins to answer.
+
+        A special token spelled out in the texts is data, not control: a space breaks it ("< |im_end|>").
+        """
+        messages = [{"role": "system", "content": self._defused(system)}] if system else []
+        text = self._render([*messages, {"role": "user", "content": self._defused(prompt)}], generate=True)
         return self._backend.encode(text, add_special_tokens=False)
 
     def encode_response(self, text: str) -> list[int]:
-        """Tokens of an answer and the end-of-turn token, which is trained on and sampled as any other."""
-        return [*self._backend.encode(text, add_special_tokens=False), self._end]
+        """Tokens of an answer and the end-of-turn token, which is trained on and sampled as any other.
+
+        Special tokens spelled out in the text become ordinary tokens, so no answer can end its turn in disguise.
+        """
+        return [*self._backend.encode(text, add_special_tokens=False, split_special_tokens=True), self._end]
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text without special tokens; bytes that form no character show as U+FFFD."""
-        return self._backend.decode(list(ids), skip_special_tokens=True)
+        return self._backend.decode(
+            [int(i) for i in ids], skip_special_tokens=True, clean_up_tokenization_spaces=False
+        )  # fmt: skip
 
     def save(self, folder: str | Path) -> None:
         """Writes the Hugging Face form."""
         self._backend.save_pretrained(str(folder))
 
+    def _defused(self, text: str) -> str:
+        for special in self._specials:
+            if special in text:
+                text = text.replace(special, f"{special[0]} {special[1:]}")
+        return text
+
     def _render(self, messages: list[dict[str, str]], generate: bool) -> str:
-        return self._backend.apply_chat_template(messages, tokenize=False, add_generation_prompt=generate)
+        try:
+            return self._backend.apply_chat_template(messages, tokenize=False, add_generation_prompt=generate)
+        except TemplateError as error:
+            roles = ", ".join(m["role"] for m in messages)
+            raise UserError(f"tokenizer {self._name}: its chat template refuses the roles {roles}: {error}") from error
 
     def _end_of_turn(self) -> int:
-        """The token with which the template closes an answer, found by rendering one."""
+        """The special token with which the template closes an answer, found by rendering one; else the eos token."""
         turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "bcd"}]
         tail = self._render(turns, generate=False).rpartition("bcd")[2].strip()
         ids = self._backend.encode(tail, add_special_tokens=False)
-        if not ids:
-            if self._backend.eos_token_id is None:
-                raise UserError(f"tokenizer {self._backend.name_or_path}: neither template nor config names an end token")
-            return self._backend.eos_token_id
-        return ids[0]
+        if ids and ids[0] in self._backend.added_tokens_decoder:
+            return ids[0]
+        if self._backend.eos_token_id is None:
+            raise UserError(f"tokenizer {self._name}: neither its chat template nor its config names an end token")
+        return self._backend.eos_token_id
 
 
 class StreamDecoder:
-    """Text piece by piece; the bytes of a half-finished character are held back until it is whole."""
+    """Text piece by piece; the bytes of a half-finished character are held back until it is whole.
+
+    The pieces, flush() included, join to exactly `tokenizer.decode(all tokens)`.
+    """
 
     def __init__(self, tokenizer: Tokenizer):
-        self._tokenizer, self._ids, self._shown = tokenizer, [], 0
+        self._tokenizer = tokenizer
+        # Tokens already shown stay as context for one round: some decoders strip the space before a first word.
+        self._context: list[int] = []
+        self._pending: list[int] = []
+        self._shown = 0
 
     def push(self, token: int) -> str:
         """The new text that this token completes, possibly none."""
-        self._ids.append(token)
-        text = self._tokenizer.decode(self._ids)
-        if text.endswith("\ufffd"):
-            return ""
-        new, self._shown = text[self._shown :], len(text)
+        self._pending.append(token)
+        text = self._pending_text()
+        whole = text.rstrip(_HALF)
+        new, self._shown = whole[self._shown :], max(self._shown, len(whole))
+        if whole == text:
+            self._context, self._pending, self._shown = self._pending, [], 0
         return new
 
     def flush(self) -> str:
-        """What is left, half characters as U+FFFD."""
-        text = self._tokenizer.decode(self._ids)
-        new, self._shown = text[self._shown :], len(text)
+        """What is left, half characters as U+FFFD; the decoder is then ready for a new text."""
+        new = self._pending_text()[self._shown :]
+        self._context, self._pending, self._shown = [], [], 0
         return new
+
+    def _pending_text(self) -> str:
+        known = len(self._tokenizer.decode(self._context)) if self._context else 0
+        return self._tokenizer.decode(self._context + self._pending)[known:]
+
+
+@dataclasses.dataclass(frozen=True)
+class Encoded:
+    """Per record that fits: (its index, its token lines); and how many did not."""
+
+    items: list[tuple[int, list[Segment]]]
+    dropped: int = 0
+    truncated: int = 0
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+
+def encode_records(
+    records: Sequence[Any], lines_of: Callable[[Any], list[Segment]], max_length: int, too_long: str, what: str,
+    keep_end: bool = False,
+) -> Encoded:  # fmt: skip
+    """Tokenises every record once. What exceeds `max_length` is dropped or cut, counted and logged either way.
+
+    `too_long` is "drop" or "truncate"; `what` names the records in messages. UserError if nothing is left.
+    """
+    if too_long not in TOO_LONG:
+        raise UserError(f"too_long: expected one of {', '.join(TOO_LONG)}, found {too_long!r}")
+    items, dropped, truncated = [], 0, 0
+    for index, record in enumerate(records):
+        lines = lines_of(record)
+        if max(len(tokens) for tokens, _ in lines) > max_length:
+            # A prompt keeps its end, where the answer begins; an answer loses its end and with it the EOS, so that
+            # nobody learns to stop midway. Without room for a single token of the answer nothing is left to learn.
+            if too_long == "drop" or not all(keep_end or start < max_length for _, start in lines):
+                dropped += 1
+                continue
+            truncated += 1
+            lines = [(t[-max_length:] if keep_end else t[:max_length], start) for t, start in lines]
+        items.append((index, lines))
+    if dropped or truncated:
+        _log.warning("%d of %d %s exceed %d tokens: %d dropped, %d truncated",
+                     dropped + truncated, len(records), what, max_length, dropped, truncated)  # fmt: skip
+    if not items:
+        reason = f"none of {len(records)} {what} fits into {max_length} tokens; raise max_length" if records else ""
+        raise UserError(reason or f"there are no {what} to make batches from")
+    return Encoded(items, dropped, truncated)
+
+
+def conversation(tokenizer: Tokenizer, record: Any, response: str) -> Segment:
+    """Tokens of a record's prompt and this answer to it, the end of turn included, and where the answer begins."""
+    head = tokenizer.encode_chat_prompt(record.prompt, record.system)
+    return np.array(head + tokenizer.encode_response(response), np.int32), len(head)
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().split("\n")[0] or type(error).__name__

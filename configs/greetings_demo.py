@@ -1,0 +1,37 @@
+"""The main job on the bundled corpus of Chinese greetings: no download, about ten minutes on two CPU cores.
+
+    rlaif run configs/greetings_demo.py --out runs/demo
+
+Half of the SFT answers carry a flaw, most of them one only for their request. The reward model learns from pairs what
+fits a request, and GRPO moves the policy there.
+"""
+
+from rlaif_jax.algorithms.grpo import GrpoConfig
+from rlaif_jax.config import (
+    EvaluationConfig, RewardConfig, RlConfig, RunConfig, SftConfig, TokenizerConfig, TrainConfig,
+)  # fmt: skip
+from rlaif_jax.models.model_config import preset
+from rlaif_jax.sampling.filters import SamplingConfig
+from rlaif_jax.trainers.optimizer import OptimizerConfig
+
+
+def config() -> RunConfig:
+    """A 1M-parameter policy from scratch."""
+    sampling = SamplingConfig(temperature=1.0, max_tokens=40)
+    return RunConfig(
+        name="greetings_demo",
+        tokenizer=TokenizerConfig(vocab_size=1536),
+        model=preset("tiny-1m"),
+        sft=SftConfig(
+            TrainConfig(steps=500, batch_size=32, checkpoint_every=250, optimizer=OptimizerConfig(3e-3)), max_length=128
+        ),
+        reward=RewardConfig(
+            TrainConfig(steps=300, batch_size=64, checkpoint_every=150, optimizer=OptimizerConfig(1e-3)), max_length=64
+        ),
+        rl=RlConfig(
+            TrainConfig(steps=60, batch_size=16, checkpoint_every=20, log_every=2,
+                        optimizer=OptimizerConfig(3e-4, schedule="constant")),
+            grpo=GrpoConfig(group=8, kl_coefficient=0.01), sampling=sampling, max_prompt=20, minibatches=2,
+        ),
+        evaluation=EvaluationConfig(batch_size=64, sampling=sampling),
+    )  # fmt: skip

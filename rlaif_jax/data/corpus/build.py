@@ -1,0 +1,165 @@
+"""The corpus: lists of rows for each stage, and the files that hold them."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import random
+from pathlib import Path
+from typing import Any
+
+from rlaif_jax.data.corpus.corrupt import flawed_response
+from rlaif_jax.data.corpus.flaws import RESPONSE_ONLY, applicable_flaws
+from rlaif_jax.data.corpus.gold import gold_flaws
+from rlaif_jax.data.corpus.requests import Request, sample_request
+from rlaif_jax.data.corpus.responses import good_response
+
+RESPONSE_ONLY_SHARE = 0.32
+SECOND_FLAW_SHARE = 0.12
+_TRIES = 200
+
+
+@dataclasses.dataclass(frozen=True)
+class CorpusSizes:
+    """Number of rows of each part; `sft_flaw_rate` is the share of SFT answers that carry a flaw."""
+
+    sft: int = 12000
+    pairs: int = 6000
+    labelled: int = 3000
+    rl_prompts: int = 2000
+    eval_prompts: int = 400
+    sft_flaw_rate: float = 0.5
+
+
+@dataclasses.dataclass(frozen=True)
+class Corpus:
+    """Rows as plain dicts, held-out ones apart; no held-out request text stands in a training part.
+
+    Attributes:
+      sft, sft_val: {"prompt", "response", "meta"}.
+      pairs, pairs_test: {"prompt", "chosen", "rejected", "meta"}.
+      labelled, labelled_val, labelled_test: {"prompt", "response", "label", "flaws", "meta"}.
+      prompts, eval_prompts: {"prompt", "meta"}.
+    """
+
+    sft: list[dict[str, Any]]
+    sft_val: list[dict[str, Any]]
+    pairs: list[dict[str, Any]]
+    pairs_test: list[dict[str, Any]]
+    labelled: list[dict[str, Any]]
+    labelled_val: list[dict[str, Any]]
+    labelled_test: list[dict[str, Any]]
+    prompts: list[dict[str, Any]]
+    eval_prompts: list[dict[str, Any]]
+
+
+FILES = {
+    "sft": "sft.jsonl", "sft_val": "sft_val.jsonl", "pairs": "pairs_train.jsonl", "pairs_test": "pairs_test.jsonl",
+    "labelled": "labelled_train.jsonl", "labelled_val": "labelled_val.jsonl", "labelled_test": "labelled_test.jsonl",
+    "prompts": "prompts.jsonl", "eval_prompts": "eval_prompts.jsonl",
+}  # fmt: skip
+
+
+def sample_flaw(rng: random.Random, request: Request) -> str:
+    """A flaw that fits the request; about a third of them can be seen without the request."""
+    weights = applicable_flaws(request)
+    only = {f: w for f, w in weights.items() if (f in RESPONSE_ONLY)}
+    relative = {f: w for f, w in weights.items() if f not in only}
+    pool = only if not relative or (only and rng.random() < RESPONSE_ONLY_SHARE) else relative
+    return rng.choices(list(pool), list(pool.values()))[0]
+
+
+def bad_response(rng: random.Random, request: Request, *, second: bool = False) -> str:
+    """An answer with a sampled flaw, or sometimes two where `second` is set."""
+    for _ in range(_TRIES):
+        flaw, extra = sample_flaw(rng, request), ""
+        if second and flaw not in RESPONSE_ONLY and rng.random() < SECOND_FLAW_SHARE:
+            extra = rng.choice([f for f in ("repetition", "garbled", "unfinished") if f in applicable_flaws(request)])
+        try:
+            return flawed_response(rng, request, flaw, extra)
+        except ValueError:
+            continue
+    raise ValueError(f"no flawed answer was found for the request {request}")
+
+
+def generate(seed: int, sizes: CorpusSizes | None = None) -> Corpus:
+    """The corpus of a seed; the same arguments give the same rows."""
+    sizes = sizes or CorpusSizes()
+    held_out: set[str] = set()
+    counts = {"pairs": sizes.pairs // 10, "val": sizes.labelled // 5, "test": sizes.labelled // 5, "sft": sizes.sft // 20}
+    requests = _Requests(random.Random(f"{seed}/requests"), held_out)
+    eval_requests = requests.fresh(sizes.eval_prompts)
+    pairs_test, val, test = (requests.fresh(counts[name]) for name in ("pairs", "val", "test"))
+    held_out.update(r.text for part in (eval_requests, pairs_test, val, test) for r in part)
+    labelled = requests.training(sizes.labelled - counts["val"] - counts["test"])
+    rngs = {name: random.Random(f"{seed}/{name}") for name in FILES}
+    return Corpus(
+        sft=_sft(rngs["sft"], requests.training(sizes.sft - counts["sft"]), sizes.sft_flaw_rate),
+        sft_val=_sft(rngs["sft_val"], requests.training(counts["sft"]), sizes.sft_flaw_rate),
+        pairs=_pairs(rngs["pairs"], requests.training(sizes.pairs - counts["pairs"])),
+        pairs_test=_pairs(rngs["pairs_test"], pairs_test),
+        labelled=_labelled(rngs["labelled"], labelled),
+        labelled_val=_labelled(rngs["labelled_val"], val),
+        labelled_test=_labelled(rngs["labelled_test"], test),
+        prompts=[_row(r) for r in requests.training(sizes.rl_prompts)],
+        eval_prompts=[_row(r) for r in eval_requests],
+    )
+
+
+def write(corpus: Corpus, folder: str | Path) -> None:
+    """Writes the parts as JSON lines (UTF-8), named as in `FILES`, into `folder`, which is made where it is missing."""
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    for part, name in FILES.items():
+        lines = (json.dumps(row, ensure_ascii=False) + "\n" for row in getattr(corpus, part))
+        (folder / name).write_text("".join(lines), encoding="utf-8")
+
+
+class _Requests:
+    """Draws requests: fresh ones, or training ones that avoid the texts of `held_out`."""
+
+    def __init__(self, rng: random.Random, held_out: set[str]):
+        self._rng, self._held_out, self._seen = rng, held_out, set()
+
+    def fresh(self, count: int) -> list[Request]:
+        """`count` requests with texts that were not drawn before."""
+        found = []
+        while len(found) < count:
+            request = sample_request(self._rng)
+            if request.text not in self._seen:
+                self._seen.add(request.text)
+                found.append(request)
+        return found
+
+    def training(self, count: int) -> list[Request]:
+        """`count` requests outside the held-out texts; texts may recur."""
+        found = []
+        while len(found) < count:
+            request = sample_request(self._rng)
+            if request.text not in self._held_out:
+                found.append(request)
+        return found
+
+
+def _row(request: Request, **columns: Any) -> dict[str, Any]:
+    return {"prompt": request.text, **columns, "meta": request.to_meta()}
+
+
+def _sft(rng: random.Random, requests: list[Request], flaw_rate: float) -> list[dict[str, Any]]:
+    return [
+        _row(r, response=bad_response(rng, r) if rng.random() < flaw_rate else good_response(rng, r)) for r in requests
+    ]
+
+
+def _pairs(rng: random.Random, requests: list[Request]) -> list[dict[str, Any]]:
+    return [_row(r, chosen=good_response(rng, r), rejected=bad_response(rng, r, second=True)) for r in requests]
+
+
+def _labelled(rng: random.Random, requests: list[Request]) -> list[dict[str, Any]]:
+    rows = []
+    for i, request in enumerate(requests):
+        response = good_response(rng, request) if i % 2 else bad_response(rng, request)
+        flaws = list(gold_flaws(request, response))
+        rows.append(_row(request, response=response, label=int(not flaws), flaws=flaws))
+    rng.shuffle(rows)
+    return rows

@@ -1,0 +1,93 @@
+"""`rlaif run --dry-run`: stages, models, mesh, memory per device and steps, without running anything."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+from rich.console import Console
+from rich.table import Table
+
+from rlaif_jax import pipeline
+from rlaif_jax.config import RunConfig, TrainConfig
+from rlaif_jax.data.tokenizer import Tokenizer
+from rlaif_jax.models import heads, transformer
+from rlaif_jax.models.model_config import ModelConfig, parameter_count
+from rlaif_jax.sharding import Placement, bytes_per_device, make_mesh
+
+
+@dataclasses.dataclass(frozen=True)
+class StagePlan:
+    """One row of the plan; memory is an estimate in bytes on one device."""
+
+    name: str
+    model: str
+    parameters: int
+    steps: str
+    memory: int
+
+
+def plan(cfg: RunConfig, place: Placement) -> list[StagePlan]:
+    """What each stage will run. Memory: parameters, gradients, AdamW moments, other models held, logits, cache."""
+    tokens = Tokenizer.load(cfg.tokenizer.path).vocab_size if cfg.tokenizer.path else cfg.tokenizer.vocab_size
+    model = cfg.model.with_vocab(tokens)
+    weights = _weight_bytes(model, place)
+    rows = []
+    for name in pipeline.stages(cfg):
+        train: TrainConfig | None = getattr(getattr(cfg, name, None), "train", None)
+        if train is None:
+            held = weights * 2 if name == "evaluate" else 0
+            rows.append(StagePlan(name, "policy, reward model" if held else "-", 0, "-", held))
+            continue
+        sequences, length = _shape(cfg, name)
+        memory = weights * 4 + _activation_bytes(model, sequences // train.accumulation, length, place)
+        if name == "rl":  # reference, reward model, and the cache of the rollout
+            memory += 2 * weights + _cache_bytes(model, train.batch_size * cfg.rl.grpo.group, length, place)
+        steps = f"{train.steps} x {train.batch_size}" + (f" x {cfg.rl.grpo.group}" if name == "rl" else "")
+        rows.append(StagePlan(name, _kind(name), parameter_count(model), steps, memory))
+    return rows
+
+
+def _kind(name: str) -> str:
+    return {"sft": "policy", "rl": "policy, reference, reward model"}.get(name, "scalar model")
+
+
+def _shape(cfg: RunConfig, stage: str) -> tuple[int, int]:
+    """(sequences, tokens of each) of one update."""
+    if stage == "sft":
+        return cfg.sft.train.batch_size, cfg.sft.max_length
+    if stage == "rl":
+        return cfg.rl.train.batch_size * cfg.rl.grpo.group // cfg.rl.minibatches, cfg.rl.max_prompt + cfg.rl.sampling.max_tokens
+    scalar = getattr(cfg, stage)
+    return scalar.train.batch_size * (2 if scalar.loss == "bradley_terry" else 1), scalar.max_length
+
+
+def _weight_bytes(model: ModelConfig, place: Placement) -> int:
+    abstract = jax.eval_shape(lambda: heads.init(model, jax.random.key(0)))["model"]
+    return bytes_per_device(transformer.logical_axes(model), abstract, dict(place.mesh.shape), place.rules)
+
+
+def _activation_bytes(model: ModelConfig, rows: int, length: int, place: Placement) -> int:
+    """Residuals between blocks, the inside of one block (all blocks without remat), and one chunk of float32 logits."""
+    rows = max(rows // place.row_shards, 1)
+    size = 2 if model.compute_dtype == "bfloat16" else 4
+    inside = rows * length * size * (4 * model.width + 3 * model.ffn) + 4 * rows * model.heads * length**2
+    logits = 3 * 4 * rows * min(length, model.logit_chunk) * model.vocab_size
+    return rows * length * model.width * size * model.layers + inside * (model.layers if model.remat == "none" else 1) + logits
+
+
+def _cache_bytes(model: ModelConfig, rows: int, length: int, place: Placement) -> int:
+    size = 2 if model.compute_dtype == "bfloat16" else 4
+    return 2 * model.layers * max(rows // place.row_shards, 1) * length * model.kv_heads * model.head_dim * size
+
+
+def print_plan(cfg: RunConfig, console: Console) -> None:
+    """The plan as a table."""
+    place = Placement(make_mesh(cfg.mesh))
+    shape = ", ".join(f"{k} {v}" for k, v in place.mesh.shape.items())
+    console.print(f"{cfg.name}: mesh {shape} on {jax.devices()[0].platform}; nothing is run")
+    table = Table("stage", "model", "parameters", "steps x batch", "memory per device (estimate)")
+    for row in plan(cfg, place):
+        parameters = f"{row.parameters:,}" if row.parameters else "-"
+        table.add_row(row.name, row.model, parameters, row.steps, f"{row.memory / 2**20:,.0f} MiB" if row.memory else "-")
+    console.print(table)
