@@ -20,16 +20,16 @@ def config() -> RunConfig:
     sampling = SamplingConfig(temperature=1.0, max_tokens=40)
     return RunConfig(
         name="greetings_demo",
-        tokenizer=TokenizerConfig(vocab_size=1536),
+        tokenizer=TokenizerConfig(vocab_size=2560),
         model=preset("tiny-1m"),
         sft=SftConfig(
-            TrainConfig(steps=500, batch_size=32, checkpoint_every=250, optimizer=OptimizerConfig(3e-3)), max_length=128
+            TrainConfig(steps=350, batch_size=64, checkpoint_every=350, optimizer=OptimizerConfig(3e-3)), max_length=64
         ),
         reward=RewardConfig(
-            TrainConfig(steps=300, batch_size=64, checkpoint_every=150, optimizer=OptimizerConfig(1e-3)), max_length=64
+            TrainConfig(steps=250, batch_size=48, checkpoint_every=125, optimizer=OptimizerConfig(1e-3)), max_length=56
         ),
         rl=RlConfig(
-            TrainConfig(steps=60, batch_size=16, checkpoint_every=20, log_every=2,
+            TrainConfig(steps=80, batch_size=16, checkpoint_every=20, log_every=2,
                         optimizer=OptimizerConfig(3e-4, schedule="constant")),
             grpo=GrpoConfig(group=8, kl_coefficient=0.01), sampling=sampling, max_prompt=20, minibatches=2,
         ),

@@ -126,7 +126,7 @@ def run_rl(x: Experiment) -> Mapping[str, Any]:
     model, axes, group = models.config, transformer.logical_axes(models.config), cfg.grpo.group
     train, held_out, facts = data.rl_prompts(cfg.eval_prompts)
     reference = models.policy("sft")
-    reward = with_unfinished_penalty(models.reward("reward"), cfg.unfinished_penalty)
+    reward = with_unfinished_penalty(models.reward("reward", cfg.train.batch_size * group), cfg.unfinished_penalty)
     sampler = make_sampler(
         model, axes, x.place, group=group, max_tokens=cfg.sampling.max_tokens, pad_id=models.tokenizer.pad_id
     )  # fmt: skip

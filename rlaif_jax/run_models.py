@@ -47,13 +47,13 @@ class RunModels:
             return jax.jit(self.fresh_policy, out_shardings=shardings)()
         return self._restore(stage, self._train(stage), abstract_like(abstract, shardings))
 
-    def reward(self, stage: str) -> RewardFn:
-        """The reward function of the stage "reward" or "grader"."""
+    def reward(self, stage: str, batch_size: int) -> RewardFn:
+        """The reward function of the stage "reward" or "grader", scoring `batch_size` rows at a time."""
         cfg: RewardConfig = getattr(self._x.cfg, stage)
         abstract = jax.eval_shape(lambda: heads.init(self.config, jax.random.key(0)))
         shardings = self._x.place.tree(heads.logical_axes(self.config), abstract)
         params = self._restore(stage, cfg.train, abstract_like(abstract, shardings))
-        return make_reward_model(params, self.config, self.tokenizer, cfg.max_length, self._x.place)
+        return make_reward_model(params, self.config, self.tokenizer, cfg.max_length, self._x.place, batch_size)
 
     def selected(self, stage: str, train: TrainConfig) -> dict[str, Any]:
         """The checkpoint that the stage hands on: its step and held-out metrics."""

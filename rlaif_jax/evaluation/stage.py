@@ -1,3 +1,173 @@
-"""The evaluation stage: answers of base, SFT and RL to the same held-out prompts, scored."""
-def run_evaluate(x): raise SystemExit
-def run_report(x): raise SystemExit
+"""The evaluation stages: every system answers the same held-out prompts, every grader scores the answers."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import platform
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from rich.progress import track
+from rich.table import Table as ConsoleTable
+
+from rlaif_jax.config import RewardConfig
+from rlaif_jax.data import corpus, pipelines
+from rlaif_jax.data.records import LabelledResponse, Prompt
+from rlaif_jax.data.run_data import RunData
+from rlaif_jax.evaluation import agreement
+from rlaif_jax.evaluation.compare import Sample, System, figures
+from rlaif_jax.evaluation.report import Curve, Report, Table, write_report
+from rlaif_jax.experiment import Experiment, write_json
+from rlaif_jax.metrics import read_metrics
+from rlaif_jax.models import transformer
+from rlaif_jax.models.model_config import parameter_count
+from rlaif_jax.rewards.base import Exchange, RewardFn
+from rlaif_jax.run_models import RunModels
+from rlaif_jax.sampling.filters import traced
+from rlaif_jax.sampling.rollout import make_sampler
+from rlaif_jax.trainers.rl import to_exchanges
+
+SYSTEMS = {"base": "the weights that SFT started from", "sft": "after supervised fine-tuning", "rl": "after GRPO"}
+
+
+def run_evaluate(x: Experiment) -> Mapping[str, Any]:
+    """Writes samples_<system>.json for base, SFT and RL, and graders.json: how far each grader can be trusted."""
+    x.require("sft", "reward", "rl", *(["grader"] if x.cfg.grader else []))
+    data, models, cfg = RunData(x), RunModels(x), x.cfg.evaluation
+    prompts = data.eval_prompts()
+    graders = {"reward": models.reward("reward", cfg.batch_size)}
+    if x.cfg.grader:
+        graders["grader"] = models.reward("grader", cfg.batch_size)
+    sampler = make_sampler(
+        models.config, transformer.logical_axes(models.config), x.place, group=1, max_tokens=cfg.sampling.max_tokens,
+        pad_id=models.tokenizer.pad_id,
+    )  # fmt: skip
+    answered = 0
+    for name in SYSTEMS:
+        samples = _answers(x, models, sampler, name, prompts, graders)
+        answered = len(samples)
+        write_json(x.folder("evaluate") / f"samples_{name}.json", [dataclasses.asdict(s) for s in samples])
+    write_json(x.folder("evaluate") / "graders.json", _grader_quality(x, data, graders))
+    return {"prompts": answered}
+
+
+def _answers(
+    x: Experiment, models: RunModels, sampler, name: str, prompts: Sequence[Prompt], graders: Mapping[str, RewardFn]
+) -> list[Sample]:
+    """One sampled answer per prompt, scored; the same random numbers for every system."""
+    cfg, params, samples = x.cfg.evaluation, models.policy(name), []
+    rows = pipelines.prompt_rows(prompts, models.tokenizer, x.cfg.rl.max_prompt)[0]
+    batches = list(pipelines.eval_batches(rows, cfg.batch_size))
+    sampling = traced(cfg.sampling, models.tokenizer.eos_ids)
+    for number, batch in enumerate(track(batches, f"evaluate {name}", console=x.console, transient=True)):
+        decoded = sampler(params, batch["tokens"], batch["segment_ids"], x.cfg.seed + 11, number, sampling)
+        records = [prompts[int(r)] for r in batch["row"]]
+        exchanges, host = to_exchanges(decoded, records, 1, models.tokenizer)
+        results = {grader: reward(exchanges) for grader, reward in graders.items()}
+        for i in np.flatnonzero(batch["row_mask"]):
+            scores = {g: float(r.values[i]) if r.valid[i] else None for g, r in results.items()}
+            if "grader" in scores and scores["grader"] is not None:
+                scores["grader"] = float(scores["grader"] > 0)
+            scores = _gold(records[i], exchanges[i]) | scores
+            tokens = int(host.mask[i].sum())
+            samples.append(Sample(records[i].prompt, exchanges[i].response, tokens, exchanges[i].finished, scores))
+    return samples
+
+
+def _gold(record: Prompt, exchange: Exchange) -> dict[str, float | None]:
+    """Verdicts of the corpus's gold scorer, where the prompt comes from it."""
+    if "occasion" not in record.meta:
+        return {}
+    request = corpus.Request.from_meta(record.meta)
+    compliant = corpus.is_compliant(request, exchange.response)
+    excellent = exchange.finished and corpus.is_excellent(request, exchange.response)
+    return {"excellent": float(excellent), "compliance": None if compliant is None else float(compliant)}
+
+
+def _grader_quality(x: Experiment, data: RunData, graders: Mapping[str, RewardFn]) -> dict[str, dict[str, float]]:
+    """Agreement of each grader with the held-out labels (rows that stand in training files left out)."""
+    out: dict[str, dict[str, float]] = {}
+    if not x.cfg.data.labelled.path:
+        return out
+    held_out: list[LabelledResponse] = data.labelled()[1]
+    labels = np.array([r.label for r in held_out])
+    for name, reward in graders.items():
+        result = reward([Exchange(r.prompt, r.response, True, r.system) for r in held_out])
+        scores, known = result.values[result.valid], labels[result.valid]
+        # A Bradley-Terry score has no zero point of its own: its threshold is the median of the scores.
+        config: RewardConfig = getattr(x.cfg, name)
+        predicted = (scores > (0.0 if config.loss == "binary" else np.median(scores))).astype(int)
+        out[name] = {
+            "n": len(known), "auc": agreement.auc(scores, known), "accuracy": agreement.accuracy(predicted, known),
+            "balanced_accuracy": agreement.balanced_accuracy(predicted, known),
+            "kappa": agreement.cohen_kappa(predicted, known),
+        }  # fmt: skip
+    return out
+
+
+def load_systems(folder: Path) -> tuple[System, ...]:
+    """The systems that `run_evaluate` wrote."""
+    systems = []
+    for name, description in SYSTEMS.items():
+        rows = json.loads((folder / f"samples_{name}.json").read_text(encoding="utf-8"))
+        systems.append(System(name, description, tuple(Sample(**row) for row in rows)))
+    return tuple(systems)
+
+
+def run_report(x: Experiment) -> Mapping[str, Any]:
+    """Writes report.html, report.md and report.json and prints the comparison."""
+    x.require("evaluate")
+    systems = load_systems(x.folder("evaluate"))
+    quality = json.loads((x.folder("evaluate") / "graders.json").read_text(encoding="utf-8"))
+    tables = []
+    if quality:
+        columns = ("grader", *next(iter(quality.values())))
+        rows = tuple((name, *(f"{v:.3f}" if isinstance(v, float) else str(v) for v in q.values())) for name, q in quality.items())
+        tables.append(Table("Graders against held-out labels", columns, rows))
+    trained = [s for s in ("sft", "reward", "grader", "rl") if x.is_done(s)]
+    curves = {s: _curves(x.folder(s) / "metrics.jsonl") for s in trained}
+    report = Report(f"{x.cfg.name}: base, SFT and RL on the same prompts", systems, curves, tuple(tables), _facts(x, trained))
+    paths = write_report(x.folder("report"), report)
+    x.console.print(console_table(systems))
+    x.console.print(f"report: {paths.html}", soft_wrap=True)
+    return {"html": str(paths.html)}
+
+
+def _curves(path: Path) -> tuple[Curve, ...]:
+    rows = read_metrics(path)
+    wanted = ("loss", "eval/loss", "accuracy", "eval/accuracy", "reward", "eval/reward", "kl", "entropy", "length_tokens")
+    curves = []
+    for name in wanted:
+        points = [(r["step"], r[name]) for r in rows if r.get(name) is not None]
+        if points:
+            curves.append(Curve(name, tuple(p[0] for p in points), tuple(p[1] for p in points)))
+    return tuple(curves)
+
+
+def _facts(x: Experiment, trained: Sequence[str]) -> dict[str, str]:
+    models = RunModels(x)
+    seconds = {s: x.facts(s)["seconds"] for s in ("tokenizer", *trained, "evaluate")}
+    return {
+        "policy": f"{parameter_count(models.config):,} parameters, {models.config.layers} layers",
+        "seed": str(x.cfg.seed),
+        "mesh": str(dict(x.place.mesh.shape)),
+        "sampling in the evaluation": str(x.cfg.evaluation.sampling),
+        "seconds per stage": ", ".join(f"{k} {v:.0f}" for k, v in seconds.items()),
+        "software": f"jax {jax.__version__}, Python {platform.python_version()}, {jax.devices()[0].platform}",
+    }
+
+
+def console_table(systems: Sequence[System]) -> ConsoleTable:
+    """The comparison for the terminal."""
+    all_figures = {s.name: figures(s) for s in systems}
+    table = ConsoleTable("metric", *all_figures)
+    for metric in next(iter(all_figures.values())):
+        cells = []
+        for f in (figs[metric] for figs in all_figures.values()):
+            cells.append("-" if f.value is None else f"{f.value:.3f} [{f.low:.3f}, {f.high:.3f}]")
+        table.add_row(metric, *cells)
+    return table

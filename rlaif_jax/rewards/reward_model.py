@@ -33,7 +33,7 @@ def encode_exchanges(exchanges: Sequence[Exchange], tokenizer: Tokenizer, max_le
 
 
 def make_reward_model(
-    params: Any, cfg: ModelConfig, tokenizer: Tokenizer, max_length: int, place: Placement, batch_size: int = 256
+    params: Any, cfg: ModelConfig, tokenizer: Tokenizer, max_length: int, place: Placement, batch_size: int
 ) -> RewardFn:
     """The reward function of a scalar model; scores are computed `batch_size` rows at a time in one compiled shape."""
 

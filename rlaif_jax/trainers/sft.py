@@ -25,11 +25,11 @@ def sft_loss(
     to be predicted (from the one before it).
     """
     hidden = transformer.forward(params, cfg, batch["tokens"], batch["segment_ids"], batch["positions"], place)
-    logp, entropy = transformer.logprobs(params, cfg, hidden[:, :-1], batch["tokens"][:, 1:])
+    logp, _ = transformer.logprobs(params, cfg, hidden[:, :-1], batch["tokens"][:, 1:])
     mask = batch["loss_mask"][:, 1:]
     # "tokens" counts the real tokens read (response and prompt), for throughput.
     tokens = Mean(jnp.sum(batch["segment_ids"] > 0).astype(jnp.float32), jnp.float32(1.0))
-    return mean_of(-logp, mask), {"entropy": mean_of(entropy, mask), "tokens": tokens}
+    return mean_of(-logp, mask), {"tokens": tokens}
 
 
 def make_step(update: Callable[[TrainState, dict], tuple[TrainState, dict]], place: Placement) -> StepFn:

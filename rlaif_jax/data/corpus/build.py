@@ -63,7 +63,7 @@ FILES = {
 def sample_flaw(rng: random.Random, request: Request) -> str:
     """A flaw that fits the request; about a third of them can be seen without the request."""
     weights = applicable_flaws(request)
-    only = {f: w for f, w in weights.items() if (f in RESPONSE_ONLY)}
+    only = {f: w for f, w in weights.items() if f in RESPONSE_ONLY}
     relative = {f: w for f, w in weights.items() if f not in only}
     pool = only if not relative or (only and rng.random() < RESPONSE_ONLY_SHARE) else relative
     return rng.choices(list(pool), list(pool.values()))[0]
@@ -86,22 +86,23 @@ def generate(seed: int, sizes: CorpusSizes | None = None) -> Corpus:
     """The corpus of a seed; the same arguments give the same rows."""
     sizes = sizes or CorpusSizes()
     held_out: set[str] = set()
-    counts = {"pairs": sizes.pairs // 10, "val": sizes.labelled // 5, "test": sizes.labelled // 5, "sft": sizes.sft // 20}
+    fifth = sizes.labelled // 5
+    counts = {"pairs": sizes.pairs // 10, "val": fifth, "test": fifth, "sft": sizes.sft // 20}
     requests = _Requests(random.Random(f"{seed}/requests"), held_out)
     eval_requests = requests.fresh(sizes.eval_prompts)
-    pairs_test, val, test = (requests.fresh(counts[name]) for name in ("pairs", "val", "test"))
-    held_out.update(r.text for part in (eval_requests, pairs_test, val, test) for r in part)
-    labelled = requests.training(sizes.labelled - counts["val"] - counts["test"])
+    pairs_test, val, test, sft_val = (requests.fresh(counts[name]) for name in ("pairs", "val", "test", "sft"))
+    held_out.update(r.text for part in (eval_requests, pairs_test, val, test, sft_val) for r in part)
+    labelled = requests.training(sizes.labelled - 2 * fifth)
     rngs = {name: random.Random(f"{seed}/{name}") for name in FILES}
     return Corpus(
         sft=_sft(rngs["sft"], requests.training(sizes.sft - counts["sft"]), sizes.sft_flaw_rate),
-        sft_val=_sft(rngs["sft_val"], requests.training(counts["sft"]), sizes.sft_flaw_rate),
+        sft_val=_sft(rngs["sft_val"], sft_val, sizes.sft_flaw_rate),
         pairs=_pairs(rngs["pairs"], requests.training(sizes.pairs - counts["pairs"])),
         pairs_test=_pairs(rngs["pairs_test"], pairs_test),
         labelled=_labelled(rngs["labelled"], labelled),
         labelled_val=_labelled(rngs["labelled_val"], val),
         labelled_test=_labelled(rngs["labelled_test"], test),
-        prompts=[_row(r) for r in requests.training(sizes.rl_prompts)],
+        prompts=[_row(r) for r in requests.fresh(sizes.rl_prompts)],
         eval_prompts=[_row(r) for r in eval_requests],
     )
 

@@ -11,8 +11,8 @@ import random
 
 from rlaif_jax.data.corpus.flaws import FLAWS, applicable_flaws, other_occasions, other_recipients, taboo_topics
 from rlaif_jax.data.corpus.gold import count_chars, gold_flaws
-from rlaif_jax.data.corpus.phrases import canonical, roles
 from rlaif_jax.data.corpus.occasions import OCCASIONS
+from rlaif_jax.data.corpus.phrases import canonical, roles
 from rlaif_jax.data.corpus.recipients import (
     ADVERTS,
     CLICHES,
@@ -49,7 +49,7 @@ def flawed_response(rng: random.Random, request: Request, flaw: str, second: str
         else:
             plan = _edit_plan(rng, request, make_plan(rng, request, Style()), flaw)
         plan = _edit_plan(rng, request, plan, second)
-        text = _edit_text(rng, _edit_text(rng, render(rng, plan), flaw), second)
+        text = _edit_text(rng, request, _edit_text(rng, request, render(rng, plan), flaw), second)
         found = gold_flaws(request, text)
         if found == wanted and acceptable_size(text):
             return text
@@ -129,7 +129,7 @@ def _edit_plan(rng: random.Random, request: Request, plan: Plan, flaw: str) -> P
         texts = rng.sample(lines, min(len(places), len(lines)))
         swaps = {i: Piece("cliche", speak(rng, t, say)) for i, t in zip(places, texts, strict=False)}
     elif flaw == "empty_template":
-        spare = [w for w in (*row.wishes, *row.openings)]
+        spare = (*row.wishes, *row.openings)
         places = [i for i in body if pieces[i].kind == "image"]
         swaps = {i: Piece("wish", speak(rng, t, say)) for i, t in zip(places, rng.sample(spare, 3), strict=False)}
     elif flaw == "no_wish":
@@ -159,10 +159,11 @@ def _rebuilt(plan: Plan, pieces: list[Piece]) -> Plan:
     return items
 
 
-def _edit_text(rng: random.Random, text: str, flaw: str) -> str:
+def _edit_text(rng: random.Random, request: Request, text: str, flaw: str) -> str:
     """The text with a flaw that breaks its clauses."""
     if flaw == "unfinished":
-        return text[: -rng.randint(2, 6)]
+        counted = request.constraint and request.constraint[0] == "chars"
+        return text[: -1 if counted else -rng.randint(2, 6)]
     if flaw != "garbled":
         return text
     spans, start = [], 0

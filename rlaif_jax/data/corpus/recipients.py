@@ -47,9 +47,9 @@ GROUP_WISHES: dict[str, tuple[str, ...]] = {
                "愿{你}与我们越走越近"),
     "neighbour": ("谢{你}平日里的照应", "愿{你}家门和睦灯火可亲", "愿我们守望相助常来常往", "愿{你}推窗见暖开门迎喜",
                   "愿{你}与左邻右舍常欢聚"),
-    "colleague": ("愿{你}方案顺利不再加班", "愿{你}咖啡常热灵感常来", "谢{你}与我并肩赶过的夜", "愿{你}会议变短下班变早",
-                  "愿{你}的表格从不出错"),
-    "friend": ("愿我们的情谊越久越香", "愿{你}有酒有诗有远方", "愿{你}永远少年气十足", "愿{你}想我时我就在身边",
+    "colleague": ("愿{你}方案顺利不再加班", "愿{你}咖啡常热灵感常来", "谢{你}与我并肩赶过的夜",
+                  "愿{你}会议变短下班变早", "愿{你}的表格从不出错"),
+    "friend": ("愿我们的情谊越久越香", "愿{你}有书有诗有远方", "愿{你}永远少年气十足", "愿{你}想我时我就在身边",
                "愿{你}和我一起疯到老"),
     "lover": ("愿与{你}共赴每个黄昏", "余生的路牵着{你}慢慢走", "{你}是我心底最软的月光", "愿{你}的梦里都有我",
               "愿{你}永远赖在我怀里"),
@@ -129,8 +129,8 @@ TOPICS: dict[str, Topic] = {
                   "高考 儿童节 毕业 升学 满月", "怕变老的", "parent colleague friend lover", "高考 儿童节 毕业 升学"),
     "play": _topic("书本先丢到一边去 今晚玩到天亮才睡 愿{你}再不用早起背书", "child sibling friend", "高考 康复",
                    "正备考的", "child sibling friend", "高考 毕业 升学 结婚 满月 开业"),
-    "money": _topic("记得请我吃顿大餐 红包要包个大的 这回该轮到{你}请客", "colleague friend sibling neighbour", "康复 高考",
-                    "手头紧的", "colleague friend sibling", "开业 高考"),
+    "money": _topic("记得请我吃顿大餐 红包要包个大的 这回该轮到{你}请客", "colleague friend sibling neighbour",
+                    "康复 高考", "手头紧的", "colleague friend sibling", "开业 高考"),
 }  # fmt: skip
 RELATIONS: dict[str, str] = {topic.relation: name for name, topic in TOPICS.items()}
 
@@ -156,7 +156,7 @@ def fits(recipient: str, occasion: str) -> bool:
 
 
 def tones_of(recipient: str) -> tuple[str, ...]:
-    """The tones that a request for this recipient may ask for: one does not joke with a client, nor is stiff to a child."""
+    """Tones that a request for this recipient may ask for: one does not joke with a client, nor is stiff to a child."""
     group = group_of(recipient)
     if group in FIXED_FORMAL:
         return ("", "敬语", "文艺")

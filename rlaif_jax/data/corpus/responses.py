@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import random
+from collections.abc import Callable
 
 from rlaif_jax.data.corpus.gold import closings_for, count_chars, is_excellent, may_say
 from rlaif_jax.data.corpus.occasions import OCCASIONS
@@ -81,7 +82,7 @@ def render(rng: random.Random, plan: Plan) -> str:
         end = "。" if len(plan) > 1 or rng.random() < 0.75 else "！"
         text = ""
         for i, piece in enumerate(pieces):
-            # An exclamation mark within the text stands after a leading opening only: no good text has a good beginning.
+            # Within the text "！" stands after a leading opening only, so that no good text begins with a shorter one.
             early = piece.kind == "opening" and all(p.kind == "address" for p in pieces[:i])
             text += piece.text
             text += end if i == len(pieces) - 1 else "！" if early and rng.random() < 0.6 else "，"
@@ -163,7 +164,9 @@ def _wishes(rng: random.Random, request: Request, style: Style, both: bool) -> l
     return [group] if rng.random() < 0.25 else [own]
 
 
-def _extras(rng: random.Random, request: Request, style: Style, chance) -> list[Piece]:
+def _extras(
+    rng: random.Random, request: Request, style: Style, chance: Callable[[float], bool]
+) -> list[Piece]:
     """A touchy topic that is harmless here, one stock line at most, and a closing in the tone."""
     pieces = []
     topics = [style.topic] if style.topic else [t for t in TOPICS if may_say(request, t)]

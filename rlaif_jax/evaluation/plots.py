@@ -1,0 +1,211 @@
+"""Plots of a report as SVG text. Figure objects only: no pyplot, no global state; matplotlib is imported on use."""
+
+from __future__ import annotations
+
+import io
+import math
+import unicodedata
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from rlaif_jax.evaluation.scores import Figure
+
+COLOURS = ("#8d949e", "#3f83c9", "#e0722f", "#3e9b63", "#9566b8", "#c2a028")
+INK = "#7d838c"  # legible on white and on near-black, for the background is left transparent
+CJK_FAMILIES = (
+    "noto sans cjk sc", "noto sans sc", "source han sans sc", "source han sans cn", "pingfang sc", "microsoft yahei",
+    "wenquanyi micro hei", "wenquanyi zen hei", "hiragino sans gb", "heiti sc", "simhei", "noto sans cjk jp",
+    "noto serif cjk sc", "simsun", "arial unicode ms",
+)  # fmt: skip
+_CJK_FILES = ("notosanscjk", "notosanssc", "sourcehansans", "wqy-microhei", "wqy-zenhei", "pingfang", "msyh", "simhei")
+MAX_POINTS = 400  # of a curve; longer ones are thinned by averaging neighbours
+
+
+@dataclass(frozen=True)
+class Curve:
+    """One line of a learning curve. steps and values have the same length; None and NaN values show as gaps."""
+
+    name: str
+    steps: Sequence[float]
+    values: Sequence[float | None]
+    ylabel: str = ""
+
+    def __post_init__(self) -> None:
+        if len(self.steps) != len(self.values):
+            raise ValueError(f"curve {self.name!r}: {len(self.steps)} steps but {len(self.values)} values")
+
+    @property
+    def points(self) -> list[tuple[float, float]]:
+        """(step, value) with NaN for a gap."""
+        pairs = zip(self.steps, self.values, strict=True)
+        return [(float(s), float(v) if v is not None and math.isfinite(v) else math.nan) for s, v in pairs]
+
+
+@dataclass(frozen=True)
+class Plot:
+    """An SVG document with transparent background, and text for readers who can't see it."""
+
+    svg: str
+    alt: str
+
+
+def has_cjk(text: str) -> bool:
+    """Whether some character needs a Chinese, Japanese or Korean font."""
+    return any(unicodedata.east_asian_width(c) in "WF" or "\u2e80" <= c <= "\u9fff" for c in text)
+
+
+@cache
+def cjk_font() -> Path | None:
+    """A font file with Chinese glyphs on this machine, or None. Looked up once: fonts don't change during a run."""
+    from matplotlib import font_manager
+
+    known = {entry.name.lower(): Path(entry.fname) for entry in font_manager.fontManager.ttflist}
+    for family in CJK_FAMILIES:
+        if family in known and known[family].exists():
+            return known[family]
+    # matplotlib caches its list of fonts: one installed later is found by its file's name only
+    files = sorted(font_manager.findSystemFonts())
+    return next((Path(f) for f in files if Path(f).name.lower().startswith(_CJK_FILES)), None)
+
+
+def plot_label(text: str, fallback: str, font: Path | None) -> str:
+    """text, or the ASCII fallback where its glyphs would be empty boxes."""
+    return fallback if has_cjk(text) and font is None else text
+
+
+def bar_plot(names: Sequence[str], panels: Mapping[str, Sequence[Figure]], percent: Sequence[bool]) -> Plot:
+    """Bars with 95 % error bars, one panel per metric (title -> a figure per system), one colour per system.
+
+    percent: for each panel whether its values are shares, drawn on 0-100 %. A metric without value shows no bar.
+    """
+    font = cjk_font() if has_cjk("".join((*names, *panels))) else None
+    labels = [plot_label(name, f"system {i + 1}", font) for i, name in enumerate(names)]
+    columns = min(len(panels), 4)
+    rows = -(-len(panels) // columns)
+    canvas, axes = _grid(rows, columns, len(panels), (2.75, 2.5))
+    for i, (ax, (title, values)) in enumerate(zip(axes, panels.items(), strict=True)):
+        scale = 100.0 if percent[i] else 1.0
+        for x, figure in enumerate(values):
+            _bar(ax, x, figure, scale, COLOURS[x % len(COLOURS)])
+        if percent[i]:
+            ax.set_ylim(0, 112)
+            ax.set_yticks([0, 25, 50, 75, 100], ["0 %", "25", "50", "75", "100"])
+        else:
+            ax.margins(y=0.2)
+            ax.axhline(0, color=INK, linewidth=0.8)
+        ax.set_xlim(-0.6, len(names) - 0.4)
+        ax.set_xticks(range(len(names)), labels)
+        ax.tick_params(axis="x", length=0)
+        _title(ax, plot_label(title, f"metric {i + 1}", font))
+    _dress(axes, font)
+    return Plot(_svg(canvas), "Bars with 95 % intervals: " + ", ".join(panels))
+
+
+def _bar(ax: Any, x: int, figure: Figure, scale: float, colour: str) -> None:
+    if figure.value is None:
+        ax.annotate("n/a", (x, 0), ha="center", va="bottom", color=INK, fontsize=8)
+        return
+    height, top = figure.value * scale, figure.value * scale
+    ax.bar(x, height, width=0.62, color=colour)
+    if figure.has_interval:
+        top = max(top, figure.high * scale)
+        errors = [[max(0.0, height - figure.low * scale)], [max(0.0, figure.high * scale - height)]]
+        ax.errorbar(x, height, yerr=errors, color=INK, capsize=3, linewidth=1.2)
+    text = f"{height:.1f}" if scale == 100 or abs(height) >= 10 else f"{height:.2f}"
+    ax.annotate(text, (x, max(top, 0.0)), xytext=(0, 2), textcoords="offset points", ha="center", fontsize=8, color=INK)
+
+
+def curve_plot(stage: str, curves: Sequence[Curve]) -> Plot | None:
+    """Small multiples: one panel per curve, raw values faint with their running mean on top; None without a value."""
+    drawn = [c for c in curves if any(math.isfinite(v) for _, v in c.points)]
+    if not drawn:
+        return None
+    font = cjk_font() if has_cjk("".join(c.name + c.ylabel for c in drawn)) else None
+    columns = min(len(drawn), 4)
+    canvas, axes = _grid(-(-len(drawn) // columns), columns, len(drawn), (2.75, 2.1))
+    for i, (ax, curve) in enumerate(zip(axes, drawn, strict=True)):
+        points = thinned(curve.points)
+        steps, values = [s for s, _ in points], [v for _, v in points]
+        many = len(points) > 40
+        marker = "." if len(points) <= 20 else None
+        ax.plot(steps, values, color=COLOURS[1], alpha=0.3 if many else 1.0, linewidth=1.2, marker=marker)
+        if many:
+            ax.plot(steps, running_mean(values, len(points) // 20), color=COLOURS[1], linewidth=1.6)
+        ax.margins(x=0.03, y=0.08)
+        ax.grid(axis="y", color=INK, alpha=0.2, linewidth=0.6)
+        if curve.ylabel:
+            ax.set_ylabel(plot_label(curve.ylabel, "", font), parse_math=False)
+        ax.set_xlabel("step")
+        _title(ax, plot_label(curve.name, f"curve {i + 1}", font))
+    _dress(axes, font)
+    return Plot(_svg(canvas), f"Learning curves of {stage}: " + ", ".join(c.name for c in drawn))
+
+
+def thinned(points: Sequence[tuple[float, float]], limit: int = MAX_POINTS) -> list[tuple[float, float]]:
+    """At most `limit` points: means of neighbours (gaps left out of them); unchanged if there are few enough."""
+    size = -(-len(points) // limit)
+    if size <= 1:
+        return list(points)
+    blocks = [points[i : i + size] for i in range(0, len(points), size)]
+    return [(sum(s for s, _ in b) / len(b), _mean([v for _, v in b])) for b in blocks]
+
+
+def running_mean(values: Sequence[float], half: int) -> list[float]:
+    """Centred mean over 2 * half + 1 values, fewer at the ends; a gap stays a gap."""
+    near = (values[max(0, i - half) : i + half + 1] for i in range(len(values)))
+    return [_mean(part) if math.isfinite(v) else math.nan for v, part in zip(values, near, strict=True)]
+
+
+def _mean(values: Sequence[float]) -> float:
+    known = [v for v in values if math.isfinite(v)]
+    return sum(known) / len(known) if known else math.nan
+
+
+def _grid(rows: int, columns: int, used: int, size: tuple[float, float]) -> tuple[Any, list[Any]]:
+    """A Figure and its first `used` axes; size is inches per panel."""
+    from matplotlib.figure import Figure as Canvas
+
+    canvas = Canvas(figsize=(columns * size[0], rows * size[1]), layout="constrained")
+    canvas.patch.set_alpha(0)
+    return canvas, [canvas.add_subplot(rows, columns, i + 1) for i in range(used)]
+
+
+def _title(ax: Any, text: str) -> None:
+    ax.set_title(text, fontsize=9.5, parse_math=False)
+
+
+def _dress(axes: Sequence[Any], font: Path | None) -> None:
+    """One ink, no box; the CJK font on every text where one is asked for."""
+    from matplotlib.text import Text
+
+    for ax in axes:
+        ax.patch.set_alpha(0)
+        ax.spines[["top", "right"]].set_visible(False)
+        ax.spines[["left", "bottom"]].set_color(INK)
+        ax.tick_params(labelsize=8, color=INK, labelcolor=INK)
+        ax.xaxis.label.set(color=INK, fontsize=8)
+        ax.yaxis.label.set(color=INK, fontsize=8)
+        ax.title.set_color(INK)
+        for text in ax.findobj(Text):
+            text.set_parse_math(False)  # a "$" in a name is a dollar, not mathematics
+            if font is not None and has_cjk(text.get_text()):
+                text.set_fontproperties(_sized(font, text.get_fontsize()))
+
+
+def _sized(font: Path, size: float) -> Any:
+    from matplotlib.font_manager import FontProperties
+
+    return FontProperties(fname=str(font), size=size)
+
+
+def _svg(canvas: Any) -> str:
+    from matplotlib.backends.backend_svg import FigureCanvasSVG
+
+    FigureCanvasSVG(canvas)
+    buffer = io.StringIO()
+    canvas.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
+    text = buffer.getvalue()
+    return text[text.index("<svg") :]
