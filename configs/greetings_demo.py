@@ -8,7 +8,7 @@ fits a request, and GRPO moves the policy there.
 
 from rlaif_jax.algorithms.grpo import GrpoConfig
 from rlaif_jax.config import (
-    EvaluationConfig, RewardConfig, RlConfig, RunConfig, SftConfig, TokenizerConfig, TrainConfig,
+    CorpusConfig, DataConfig, EvaluationConfig, RewardConfig, RlConfig, RunConfig, SftConfig, TokenizerConfig, TrainConfig,
 )  # fmt: skip
 from rlaif_jax.models.model_config import preset
 from rlaif_jax.sampling.filters import SamplingConfig
@@ -20,6 +20,7 @@ def config() -> RunConfig:
     sampling = SamplingConfig(temperature=1.0, max_tokens=40)
     return RunConfig(
         name="greetings_demo",
+        data=DataConfig(corpus=CorpusConfig(pairs=13000)),
         tokenizer=TokenizerConfig(vocab_size=2560),
         model=preset("tiny-1m"),
         sft=SftConfig(
@@ -30,8 +31,8 @@ def config() -> RunConfig:
         ),
         rl=RlConfig(
             TrainConfig(steps=80, batch_size=16, checkpoint_every=20, log_every=2,
-                        optimizer=OptimizerConfig(3e-4, schedule="constant")),
-            grpo=GrpoConfig(group=8, kl_coefficient=0.01), sampling=sampling, max_prompt=20, minibatches=2,
+                        optimizer=OptimizerConfig(1e-4, schedule="constant")),
+            grpo=GrpoConfig(group=8, kl_coefficient=0.05), sampling=sampling, max_prompt=20, minibatches=2,
         ),
         evaluation=EvaluationConfig(batch_size=64, sampling=sampling),
     )  # fmt: skip

@@ -1,0 +1,27 @@
+"""Eight virtual CPU devices for every test: the mesh tests need them, single-device tests use the first."""
+
+import os
+
+os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+
+import jax
+import pytest
+
+from rlaif_jax.models.model_config import ModelConfig
+from rlaif_jax.sharding import MeshConfig, Placement, make_mesh
+
+
+@pytest.fixture
+def one_device() -> Placement:
+    return Placement(make_mesh(MeshConfig(), jax.devices()[:1]))
+
+
+@pytest.fixture
+def eight_devices() -> Placement:
+    return Placement(make_mesh(MeshConfig(data=2, fsdp=2, tensor=2), jax.devices()[:8]))
+
+
+@pytest.fixture
+def small_model() -> ModelConfig:
+    return ModelConfig(vocab_size=128, width=32, ffn=64, layers=2, heads=4, kv_heads=2, head_dim=8)

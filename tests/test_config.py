@@ -1,0 +1,76 @@
+"""Config files, overrides and what is refused; the layers of the package."""
+
+import ast
+import json
+from pathlib import Path
+
+import pytest
+
+from rlaif_jax.cli import main
+from rlaif_jax.config import RunConfig, from_dict, load_config, override, to_dict
+from rlaif_jax.errors import UserError
+
+ROOT = Path(__file__).parents[1]
+
+
+def test_overrides_are_typed():
+    cfg = override(override(RunConfig(), "sft.train.optimizer.learning_rate=3e-4"), "sft.packing=false")
+    assert cfg.sft.train.optimizer.learning_rate == 3e-4 and cfg.sft.packing is False
+    assert override(RunConfig(), "data.root=123").data.root == "123"
+    assert override(RunConfig(), 'data.sft.columns={"prompt": "q"}').data.sft.columns == {"prompt": "q"}
+
+
+@pytest.mark.parametrize(
+    ("item", "message"),
+    [
+        ("sft.train.stepz=3", "did you mean 'steps'"),
+        ("sft.train.steps=3.5", "expected int, found 3.5"),
+        ("sft.train.steps=many", "expected int"),
+        ("sft.train.steps=0", "at least 1"),
+        ("name.x=3", "has no fields"),
+        ("seed", "expected field=value"),
+        ("rl.grpo.kl_estimator=k1", "k2, k3"),
+    ],
+)
+def test_mistakes_are_named(item, message):
+    with pytest.raises(UserError, match=message):
+        override(RunConfig(), item)
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("[!_]*.py")), ids=lambda p: p.name)
+def test_every_config_loads_and_survives_json(path):
+    cfg = load_config(path)
+    assert from_dict(RunConfig, json.loads(json.dumps(to_dict(cfg)))) == cfg
+    assert f"configs/{path.name}" in path.read_text(encoding="utf-8"), "the docstring holds the command"
+
+
+def test_dry_run_prints_the_plan_and_runs_nothing(tmp_path, capsys):
+    out = tmp_path / "run"
+    config = str(ROOT / "configs" / "greetings_demo.py")
+    assert main(["run", config, "--out", str(out), "--dry-run", "--set", "mesh.data=8"]) == 0
+    text = capsys.readouterr().out
+    for word in ("tokenizer", "sft", "reward", "rl", "evaluate", "data 8", "MiB"):
+        assert word in text
+    assert not out.exists()
+
+
+def test_a_users_mistake_is_one_line(capsys):
+    assert main(["run", "nowhere.py"]) == 2
+    assert "nowhere.py does not exist" in capsys.readouterr().err
+    assert main(["generate", "nowhere", "--prompt", "x"]) == 2
+    assert "holds no run" in capsys.readouterr().err
+
+
+
+def test_imports_go_downwards_only():
+    rank = {name: i for i, name in enumerate(("sharding", "models", "sampling", "algorithms", "data", "rewards", "trainers", "evaluation"))}
+    allowed = {("data", "evaluation")}
+    for path in (ROOT / "rlaif_jax").rglob("*.py"):
+        here = path.relative_to(ROOT / "rlaif_jax").parts[0]
+        if here not in rank or path.name in ("run_data.py",):
+            continue
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("rlaif_jax."):
+                there = node.module.split(".")[1]
+                if there in rank and (here, there) not in allowed:
+                    assert rank[there] <= rank[here], f"{path}: {here} imports {there}"
