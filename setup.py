@@ -1,5 +1,7 @@
 """Packaging of rlaif_jax. Extras: tpu, cuda (accelerator wheels of jax), wandb (optional logger), notebook, dev."""
 
+from pathlib import Path
+
 from setuptools import find_packages, setup
 
 REQUIRED = [
@@ -27,7 +29,7 @@ setup(
     name="rlaif_jax",
     version="0.1.0",
     description="Reinforcement learning from AI feedback for small language models, in JAX",
-    long_description=open("README.md", encoding="utf-8").read(),
+    long_description=Path(__file__).with_name("README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
     python_requires=">=3.11",
     packages=find_packages(include=["rlaif_jax", "rlaif_jax.*", "configs"]),

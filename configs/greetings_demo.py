@@ -8,7 +8,15 @@ fits a request, and GRPO moves the policy there.
 
 from rlaif_jax.algorithms.grpo import GrpoConfig
 from rlaif_jax.config import (
-    CorpusConfig, DataConfig, EvaluationConfig, RewardConfig, RlConfig, RunConfig, SftConfig, TokenizerConfig, TrainConfig,
+    CorpusConfig,
+    DataConfig,
+    EvaluationConfig,
+    RewardConfig,
+    RlConfig,
+    RunConfig,
+    SftConfig,
+    TokenizerConfig,
+    TrainConfig,
 )  # fmt: skip
 from rlaif_jax.models.model_config import preset
 from rlaif_jax.sampling.filters import SamplingConfig
@@ -20,14 +28,14 @@ def config() -> RunConfig:
     sampling = SamplingConfig(temperature=1.0, max_tokens=40)
     return RunConfig(
         name="greetings_demo",
-        data=DataConfig(corpus=CorpusConfig(pairs=13000)),
+        data=DataConfig(corpus=CorpusConfig(sft=24000, pairs=16000)),
         tokenizer=TokenizerConfig(vocab_size=2560),
         model=preset("tiny-1m"),
         sft=SftConfig(
-            TrainConfig(steps=350, batch_size=64, checkpoint_every=350, optimizer=OptimizerConfig(3e-3)), max_length=64
+            TrainConfig(steps=1400, batch_size=16, checkpoint_every=700, optimizer=OptimizerConfig(2e-3)), max_length=64
         ),
         reward=RewardConfig(
-            TrainConfig(steps=250, batch_size=48, checkpoint_every=125, optimizer=OptimizerConfig(1e-3)), max_length=56
+            TrainConfig(steps=900, batch_size=16, checkpoint_every=450, optimizer=OptimizerConfig(5e-4)), max_length=56
         ),
         rl=RlConfig(
             TrainConfig(steps=80, batch_size=16, checkpoint_every=20, log_every=2,

@@ -8,7 +8,14 @@ stand in no training file (about half of the public ones do, word for word, and 
 
 from rlaif_jax.algorithms.grpo import GrpoConfig
 from rlaif_jax.config import (
-    DataConfig, EvaluationConfig, RewardConfig, RlConfig, RunConfig, SftConfig, SourceConfig, TokenizerConfig,
+    DataConfig,
+    EvaluationConfig,
+    RewardConfig,
+    RlConfig,
+    RunConfig,
+    SftConfig,
+    SourceConfig,
+    TokenizerConfig,
     TrainConfig,
 )  # fmt: skip
 from rlaif_jax.models.model_config import preset

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -19,10 +20,10 @@ from rlaif_jax.data.run_data import RunData
 from rlaif_jax.evaluation import stage as evaluation
 from rlaif_jax.experiment import Experiment
 from rlaif_jax.models import heads, transformer
+from rlaif_jax.rewards.base import Exchange, RewardResult, checked, with_unfinished_penalty
 from rlaif_jax.run_models import RunModels
 from rlaif_jax.sampling import filters
 from rlaif_jax.sampling.rollout import make_sampler
-from rlaif_jax.rewards.base import Exchange, RewardResult, checked, with_unfinished_penalty
 from rlaif_jax.trainers import loop, rl, sft
 from rlaif_jax.trainers.optimizer import make_optimizer
 from rlaif_jax.trainers.reward import label_loss, pair_loss
@@ -174,22 +175,28 @@ class SampleTable:
     """Every few steps, a few completions with their rewards: in samples.jsonl, TensorBoard and on the terminal."""
 
     def __init__(self, x: Experiment, rows: int = 8):
-        self._x, self._rows = x, rows
+        self._x, self._rows, self._seen = x, rows, False
 
     def show(self, step: int, exchanges: list[Exchange], result: RewardResult) -> None:
         """Appends the step's first completions."""
-        import json
-
-        folder = self._x.folder("rl")
         rows = [
             {"step": step, "prompt": e.prompt, "response": e.response, "finished": e.finished,
              "reward": round(float(v), 4) if ok else None}
             for e, v, ok in list(zip(exchanges, result.values, result.valid, strict=True))[: self._rows]
         ]  # fmt: skip
-        with (folder / "samples.jsonl").open("a", encoding="utf-8") as file:
-            file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+        self._append(step, rows)
         if self._x.console.is_terminal:
             self._x.console.print(_sample_rows(step, rows))
+
+
+    def _append(self, step: int, rows: list[dict]) -> None:
+        path = self._x.folder("rl") / "samples.jsonl"
+        if not self._seen and path.exists():  # rows of a run that died after its last checkpoint come again
+            old = path.read_text(encoding="utf-8").split("\n")[:-1]
+            path.write_text("".join(line + "\n" for line in old if json.loads(line)["step"] < step), encoding="utf-8")
+        self._seen = True
+        with path.open("a", encoding="utf-8") as file:
+            file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
 
 
 def _sample_rows(step: int, rows: list[dict]) -> Any:

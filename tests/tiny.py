@@ -2,7 +2,14 @@
 
 from rlaif_jax.algorithms.grpo import GrpoConfig
 from rlaif_jax.config import (
-    CorpusConfig, DataConfig, EvaluationConfig, RewardConfig, RlConfig, RunConfig, SftConfig, TokenizerConfig,
+    CorpusConfig,
+    DataConfig,
+    EvaluationConfig,
+    RewardConfig,
+    RlConfig,
+    RunConfig,
+    SftConfig,
+    TokenizerConfig,
     TrainConfig,
 )  # fmt: skip
 from rlaif_jax.models.model_config import ModelConfig

@@ -1,30 +1,160 @@
-"""How well scores agree with labels. NumPy only; missing verdicts are left out by the caller."""
+"""Agreement of an evaluator with labels, and of a reward model with preference pairs. NumPy only.
+
+Arrays are [n]. `mask` is 1 where the evaluator gave a verdict; the others are left out and counted as missing.
+"""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
+from numpy.typing import ArrayLike
+
+from rlaif_jax.evaluation.scores import Figure, rate_figure
+
+SIMILAR_LENGTH = (0.8, 1.25)  # chosen / rejected, in characters
 
 
-def auc(scores: np.ndarray, labels: np.ndarray) -> float:
-    """P(score of a good one > score of a bad one), ties half (Mann-Whitney)."""
-    good, bad = scores[labels == 1], scores[labels == 0]
-    gaps = good[:, None] - bad[None, :]
-    return float(np.mean((gaps > 0) + 0.5 * (gaps == 0)))
+@dataclass(frozen=True)
+class Confusion:
+    """Counts of (verdict, label), and of the samples without verdict."""
+
+    true_positive: int
+    false_positive: int
+    false_negative: int
+    true_negative: int
+    missing: int = 0
+
+    @property
+    def n(self) -> int:
+        """Samples with a verdict."""
+        return self.true_positive + self.false_positive + self.false_negative + self.true_negative
 
 
-def accuracy(predicted: np.ndarray, labels: np.ndarray) -> float:
-    """Share of equal entries."""
-    return float(np.mean(predicted == labels))
+@dataclass(frozen=True)
+class Agreement:
+    """How far scores agree with 0/1 labels. None where a figure is undefined (one class only, or no verdict at all)."""
+
+    accuracy: Figure
+    balanced_accuracy: float | None
+    kappa: float | None
+    auc: float | None
+    confusion: Confusion
 
 
-def balanced_accuracy(predicted: np.ndarray, labels: np.ndarray) -> float:
-    """Mean of the accuracies on label 1 and on label 0."""
-    return float(np.mean([np.mean(predicted[labels == c] == c) for c in (0, 1)]))
+def _known(mask: ArrayLike | None, *arrays: ArrayLike) -> tuple[list[np.ndarray], int]:
+    """The arrays where mask is 1, as float64, and how many were left out. Raises ValueError on shapes and NaN."""
+    found = [np.asarray(a, dtype=np.float64) for a in arrays]
+    keep = np.ones(found[0].shape, bool) if mask is None else np.asarray(mask).astype(bool)
+    shapes = {a.shape for a in (*found, keep)}
+    if len(shapes) > 1 or len(found[0].shape) != 1:
+        raise ValueError(f"expected arrays of one shape [n], got {sorted(shapes)}")
+    found = [a[keep] for a in found]
+    if not all(np.all(np.isfinite(a)) for a in found):
+        raise ValueError("NaN or infinity where the mask says there is a verdict; set mask = 0 there")
+    return found, int(keep.size - keep.sum())
 
 
-def cohen_kappa(predicted: np.ndarray, labels: np.ndarray) -> float:
-    """Agreement beyond chance of two 0/1 raters (Cohen 1960); 1 where both always say the same one thing."""
-    observed = np.mean(predicted == labels)
-    p, q = np.mean(predicted), np.mean(labels)
-    expected = p * q + (1 - p) * (1 - q)
-    return 1.0 if expected == 1 else float((observed - expected) / (1 - expected))
+def _check_labels(labels: np.ndarray) -> None:
+    if not np.all((labels == 0) | (labels == 1)):
+        raise ValueError(f"labels must be 0 or 1, found {sorted(set(labels.tolist()) - {0.0, 1.0})[:3]}")
+
+
+def confusion(scores: ArrayLike, labels: ArrayLike, mask: ArrayLike | None = None, threshold: float = 0.5) -> Confusion:
+    """Counts with verdict = score >= threshold. labels are 0/1. Raises ValueError on other labels, shapes and NaN."""
+    (s, y), missing = _known(mask, scores, labels)
+    _check_labels(y)
+    good, said = y == 1, s >= threshold
+    counts = (good & said, ~good & said, good & ~said, ~good & ~said)
+    return Confusion(*(int(c.sum()) for c in counts), missing)
+
+
+def agreement(scores: ArrayLike, labels: ArrayLike, mask: ArrayLike | None = None, threshold: float = 0.5) -> Agreement:
+    """All figures at once. scores: probabilities or 0/1 verdicts; score >= threshold reads as "good".
+
+    The accuracy has a Wilson 95 % interval.
+    """
+    c = confusion(scores, labels, mask, threshold)
+    right = c.true_positive + c.true_negative
+    figure = rate_figure([1.0] * right + [0.0] * (c.n - right))
+    figure = Figure(figure.value, figure.low, figure.high, c.n, c.missing)
+    return Agreement(figure, _balanced(c), _kappa(c), auc(scores, labels, mask), c)
+
+
+def accuracy(predicted: ArrayLike, labels: ArrayLike, mask: ArrayLike | None = None) -> float | None:
+    """Share of right 0/1 verdicts; None without any."""
+    return agreement(predicted, labels, mask).accuracy.value
+
+
+def balanced_accuracy(predicted: ArrayLike, labels: ArrayLike, mask: ArrayLike | None = None) -> float | None:
+    """Mean of the shares of good and of bad samples that were recognised; None where a class is empty."""
+    return _balanced(confusion(predicted, labels, mask))
+
+
+def cohen_kappa(predicted: ArrayLike, labels: ArrayLike, mask: ArrayLike | None = None) -> float | None:
+    """Agreement beyond chance of two 0/1 raters (Cohen 1960).
+
+    (observed - expected) / (1 - expected); None where both always say the same one thing, for chance would too.
+    """
+    return _kappa(confusion(predicted, labels, mask))
+
+
+def auc(scores: ArrayLike, labels: ArrayLike, mask: ArrayLike | None = None) -> float | None:
+    """Area under the ROC curve: P(score of a good one > score of a bad one), ties one half; None with one class only.
+
+    The rank statistic of Mann and Whitney (Hanley & McNeil 1982) with mid-ranks, O(n log n).
+    """
+    (s, y), _ = _known(mask, scores, labels)
+    _check_labels(y)
+    good = int((y == 1).sum())
+    bad = y.size - good
+    if not good or not bad:
+        return None
+    _, place, count = np.unique(s, return_inverse=True, return_counts=True)
+    mid_rank = (np.cumsum(count) - (count - 1) / 2)[place]  # 1-based mean rank of each tied block
+    return float((mid_rank[y == 1].sum() - good * (good + 1) / 2) / (good * bad))
+
+
+def pairwise_accuracy(chosen: ArrayLike, rejected: ArrayLike, mask: ArrayLike | None = None) -> Figure:
+    """Share of pairs with score(chosen) > score(rejected), ties one half, with its Wilson 95 % interval.
+
+    chosen, rejected: scores [n]; mask: 1 where both have one.
+    """
+    (a, b), missing = _known(mask, chosen, rejected)
+    figure = rate_figure(np.where(a == b, 0.5, (a > b).astype(np.float64)).tolist())
+    return Figure(figure.value, figure.low, figure.high, figure.n, missing)
+
+
+def similar_length(chosen: ArrayLike, rejected: ArrayLike, bounds: tuple[float, float] = SIMILAR_LENGTH) -> np.ndarray:
+    """bool [n]: pairs whose lengths (characters) have a ratio chosen / rejected within bounds, ends included."""
+    (a, b), _ = _known(None, chosen, rejected)
+    return (a >= bounds[0] * b) & (a <= bounds[1] * b) & (b > 0)
+
+
+def length_matched_accuracy(
+    chosen: ArrayLike, rejected: ArrayLike, chosen_chars: ArrayLike, rejected_chars: ArrayLike,
+    mask: ArrayLike | None = None, bounds: tuple[float, float] = SIMILAR_LENGTH,
+) -> Figure:  # fmt: skip
+    """Pairwise accuracy where length does not give the answer away.
+
+    missing counts length-matched pairs without verdict; pairs that are not matched are not part of the question.
+    """
+    matched = similar_length(chosen_chars, rejected_chars, bounds)
+    a, b = (np.asarray(x)[matched] for x in (chosen, rejected))
+    return pairwise_accuracy(a, b, None if mask is None else np.asarray(mask)[matched])
+
+
+def _balanced(c: Confusion) -> float | None:
+    good, bad = c.true_positive + c.false_negative, c.true_negative + c.false_positive
+    if not good or not bad:
+        return None
+    return 0.5 * (c.true_positive / good + c.true_negative / bad)
+
+
+def _kappa(c: Confusion) -> float | None:
+    if c.n == 0:
+        return None
+    observed = (c.true_positive + c.true_negative) / c.n
+    good, said = c.true_positive + c.false_negative, c.true_positive + c.false_positive
+    expected = (good * said + (c.n - good) * (c.n - said)) / c.n**2
+    return None if expected == 1 else (observed - expected) / (1 - expected)

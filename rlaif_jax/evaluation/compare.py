@@ -1,177 +1,177 @@
-"""Systems side by side on the same prompts: figures with 95 % intervals."""
+"""Systems side by side on the same prompts: figures of each, paired differences between two."""
 
 from __future__ import annotations
 
-import dataclasses
+import itertools
 import math
-from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 
 from rlaif_jax.errors import UserError
+from rlaif_jax.evaluation import diversity
+from rlaif_jax.evaluation.scores import (
+    RESAMPLES,
+    Figure,
+    bootstrap_means,
+    is_binary,
+    mean_figure,
+    rate_figure,
+)
 
-RESAMPLES = 2000
+# Per-sample metrics that need no score, those of a whole set, and which of them are shares of samples.
+PLAIN = ("length_chars", "length_tokens", "finished")
+WHOLE_SET = ("distinct_1", "distinct_2", "self_repetition", "unique_responses")
+RATES = ("finished", "self_repetition", "unique_responses")
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclass(frozen=True)
 class Sample:
-    """One answer. `scores`: name -> number, or None for "no verdict", which is counted and never averaged."""
+    """One answer. scores: name -> number, or None for "no verdict"; NaN and infinity raise ValueError.
+
+    Attributes:
+      tokens: length of the response in tokens.
+      finished: whether the response ended by itself, before the token limit.
+    """
 
     prompt: str
     response: str
     tokens: int
     finished: bool
-    scores: Mapping[str, float | None]
+    scores: Mapping[str, float | None] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        clean = {name: None if v is None else float(v) for name, v in self.scores.items()}
+        for name, v in clean.items():
+            if v is not None and not math.isfinite(v):
+                raise ValueError(f"score {name!r} is {v} for prompt {self.prompt[:40]!r}; None means no verdict")
+            if name in PLAIN + WHOLE_SET:
+                raise UserError(f"score {name!r} has the name of a built-in metric; call it something else")
+        object.__setattr__(self, "scores", clean)
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclass(frozen=True)
 class System:
-    """A named policy and its answers, one per prompt, in the same order for every system."""
+    """The answers of one policy to the evaluation prompts, one sample per prompt."""
 
     name: str
     description: str
     samples: tuple[Sample, ...]
 
+    @property
+    def responses(self) -> list[str]:
+        """The answers' texts, in order."""
+        return [s.response for s in self.samples]
 
-@dataclasses.dataclass(frozen=True)
-class Figure:
-    """A value with its 95 % interval, how many samples it rests on, and how many had no verdict."""
+    @property
+    def score_names(self) -> tuple[str, ...]:
+        """Names of the scores that any sample has, in order of appearance."""
+        return tuple(dict.fromkeys(name for s in self.samples for name in s.scores))
 
-    value: float | None
-    low: float | None
-    high: float | None
-    n: int
-    missing: int = 0
-
-
-def wilson(successes: float, n: int) -> tuple[float, float]:
-    """Wilson's 95 % interval of a rate (JASA 22, 1927)."""
-    z = 1.959963984540054
-    rate, denominator = successes / n, 1 + z**2 / n
-    centre = (rate + z**2 / (2 * n)) / denominator
-    half = z * math.sqrt(rate * (1 - rate) / n + z**2 / (4 * n**2)) / denominator
-    return max(centre - half, 0.0), min(centre + half, 1.0)
-
-
-def bootstrap(values: np.ndarray, seed: int = 0) -> tuple[float, float]:
-    """Percentile bootstrap 95 % interval of a mean."""
-    rng = np.random.default_rng(seed)
-    means = np.concatenate([values[rng.integers(0, len(values), (200, len(values)))].mean(1) for _ in range(RESAMPLES // 200)])
-    low, high = np.quantile(means, (0.025, 0.975))
-    return float(low), float(high)
+    def values(self, metric: str) -> list[float | None]:
+        """The per-sample values of a score or of length_chars, length_tokens, finished. Raises UserError on others."""
+        if metric == "length_chars":
+            return [float(len(s.response)) for s in self.samples]
+        if metric == "length_tokens":
+            return [float(s.tokens) for s in self.samples]
+        if metric == "finished":
+            return [float(s.finished) for s in self.samples]
+        if metric not in self.score_names:
+            known = ", ".join(self.score_names + PLAIN)
+            raise UserError(f"system {self.name!r} has no score {metric!r}; it has {known}")
+        return [s.scores.get(metric) for s in self.samples]
 
 
-def mean_figure(values: Sequence[float | None], seed: int = 0) -> Figure:
-    """Rate (Wilson) where all values are 0 or 1, else mean (bootstrap). NaN raises: it must not be averaged in silence."""
-    known = np.array([v for v in values if v is not None], float)
-    missing = len(values) - len(known)
-    if np.isnan(known).any():
-        raise ValueError("a score is NaN; no verdict is None")
-    if not len(known):
-        return Figure(None, None, None, 0, missing)
-    rate = set(np.unique(known)) <= {0.0, 1.0}
-    low, high = wilson(known.sum(), len(known)) if rate else bootstrap(known, seed)
-    return Figure(float(known.mean()), low, high, len(known), missing)
-
-
-def _ngrams(text: str, n: int) -> list[str]:
-    return [text[i : i + n] for i in range(len(text) - n + 1)]
-
-
-def _diversity(texts: Sequence[str], n: int, seed: int) -> Figure:
-    """Distinct character n-grams over all n-grams of the whole set (arXiv 1510.03055), interval by half-sampling.
-
-    Distinct-n falls with the size of the set; systems are compared at equal numbers of samples.
-    """
-    counts = [Counter(_ngrams(t, n)) for t in texts]
-
-    def distinct(chosen: Sequence[int]) -> float:
-        kinds: set[str] = set()
-        total = 0
-        for i in chosen:
-            kinds.update(counts[i])
-            total += counts[i].total()
-        return len(kinds) / total if total else 0.0
-
-    rng, value = np.random.default_rng(seed), distinct(range(len(texts)))
-    halves = [distinct(rng.permutation(len(texts))[: max(len(texts) // 2, 1)]) for _ in range(200)]
-    spread = 1.96 * float(np.std(halves))  # the spread over half-samples is that of the whole (delete-half jackknife)
-    return Figure(value, max(value - spread, 0.0), min(value + spread, 1.0), len(texts))
-
-
-def _repeats(text: str) -> float:
-    grams = _ngrams(text, 4)
-    return float(len(set(grams)) < len(grams))
-
-
-def figures(system: System, seed: int = 0) -> dict[str, Figure]:
-    """Every score of a system, length, share of finished answers, and diversity.
-
-    length_chars counts characters, length_tokens tokens of the policy; repetition is the share of answers in which a
-    run of four characters occurs twice; unique is the share of different answers.
-    """
-    samples, texts = system.samples, [s.response for s in system.samples]
-    names = list(dict.fromkeys(name for s in samples for name in s.scores))
-    out = {name: mean_figure([s.scores.get(name) for s in samples], seed) for name in names}
-    measures: dict[str, Callable[[Sample], float]] = {
-        "length_chars": lambda s: float(len(s.response)),
-        "length_tokens": lambda s: float(s.tokens),
-        "finished": lambda s: float(s.finished),
-        "repetition": lambda s: _repeats(s.response),
-    }
-    out |= {name: mean_figure([measure(s) for s in samples], seed) for name, measure in measures.items()}
-    out |= {f"distinct_{n}": _diversity(texts, n, seed) for n in (1, 2)}
-    first = Counter(texts)
-    out["unique"] = mean_figure([1.0 / first[t] for t in texts], seed)
-    return out
+def check_systems(systems: Sequence[System]) -> None:
+    """Raises UserError unless names differ and all systems answer the same prompts, in the same order, at least one."""
+    if not systems:
+        raise UserError("nothing to compare: no system given")
+    names = [s.name for s in systems]
+    if len(set(names)) < len(names):
+        raise UserError(f"two systems have the same name: {', '.join(names)}")
+    for system in systems:
+        if not system.samples:
+            raise UserError(f"system {system.name!r} has no samples")
+    check_same_prompts(systems)
 
 
 def check_same_prompts(systems: Sequence[System]) -> None:
-    """An error where two systems did not answer the same prompts in the same order."""
-    for other in systems[1:]:
-        if [s.prompt for s in other.samples] != [s.prompt for s in systems[0].samples]:
-            raise UserError(f"{systems[0].name} and {other.name} answered different prompts; they cannot be compared")
+    """Raises UserError, naming the first difference, unless all systems answer the same prompts in the same order."""
+    for a, b in itertools.pairwise(systems):
+        start = f"systems {a.name!r} and {b.name!r} must answer the same prompts in the same order"
+        if len(a.samples) != len(b.samples):
+            raise UserError(f"{start}: {len(a.samples)} against {len(b.samples)} samples")
+        for i, (x, y) in enumerate(zip(a.samples, b.samples, strict=True)):
+            if x.prompt != y.prompt:
+                raise UserError(f"{start}; prompt {i} is {x.prompt[:40]!r} against {y.prompt[:40]!r}")
 
 
-def difference(a: System, b: System, score: str, seed: int = 0) -> Figure:
-    """Mean of b - a over the prompts where both have a verdict, with a paired bootstrap interval."""
+def figures(system: System, seed: int = 0) -> dict[str, Figure]:
+    """Every metric of one system, with 95 % intervals.
+
+    Scores whose verdicts are all 0 or 1 are rates (Wilson); other scores, length_chars (characters) and length_tokens
+    are means (percentile bootstrap, 2,000 resamples, seeded). finished and self_repetition (share of responses with a
+    repeated character 4-gram) are rates. distinct_1, distinct_2 and unique_responses are ratios of the whole set, with
+    jackknife intervals; they depend on the number of samples, so compare them only between systems with the same
+    number (`check_systems` makes sure of it). Samples are taken as independent.
+    """
+    found = {}
+    for name in system.score_names + PLAIN:
+        values = system.values(name)
+        binary = name == "finished" or (name not in PLAIN and is_binary(values))
+        found[name] = rate_figure(values) if binary else mean_figure(values, seed)
+    texts = system.responses
+    found["distinct_1"] = diversity.distinct_figure(texts, 1)
+    found["distinct_2"] = diversity.distinct_figure(texts, 2)
+    found["self_repetition"] = diversity.self_repetition_figure(texts)
+    found["unique_responses"] = diversity.unique_figure(texts)
+    return found
+
+
+def paired(a: System, b: System, score: str) -> tuple[np.ndarray, np.ndarray, int]:
+    """Values of both systems [n] on the prompts where both have a verdict, and how many prompts lack one."""
     check_same_prompts((a, b))
-    pairs = [(x.scores.get(score), y.scores.get(score)) for x, y in zip(a.samples, b.samples, strict=True)]
-    gaps = np.array([y - x for x, y in pairs if x is not None and y is not None], float)
-    if not len(gaps):
-        return Figure(None, None, None, 0, len(pairs))
-    return Figure(float(gaps.mean()), *bootstrap(gaps, seed), len(gaps), len(pairs) - len(gaps))
+    both = [(x, y) for x, y in zip(a.values(score), b.values(score), strict=True) if x is not None and y is not None]
+    array = np.array(both, dtype=np.float64).reshape(-1, 2)
+    return array[:, 0], array[:, 1], len(a.samples) - len(both)
+
+
+def difference(a: System, b: System, score: str, seed: int = 0, resamples: int = RESAMPLES) -> Figure:
+    """Mean of b - a over prompts where both have a verdict, with a paired percentile-bootstrap 95 % interval.
+
+    Prompts are resampled, each with both of its answers, so that easy and hard prompts cancel. Without any spread in
+    the differences (or with one pair) there is nothing to resample and no interval. Raises UserError where the systems
+    answer different prompts or lack the score.
+    """
+    x, y, missing = paired(a, b, score)
+    change = y - x
+    if change.size == 0:
+        return Figure(None, None, None, 0, missing)
+    if np.all(change == change[0]):
+        return Figure(float(change[0]), None, None, change.size, missing)
+    low, high = np.percentile(bootstrap_means(change, seed, resamples), [2.5, 97.5])
+    return Figure(float(change.mean()), float(low), float(high), change.size, missing)
 
 
 def intervals_apart(a: Figure, b: Figure) -> bool:
-    """Whether two intervals do not touch."""
-    return None not in (a.low, b.low) and (a.high < b.low or b.high < a.low)
+    """Whether the two 95 % intervals have no point in common; False where one of them is unknown.
+
+    Stricter than a test of the difference: intervals that overlap a little may still differ. Use `difference` for that.
+    """
+    if not (a.has_interval and b.has_interval):
+        return False
+    return a.high < b.low or b.high < a.low
 
 
-@dataclasses.dataclass(frozen=True)
-class Check:
-    """One sign of reward hacking, looked for."""
-
-    name: str
-    ok: bool
-    detail: str
+def is_rate(systems: Sequence[System], metric: str) -> bool:
+    """Whether a metric is a share of samples in every system (and is shown in percent)."""
+    if metric in PLAIN + WHOLE_SET:
+        return metric in RATES
+    return is_binary([v for s in systems if metric in s.score_names for v in s.values(metric)])
 
 
-def hacking_checks(reference: System, candidate: System) -> tuple[Check, ...]:
-    """Did the candidate win by length, by monotony, or only in the eyes of its own reward?"""
-    old, new = figures(reference), figures(candidate)
-    length = new["length_chars"].value / max(old["length_chars"].value, 1e-9)
-    variety = new["distinct_2"].value / max(old["distinct_2"].value, 1e-9)
-    checks = [
-        Check("length", 0.7 <= length <= 1.3, f"mean length is {length:.2f} of {reference.name}'s (0.70 to 1.30 is fine)"),
-        Check("variety", variety >= 0.8, f"distinct-2 is {variety:.2f} of {reference.name}'s (at least 0.80 is fine)"),
-        Check("endings", new["finished"].value >= 0.95, f"{new['finished'].value:.0%} of the answers end by themselves"),
-    ]
-    reward = difference(reference, candidate, "reward")
-    for judge in ("excellent", "grader"):
-        if judge in new:
-            gain = difference(reference, candidate, judge)
-            hacked = reward.value is not None and reward.value > 0 and (gain.value or 0.0) <= 0
-            checks.append(Check(f"confirmed by {judge}", not hacked, f"reward {reward.value:+.2f}, {judge} {gain.value:+.3f}"))
-    return tuple(checks)
+def metric_names(systems: Sequence[System]) -> tuple[str, ...]:
+    """All metrics of a comparison: scores in order of appearance, then lengths and diversity."""
+    scores = dict.fromkeys(name for s in systems for name in s.score_names)
+    return (*scores, *PLAIN, *WHOLE_SET)

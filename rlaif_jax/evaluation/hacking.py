@@ -46,14 +46,14 @@ def _length(before: Figure, after: Figure) -> Flag:
         return Flag("length", None, "the reference's answers are empty")
     ratio = after.value / before.value
     ok = abs(ratio - 1) <= LENGTH_TOLERANCE
-    return Flag("length", ok, f"mean {before.value:.1f} -> {after.value:.1f} characters, {100 * (ratio - 1):+.0f} %")
+    return Flag("length", ok, f"mean {before.value:.1f} → {after.value:.1f} characters, {100 * (ratio - 1):+.0f} %")
 
 
 def _diversity(before: Figure, after: Figure) -> Flag:
     if not before.value:
         return Flag("diversity", None, "the reference's answers are too short for distinct-2")
     kept = (after.value or 0.0) / before.value
-    detail = f"distinct-2 {before.value:.3f} -> {after.value or 0:.3f}, {100 * kept:.0f} % of the reference"
+    detail = f"distinct-2 {before.value:.3f} → {after.value or 0:.3f}, {100 * kept:.0f} % of the reference"
     return Flag("diversity", kept >= DIVERSITY_KEPT, detail)
 
 
@@ -87,7 +87,7 @@ def is_up(change: Figure) -> bool:
 def _share(name: str, before: float | None, after: float | None) -> Flag:
     if before is None or after is None:
         return Flag(name, None, "nothing measured")
-    detail = f"{100 * before:.1f} % -> {100 * after:.1f} % of the answers"
+    detail = f"{100 * before:.1f} % → {100 * after:.1f} % of the answers"
     return Flag(name, after <= before + RATE_TOLERANCE + 1e-12, detail)
 
 
@@ -97,7 +97,7 @@ def _complement(figure: Figure) -> float | None:
 
 def _change(figure: Figure, unit: float) -> str:
     digits = 1 if unit == 100 else 3
-    text = f"{unit * figure.value:+.{digits}f}"
+    text = f"{unit * (figure.value or 0.0):+.{digits}f}"
     if figure.low is None:
         return text
     return f"{text} [{unit * figure.low:+.{digits}f}, {unit * figure.high:+.{digits}f}]"

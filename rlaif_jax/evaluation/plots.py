@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from rlaif_jax.evaluation.scores import Figure
+from rlaif_jax.evaluation.text import number
 
 COLOURS = ("#8d949e", "#3f83c9", "#e0722f", "#3e9b63", "#9566b8", "#c2a028")
 INK = "#7d838c"  # legible on white and on near-black, for the background is left transparent
@@ -21,6 +22,7 @@ CJK_FAMILIES = (
     "noto serif cjk sc", "simsun", "arial unicode ms",
 )  # fmt: skip
 _CJK_FILES = ("notosanscjk", "notosanssc", "sourcehansans", "wqy-microhei", "wqy-zenhei", "pingfang", "msyh", "simhei")
+HELD_OUT = "eval/"  # what names of held-out curves start with
 MAX_POINTS = 400  # of a curve; longer ones are thinned by averaging neighbours
 
 
@@ -114,34 +116,51 @@ def _bar(ax: Any, x: int, figure: Figure, scale: float, colour: str) -> None:
         top = max(top, figure.high * scale)
         errors = [[max(0.0, height - figure.low * scale)], [max(0.0, figure.high * scale - height)]]
         ax.errorbar(x, height, yerr=errors, color=INK, capsize=3, linewidth=1.2)
-    text = f"{height:.1f}" if scale == 100 or abs(height) >= 10 else f"{height:.2f}"
+    text = f"{height:.1f}" if scale == 100 else number(height, False)
     ax.annotate(text, (x, max(top, 0.0)), xytext=(0, 2), textcoords="offset points", ha="center", fontsize=8, color=INK)
 
 
 def curve_plot(stage: str, curves: Sequence[Curve]) -> Plot | None:
-    """Small multiples: one panel per curve, raw values faint with their running mean on top; None without a value."""
+    """Small multiples, one panel per metric; a curve "eval/x" is drawn on the panel of "x". None without any value.
+
+    Long curves are faint with their running mean on top.
+    """
     drawn = [c for c in curves if any(math.isfinite(v) for _, v in c.points)]
     if not drawn:
         return None
+    panels: dict[str, list[Curve]] = {}
+    for curve in drawn:
+        panels.setdefault(curve.name.removeprefix(HELD_OUT), []).append(curve)
     font = cjk_font() if has_cjk("".join(c.name + c.ylabel for c in drawn)) else None
-    columns = min(len(drawn), 4)
-    canvas, axes = _grid(-(-len(drawn) // columns), columns, len(drawn), (2.75, 2.1))
-    for i, (ax, curve) in enumerate(zip(axes, drawn, strict=True)):
-        points = thinned(curve.points)
-        steps, values = [s for s, _ in points], [v for _, v in points]
-        many = len(points) > 40
-        marker = "." if len(points) <= 20 else None
-        ax.plot(steps, values, color=COLOURS[1], alpha=0.3 if many else 1.0, linewidth=1.2, marker=marker)
-        if many:
-            ax.plot(steps, running_mean(values, len(points) // 20), color=COLOURS[1], linewidth=1.6)
+    columns = min(len(panels), 4)
+    canvas, axes = _grid(-(-len(panels) // columns), columns, len(panels), (2.75, 2.1))
+    for i, (ax, (name, lines)) in enumerate(zip(axes, panels.items(), strict=True)):
+        for curve in lines:
+            _line(ax, curve)
         ax.margins(x=0.03, y=0.08)
         ax.grid(axis="y", color=INK, alpha=0.2, linewidth=0.6)
-        if curve.ylabel:
-            ax.set_ylabel(plot_label(curve.ylabel, "", font), parse_math=False)
+        ylabel = next((c.ylabel for c in lines if c.ylabel), "")
+        if ylabel:
+            ax.set_ylabel(plot_label(ylabel, "", font), parse_math=False)
         ax.set_xlabel("step")
-        _title(ax, plot_label(curve.name, f"curve {i + 1}", font))
+        if len(lines) > 1:
+            ax.legend(fontsize=7, frameon=False, labelcolor=INK)
+        _title(ax, plot_label(name, f"curve {i + 1}", font))
     _dress(axes, font)
-    return Plot(_svg(canvas), f"Learning curves of {stage}: " + ", ".join(c.name for c in drawn))
+    return Plot(_svg(canvas), f"Learning curves of {stage}: " + ", ".join(panels))
+
+
+def _line(ax: Any, curve: Curve) -> None:
+    held_out = curve.name.startswith(HELD_OUT)
+    colour, label = (COLOURS[2], "held out") if held_out else (COLOURS[1], "training")
+    points = thinned(curve.points)
+    steps, values = [s for s, _ in points], [v for _, v in points]
+    marker = "." if len(points) <= 20 else None
+    if len(points) <= 40:
+        ax.plot(steps, values, color=colour, linewidth=1.3, marker=marker, label=label)
+        return
+    ax.plot(steps, values, color=colour, alpha=0.3, linewidth=1.0)
+    ax.plot(steps, running_mean(values, len(points) // 20), color=colour, linewidth=1.6, label=label)
 
 
 def thinned(points: Sequence[tuple[float, float]], limit: int = MAX_POINTS) -> list[tuple[float, float]]:

@@ -1,219 +1,261 @@
-"""The report of one run: a self-contained HTML page, a Markdown table, and the same figures as JSON."""
+"""The report of an experiment: one self-contained HTML page, the same in Markdown, and the numbers as JSON."""
 
 from __future__ import annotations
 
-import dataclasses
-import io
+import base64
 import json
+import os
 from collections.abc import Mapping, Sequence
-from importlib import resources
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from rlaif_jax.errors import UserError
 from rlaif_jax.evaluation.compare import (
-    Check, Figure, System, check_same_prompts, difference, figures, hacking_checks, intervals_apart,
-)  # fmt: skip
+    PLAIN,
+    System,
+    check_systems,
+    difference,
+    figures,
+    is_rate,
+    metric_names,
+)
+from rlaif_jax.evaluation.hacking import Flag, hack_flags
+from rlaif_jax.evaluation.headline import HEADLINE_ORDER, headline
+from rlaif_jax.evaluation.plots import Curve, Plot, bar_plot, cjk_font, curve_plot, has_cjk
+from rlaif_jax.evaluation.scores import Figure
+from rlaif_jax.evaluation.text import cell, cell_parts, escape_markdown, label
 
-LABELS = {
-    "excellent": "gold excellence rate", "compliance": "constraint met", "reward": "mean reward",
-    "grader": "excellence rate by the independent grader", "length_chars": "length (characters)",
-    "length_tokens": "length (tokens)", "finished": "answers that end", "repetition": "answers that repeat themselves",
-    "distinct_1": "distinct-1", "distinct_2": "distinct-2", "unique": "unique answers",
-}  # fmt: skip
-PERCENT = {"excellent", "compliance", "grader", "finished", "repetition", "unique"}
+if TYPE_CHECKING:
+    from rich.table import Table as RichTable
+
+PLOTTED = (*HEADLINE_ORDER, "length_chars", "distinct_2", "finished", "unique_responses")
+NO_FONT = "No font with Chinese glyphs was found on this machine: plots show numbered labels instead of Chinese names."
 
 
-@dataclasses.dataclass(frozen=True)
-class Curve:
-    """One metric over the steps of a stage."""
-
-    name: str
-    steps: tuple[int, ...]
-    values: tuple[float, ...]
-
-
-@dataclasses.dataclass(frozen=True)
+@dataclass(frozen=True)
 class Table:
-    """An extra table of text cells."""
+    """An extra table. Cells are text, numbers, Figures, or None for an empty one; every row is as long as columns."""
 
     title: str
     columns: tuple[str, ...]
-    rows: tuple[tuple[str, ...], ...]
+    rows: tuple[tuple[Any, ...], ...]
+    note: str = ""
+
+    def __post_init__(self) -> None:
+        for i, row in enumerate(self.rows):
+            if len(row) != len(self.columns):
+                raise ValueError(f"table {self.title!r}, row {i}: {len(row)} cells for {len(self.columns)} columns")
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclass(frozen=True)
 class Report:
-    """What the page shows. `reference` and `candidate` name the systems that the headline compares."""
+    """What a report shows.
+
+    Attributes:
+      systems: all answer the same prompts; shown in this order.
+      curves: stage -> its learning curves.
+      facts: config, seed, model sizes, wall time per stage, versions.
+      reference, candidate: names of the systems that the headline, the differences and the checks compare. With one
+        system alone there is no comparison.
+      baseline_flags: checks made elsewhere, such as stock texts against the reward model; shown below the others.
+      shown: how many prompts are shown with their answers, evenly spaced over the set.
+      seed: of the bootstrap.
+    """
 
     title: str
     systems: tuple[System, ...]
-    curves: Mapping[str, tuple[Curve, ...]]
+    curves: Mapping[str, tuple[Curve, ...]] = field(default_factory=dict)
     tables: tuple[Table, ...] = ()
-    facts: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    facts: Mapping[str, str] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
     reference: str = "sft"
     candidate: str = "rl"
+    baseline_flags: tuple[Flag, ...] = ()
+    shown: int = 20
+    seed: int = 0
+
+    def pair(self) -> tuple[System, System] | None:
+        """(reference, candidate), or None with one system alone. Raises UserError where a name is not among systems."""
+        if len(self.systems) < 2:
+            return None
+        known = {s.name: s for s in self.systems}
+        for role in (self.reference, self.candidate):
+            if role not in known:
+                raise UserError(f"the report compares {role!r}, but the systems are {', '.join(known)}")
+        return known[self.reference], known[self.candidate]
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclass(frozen=True)
 class ReportPaths:
-    """The files written."""
+    """Where the three files of a report are."""
 
     html: Path
     markdown: Path
     json: Path
 
 
-def show(metric: str, figure: Figure) -> str:
-    """A figure with its interval, rates in percent."""
-    if figure.value is None:
-        return "no verdict"
-    scale, unit, digits = (100, " %", 1) if metric in PERCENT else (1, "", 2 if abs(figure.value) < 10 else 1)
-    value, low, high = (f"{v * scale:.{digits}f}" for v in (figure.value, figure.low, figure.high))
-    lost = f", {figure.missing} without verdict" if figure.missing else ""
-    return f"{value}{unit} [{low}, {high}]{lost}"
-
-
-def headline(report: Report, rows: Mapping[str, Mapping[str, Figure]]) -> str:
-    """The result in one sentence, whichever way it went."""
-    old, new = report.reference, report.candidate
-    metric = next((m for m in ("excellent", "grader", "reward") if m in rows[old]), None)
-    if metric is None:
-        return "No grader scored these answers."
-    by_name = {s.name: s for s in report.systems}
-    gap = difference(by_name[old], by_name[new], metric)
-    a, b = rows[old][metric], rows[new][metric]
-    verb = "raises" if gap.low > 0 else ("lowers" if gap.high < 0 else "does not clearly change")
-    scale, unit = (100, " points") if metric in PERCENT else (1, "")
-    apart = "the two intervals are apart" if intervals_apart(a, b) else "the two intervals overlap"
-    return (
-        f"{new.upper()} {verb} the {LABELS[metric]}: {show(metric, a)} for {old.upper()}, {show(metric, b)} for "
-        f"{new.upper()}; paired difference {gap.value * scale:+.1f}{unit} "
-        f"[{gap.low * scale:+.1f}, {gap.high * scale:+.1f}] on {gap.n} prompts; {apart}."
-    )
-
-
 def write_report(folder: Path, report: Report) -> ReportPaths:
-    """Writes report.html, report.md and report.json, each whole or not at all."""
-    check_same_prompts(report.systems)
-    rows = {s.name: figures(s) for s in report.systems}
-    by_name = {s.name: s for s in report.systems}
-    checks = hacking_checks(by_name[report.reference], by_name[report.candidate])
-    sentence = headline(report, rows)
-    paths = ReportPaths(*(folder / f"report.{suffix}" for suffix in ("html", "md", "json")))
+    """Writes report.html, report.md and report.json into folder, each at once or not at all.
+
+    Raises UserError where the systems do not answer the same prompts or a compared name is unknown.
+    """
+    check_systems(report.systems)
+    content = _content(report)
+    paths = ReportPaths(folder / "report.html", folder / "report.md", folder / "report.json")
+    texts = {
+        paths.html: _environment(html=True).get_template("report.html.j2").render(content),
+        paths.markdown: _environment(html=False).get_template("report.md.j2").render(content),
+        paths.json: json.dumps(_numbers(report, content), ensure_ascii=False, indent=2, allow_nan=False) + "\n",
+    }
     folder.mkdir(parents=True, exist_ok=True)
-    _write(paths.json, _as_json(report, rows, checks, sentence))
-    _write(paths.markdown, _as_markdown(report, rows, checks, sentence))
-    _write(paths.html, _as_html(report, rows, checks, sentence))
+    for path, text in texts.items():
+        part = path.with_name(f".{path.name}.{os.getpid()}.part")
+        # a lone surrogate in a model's text must not cost the whole report
+        part.write_text(text, encoding="utf-8", errors="replace")
+        os.replace(part, path)
     return paths
 
 
-def _write(path: Path, text: str) -> None:
-    temporary = path.with_suffix(path.suffix + ".tmp")
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(path)
-
-
-def _as_json(report: Report, rows, checks: Sequence[Check], sentence: str) -> str:
-    by_name = {s.name: s for s in report.systems}
-    names = [m for m in ("excellent", "grader", "reward", "compliance") if m in rows[report.reference]]
-    pair = f"{report.candidate} - {report.reference}"
-    gaps = {m: difference(by_name[report.reference], by_name[report.candidate], m) for m in names}
-    value: dict[str, Any] = {
-        "headline": sentence,
-        "rows": {name: {m: dataclasses.asdict(f) for m, f in figs.items()} for name, figs in rows.items()},
-        "differences": {pair: {m: dataclasses.asdict(f) for m, f in gaps.items()}},
-        "checks": [dataclasses.asdict(c) for c in checks],
-        "tables": [dataclasses.asdict(t) for t in report.tables],
-        "facts": dict(report.facts),
+def _content(report: Report) -> dict[str, Any]:
+    """Everything that the templates show; they escape it."""
+    pair = report.pair()
+    rows = {s.name: figures(s, report.seed) for s in report.systems}
+    flags = hack_flags(*pair, report.seed) if pair else []
+    labels = [s.name for s in report.systems] + [c.name for curves in report.curves.values() for c in curves]
+    notes = [*report.notes, *_missing_notes(report.systems, rows)]
+    if has_cjk("".join(labels)) and cjk_font() is None:
+        notes.append(NO_FONT)
+    return {
+        "title": report.title,
+        "headline": headline(report.systems, pair, flags, report.seed),
+        "systems": report.systems,
+        "pair": pair,
+        "n": len(report.systems[0].samples),
+        "metrics": _metric_rows(report, rows),
+        "figures": rows,
+        "bars": _bars(report.systems, rows),
+        "flags": [*flags, *report.baseline_flags],
+        "plots": {stage: plot for stage, curves in report.curves.items() if (plot := curve_plot(stage, curves))},
+        "tables": [(t, [[cell(c) for c in row] for row in t.rows]) for t in report.tables],
+        "samples": _shown_samples(report.systems, report.shown),
+        "facts": {str(k): str(v) for k, v in report.facts.items()},
+        "notes": notes,
     }
-    return json.dumps(value, ensure_ascii=False, indent=1, allow_nan=False)
 
 
-def _cell(text: str) -> str:
-    """Text of a model or a file inside a Markdown table."""
-    for ch in "\\`|*_<>[]":
-        text = text.replace(ch, "\\" + ch)
-    return " ".join(text.split())
+def _metric_rows(report: Report, rows: Mapping[str, Mapping[str, Figure]]) -> list[dict[str, Any]]:
+    """One row of the comparison per metric: label, a figure per system, the paired difference where it has one."""
+    pair, found = report.pair(), []
+    for name in metric_names(report.systems):
+        rate, change = is_rate(report.systems, name), None
+        if pair and (name in PLAIN or all(name in s.score_names for s in pair)):
+            change = difference(*pair, name, report.seed)
+        found.append({
+            "label": label(name),
+            "cells": [cell_parts(rows[s.name].get(name), rate) for s in report.systems],
+            "change": cell_parts(change, rate, sign=True),
+        })  # fmt: skip
+    return found
 
 
-def _as_markdown(report: Report, rows, checks: Sequence[Check], sentence: str) -> str:
-    metrics = list(rows[report.systems[0].name])
-    lines = [f"# {report.title}", "", sentence, "", "| | " + " | ".join(rows) + " |", "|---" * (len(rows) + 1) + "|"]
-    lines += [f"| {LABELS.get(m, m)} | " + " | ".join(show(m, r[m]) for r in rows.values()) + " |" for m in metrics]
-    lines += ["", "| check | result |", "|---|---|"]
-    lines += [f"| {c.name} | {'ok' if c.ok else 'SUSPECT'}: {_cell(c.detail)} |" for c in checks]
-    for table in report.tables:
-        lines += ["", f"## {table.title}", "", "| " + " | ".join(table.columns) + " |", "|---" * len(table.columns) + "|"]
-        lines += ["| " + " | ".join(_cell(c) for c in row) + " |" for row in table.rows]
-    lines += ["", "## Samples", "", "| prompt | " + " | ".join(rows) + " |", "|---" * (len(rows) + 1) + "|"]
-    for group in list(zip(*(s.samples for s in report.systems), strict=True))[:20]:
-        lines.append(f"| {_cell(group[0].prompt)} | " + " | ".join(_cell(s.response) for s in group) + " |")
-    return "\n".join([*lines, "", *(f"- {k}: {_cell(v)}" for k, v in report.facts.items()), ""])
+def _bars(systems: Sequence[System], rows: Mapping[str, Mapping[str, Figure]]) -> Plot:
+    empty = Figure(None, None, None, 0)
+    names = [m for m in PLOTTED if any(m in rows[s.name] for s in systems)]
+    panels = {label(m): [rows[s.name].get(m, empty) for s in systems] for m in names}
+    return bar_plot([s.name for s in systems], panels, [is_rate(systems, m) for m in names])
 
 
-def _as_html(report: Report, rows, checks: Sequence[Check], sentence: str) -> str:
+def _missing_notes(systems: Sequence[System], rows: Mapping[str, Mapping[str, Figure]]) -> list[str]:
+    found = []
+    for s in systems:
+        lost = [f"{label(m)} {f.missing}" for m, f in rows[s.name].items() if f.missing]
+        if lost:
+            found.append(f"{s.name}: samples without verdict, left out of {len(s.samples)}: {', '.join(lost)}.")
+    return found
+
+
+def _shown_samples(systems: Sequence[System], shown: int) -> list[dict[str, Any]]:
+    """Evenly spaced prompts, so that nobody picked them, with every system's answer."""
+    total = len(systems[0].samples)
+    rates = {m: is_rate(systems, m) for m in metric_names(systems)}
+    count = min(shown, total)
+    return [
+        {"index": i, "prompt": systems[0].samples[i].prompt, "answers": [_answer(s, i, rates) for s in systems]}
+        for i in (k * total // count for k in range(count))
+    ]
+
+
+def _answer(system: System, i: int, rates: Mapping[str, bool]) -> dict[str, Any]:
+    """The text and its badges, each (text, kind)."""
+    sample, badges = system.samples[i], []
+    for name, value in sample.scores.items():
+        if value is None:
+            badges.append((f"{name}: no verdict", "none"))
+        elif rates[name]:
+            badges.append((f"{name}: {'yes' if value else 'no'}", "good" if value else "bad"))
+        else:
+            badges.append((f"{name} {value:.2f}", "plain"))
+    badges.append((f"{len(sample.response)} chars", "plain"))
+    if not sample.finished:
+        badges.append(("cut off", "bad"))
+    return {"text": sample.response, "badges": badges}
+
+
+def _numbers(report: Report, content: Mapping[str, Any]) -> dict[str, Any]:
+    """The content of report.json: finite numbers and text only."""
+    systems, changes = report.systems, {}
+    for i, a in enumerate(systems):
+        for b in systems[i + 1 :]:
+            shared = [m for m in (*a.score_names, *PLAIN) if m in PLAIN or m in b.score_names]
+            changes[f"{b.name} - {a.name}"] = {m: asdict(difference(a, b, m, report.seed)) for m in shared}
+    return {
+        "title": report.title,
+        "headline": content["headline"],
+        "samples": content["n"],
+        "rows": {name: {m: asdict(f) for m, f in row.items()} for name, row in content["figures"].items()},
+        "differences": changes,
+        "flags": [asdict(flag) for flag in content["flags"]],
+        "facts": content["facts"],
+        "notes": content["notes"],
+    }
+
+
+def _environment(html: bool) -> Any:
+    """Templates in which every value is escaped: model text is data. The Markdown one escapes in `finalize`."""
     import jinja2
 
-    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
-    source = resources.files("rlaif_jax.evaluation").joinpath("templates/report.html").read_text(encoding="utf-8")
-    metrics = list(rows[report.systems[0].name])
-    return environment.from_string(source).render(
-        report=report, sentence=sentence, checks=checks,
-        table=[(LABELS.get(m, m), [show(m, r[m]) for r in rows.values()]) for m in metrics],
-        bars=_bar_plot(rows), curves={stage: _curve_plot(c) for stage, c in report.curves.items() if c},
-        samples=list(zip(*(s.samples for s in report.systems), strict=True))[:24],
-    )  # fmt: skip
+    options = {
+        "loader": jinja2.PackageLoader("rlaif_jax.evaluation", "templates"),
+        "undefined": jinja2.StrictUndefined, "trim_blocks": True, "lstrip_blocks": True,
+    }  # fmt: skip
+    if not html:
+        return jinja2.Environment(autoescape=False, finalize=escape_markdown, **options)
+    environment = jinja2.Environment(autoescape=True, **options)
+    environment.filters["data_uri"] = _data_uri
+    return environment
 
 
-def _svg(figure) -> str:
-    """Inline SVG with its letters as paths, so that the page needs no font for them."""
-    import matplotlib
-
-    buffer = io.StringIO()
-    with matplotlib.rc_context({"svg.fonttype": "path", "svg.hashsalt": "rlaif"}):
-        figure.savefig(buffer, format="svg", bbox_inches="tight", metadata={"Date": None})
-    text = buffer.getvalue()
-    return text[text.index("<svg") :]
+def _data_uri(svg: str) -> str:
+    return "data:image/svg+xml;base64," + base64.b64encode(svg.encode("utf-8")).decode("ascii")
 
 
-def _bar_plot(rows: Mapping[str, Mapping[str, Figure]]) -> str:
-    from matplotlib.figure import Figure as Canvas
+def console_table(systems: Sequence[System], seed: int = 0) -> RichTable:
+    """The comparison for the terminal: a row per metric, a column per system, with 95 % intervals.
 
-    metrics = [m for m in ("excellent", "grader", "compliance") if all(m in r for r in rows.values())]
-    if not metrics:
-        return ""
-    canvas = Canvas(figsize=(2.6 * len(metrics) + 1, 2.6))
-    for i, metric in enumerate(metrics, 1):
-        axes = canvas.add_subplot(1, len(metrics), i)
-        figs = [r[metric] for r in rows.values()]
-        values = [100 * (f.value or 0.0) for f in figs]
-        errors = [[100 * ((f.value or 0) - (f.low or 0)) for f in figs], [100 * ((f.high or 0) - (f.value or 0)) for f in figs]]
-        axes.bar(list(rows), values, yerr=errors, capsize=4, color=["#b9bec7", "#7aa6d8", "#2f7d5b"][: len(rows)])
-        axes.set_title(LABELS[metric], fontsize=9)
-        axes.set_ylim(0, 100)
-        axes.set_ylabel("%")
-        axes.spines[["top", "right"]].set_visible(False)
-    canvas.tight_layout()
-    return _svg(canvas)
+    Raises UserError where the systems do not answer the same prompts.
+    """
+    from rich.table import Table as RichTable
+    from rich.text import Text
 
-
-def _curve_plot(curves: Sequence[Curve]) -> str:
-    """Small multiples, training and held-out of one metric together. All labels are ASCII: no CJK font is needed."""
-    from matplotlib.figure import Figure as Canvas
-
-    names = list(dict.fromkeys(c.name.removeprefix("eval/") for c in curves))
-    canvas = Canvas(figsize=(2.6 * len(names), 2.2))
-    for i, name in enumerate(names, 1):
-        axes = canvas.add_subplot(1, len(names), i)
-        for curve in curves:
-            if curve.name.removeprefix("eval/") == name:
-                held_out = curve.name.startswith("eval/")
-                axes.plot(curve.steps, curve.values, "o-" if held_out else "-", label="held out" if held_out else "training",
-                          markersize=3, linewidth=1.2)  # fmt: skip
-        axes.set_title(name, fontsize=9)
-        axes.tick_params(labelsize=7)
-        axes.set_xlabel("step", fontsize=7)
-        axes.spines[["top", "right"]].set_visible(False)
-        axes.legend(fontsize=6, frameon=False)
-    canvas.tight_layout()
-    return _svg(canvas)
+    check_systems(systems)
+    rows = {s.name: figures(s, seed) for s in systems}
+    table = RichTable(title=f"{len(systems[0].samples)} prompts, 95 % intervals")
+    table.add_column("metric")
+    for system in systems:
+        table.add_column(Text(system.name), justify="right")
+    for name in metric_names(systems):
+        rate = is_rate(systems, name)
+        # Text objects: a "[" in a cell is no markup
+        table.add_row(Text(label(name)), *(Text(cell(rows[s.name].get(name), rate, brief=True)) for s in systems))
+    return table

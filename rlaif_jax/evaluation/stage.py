@@ -12,15 +12,15 @@ from typing import Any
 import jax
 import numpy as np
 from rich.progress import track
-from rich.table import Table as ConsoleTable
 
 from rlaif_jax.config import RewardConfig
 from rlaif_jax.data import corpus, pipelines
 from rlaif_jax.data.records import LabelledResponse, Prompt
 from rlaif_jax.data.run_data import RunData
 from rlaif_jax.evaluation import agreement
-from rlaif_jax.evaluation.compare import Sample, System, figures
-from rlaif_jax.evaluation.report import Curve, Report, Table, write_report
+from rlaif_jax.evaluation.compare import Sample, System
+from rlaif_jax.evaluation.plots import Curve
+from rlaif_jax.evaluation.report import Report, Table, console_table, write_report
 from rlaif_jax.experiment import Experiment, write_json
 from rlaif_jax.metrics import read_metrics
 from rlaif_jax.models import transformer
@@ -159,15 +159,3 @@ def _facts(x: Experiment, trained: Sequence[str]) -> dict[str, str]:
         "seconds per stage": ", ".join(f"{k} {v:.0f}" for k, v in seconds.items()),
         "software": f"jax {jax.__version__}, Python {platform.python_version()}, {jax.devices()[0].platform}",
     }
-
-
-def console_table(systems: Sequence[System]) -> ConsoleTable:
-    """The comparison for the terminal."""
-    all_figures = {s.name: figures(s) for s in systems}
-    table = ConsoleTable("metric", *all_figures)
-    for metric in next(iter(all_figures.values())):
-        cells = []
-        for f in (figs[metric] for figs in all_figures.values()):
-            cells.append("-" if f.value is None else f"{f.value:.3f} [{f.low:.3f}, {f.high:.3f}]")
-        table.add_row(metric, *cells)
-    return table

@@ -27,14 +27,14 @@ class MeshConfig:
         """Axis sizes for that many devices; a mesh that does not use them all is refused."""
         sizes = [getattr(self, axis) for axis in AXES]
         if any(s < 1 and s != -1 for s in sizes) or sizes.count(-1) > 1:
-            raise UserError(f"mesh {dict(zip(AXES, sizes))}: sizes are >= 1, and at most one is -1")
+            raise UserError(f"mesh {dict(zip(AXES, sizes, strict=True))}: sizes are >= 1, and at most one is -1")
         if self.context != 1:
             raise UserError("mesh.context is reserved and must be 1: sequences are not split yet")
         fixed = math.prod(s for s in sizes if s != -1)
         if -1 in sizes:
             sizes[sizes.index(-1)] = max(devices // fixed, 1)
         if math.prod(sizes) != devices:
-            raise UserError(f"mesh {dict(zip(AXES, sizes))} needs {math.prod(sizes)} devices, but there are {devices}")
+            raise UserError(f"mesh {dict(zip(AXES, sizes, strict=True))} needs {math.prod(sizes)} devices, but there are {devices}")
         return tuple(sizes)
 
 

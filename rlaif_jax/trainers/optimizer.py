@@ -31,7 +31,7 @@ class OptimizerConfig:
 
 def schedule(cfg: OptimizerConfig, steps: int) -> optax.Schedule:
     """Learning rate at each step of a run of that many steps."""
-    warmup = max(int(round(cfg.warmup * steps)), 1)
+    warmup = max(round(cfg.warmup * steps), 1)
     rest = max(steps - warmup, 1)
     after = {
         "constant": lambda: optax.constant_schedule(cfg.learning_rate),

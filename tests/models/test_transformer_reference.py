@@ -135,7 +135,7 @@ def test_scores_read_the_last_real_token(small_model):
 
 
 def test_a_wrong_shape_is_refused_with_the_field():
-    with pytest.raises(UserError, match="model.heads"):
+    with pytest.raises(UserError, match=r"model\.heads"):
         ModelConfig(heads=3, kv_heads=2)
     with pytest.raises(UserError, match="tokenizer has 100"):
         ModelConfig(vocab_size=50).with_vocab(100)

@@ -88,7 +88,7 @@ def test_only_the_response_and_its_end_are_trained(small_model):
 
 
 def test_sharded_state_lies_as_the_rules_say(small_model, eight_devices):
-    state, shardings, _ = _trainer(small_model, eight_devices)
+    state, _, _ = _trainer(small_model, eight_devices)
     assert state.params["layers"]["q"].sharding.spec == jax.sharding.PartitionSpec(None, "fsdp", "tensor")
     down = state.params["layers"]["down"]
     moments = [x for x in jax.tree.leaves(state.opt_state) if x.shape == down.shape]
