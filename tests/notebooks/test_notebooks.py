@@ -10,6 +10,7 @@ FOLDER = Path(__file__).parents[2] / "notebooks"
 QUICK = """
 OUT = {out!r}
 SFT_STEPS, REWARD_STEPS, RL_STEPS = 4, 4, 2
+REWARD_LENGTH = 256  # an untrained policy writes bytes that take many tokens to read back
 CORPUS = {{"sft": 300, "pairs": 200, "labelled": 60, "rl_prompts": 100, "eval_prompts": 20}}
 """
 
