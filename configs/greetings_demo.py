@@ -28,18 +28,18 @@ def config() -> RunConfig:
     sampling = SamplingConfig(temperature=1.0, max_tokens=40)
     return RunConfig(
         name="greetings_demo",
-        data=DataConfig(corpus=CorpusConfig(sft=24000, pairs=16000)),
+        data=DataConfig(corpus=CorpusConfig(sft=24000, pairs=24000, eval_prompts=800)),
         tokenizer=TokenizerConfig(vocab_size=2560),
         model=preset("tiny-1m"),
         sft=SftConfig(
             TrainConfig(steps=1400, batch_size=16, checkpoint_every=700, optimizer=OptimizerConfig(2e-3)), max_length=64
         ),
         reward=RewardConfig(
-            TrainConfig(steps=900, batch_size=16, checkpoint_every=450, optimizer=OptimizerConfig(5e-4)), max_length=56
+            TrainConfig(steps=1350, batch_size=16, checkpoint_every=450, optimizer=OptimizerConfig(5e-4)), max_length=56
         ),
         rl=RlConfig(
-            TrainConfig(steps=80, batch_size=16, checkpoint_every=20, log_every=2,
-                        optimizer=OptimizerConfig(1e-4, schedule="constant")),
+            TrainConfig(steps=100, batch_size=16, checkpoint_every=20, log_every=2,
+                        optimizer=OptimizerConfig(2e-4, schedule="linear")),
             grpo=GrpoConfig(group=8, kl_coefficient=0.05), sampling=sampling, max_prompt=20, minibatches=2,
         ),
         evaluation=EvaluationConfig(batch_size=64, sampling=sampling),
