@@ -59,6 +59,12 @@ class DataConfig:
     prompts: SourceConfig = SourceConfig("prompts.jsonl")
     eval_prompts: SourceConfig = SourceConfig("eval_prompts.jsonl")
     eval_fraction: float = 0.05  # held out of a file whose *_eval path is empty
+    grader_share: float = 0.0  # of the pairs' prompts, kept from the reward model and given to the grader
+
+    def __post_init__(self):
+        for field in ("eval_fraction", "grader_share"):
+            if not 0 <= getattr(self, field) < 1:
+                raise UserError(f"data.{field} is {getattr(self, field)}; expected a share in [0, 1)")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -87,8 +87,8 @@ class RunData:
         """
         data = self._cfg
         if cfg.loss == "bradley_terry":
-            train, held_out = self.split(PreferencePair, data.pairs, data.pairs_eval)
-            held_out, leaked = without_leaks(held_out, train)
+            train, _, held_out = self.pairs()
+            held_out, leaked = without_leaks(held_out, train, self.records(SftExample, data.sft))
             make = pipelines.pair_rows
         else:
             train, held_out = self.labelled()
@@ -99,11 +99,27 @@ class RunData:
         facts = {"examples": len(rows), "held_out": len(held_rows), "leaked_left_out": leaked}
         return *self._batches(rows, held_rows, cfg.train.batch_size, seed), facts
 
+    def pairs(self) -> tuple[list[PreferencePair], list[PreferencePair], list[PreferencePair]]:
+        """Pairs for the reward model, pairs kept from it for the grader (other prompts), and held-out pairs."""
+        train, held_out = self.split(PreferencePair, self._cfg.pairs, self._cfg.pairs_eval)
+        share = self._cfg.grader_share
+        prompts = list(dict.fromkeys(p.prompt for p in train))
+        apart = {q for i, q in enumerate(prompts) if int((i + 1) * share) > int(i * share)}
+        return [p for p in train if p.prompt not in apart], [p for p in train if p.prompt in apart], held_out
+
     def labelled(self) -> tuple[list[LabelledResponse], list[LabelledResponse]]:
-        """Labelled responses for the grader, none of which the policy or the reward model was trained on."""
+        """Labelled responses for the grader that stand in no training file of the reward model; and held-out ones.
+
+        With `data.grader_share` these are both sides of the pairs set apart and of the held-out pairs; otherwise they
+        come from the labelled files, without rows that SFT saw either.
+        """
         data = self._cfg
-        seen = [self.records(SftExample, data.sft), self.records(PreferencePair, data.pairs)]
-        train, held_out = self.split(LabelledResponse, data.labelled, data.labelled_eval)
+        reward_pairs, grader_pairs, pairs_eval = self.pairs()
+        if data.grader_share:
+            train, held_out, seen = _sides(grader_pairs), _sides(pairs_eval), [reward_pairs]
+        else:
+            train, held_out = self.split(LabelledResponse, data.labelled, data.labelled_eval)
+            seen = [reward_pairs, self.records(SftExample, data.sft)]
         (train, a), (held_out, b) = (without_leaks(part, *seen) for part in (train, held_out))
         held_out, c = without_leaks(held_out, train)
         if a + b + c:
@@ -135,3 +151,10 @@ class RunData:
 
     def _say(self, text: str) -> None:
         self._x.console.print(text, highlight=False, markup=False)
+
+
+def _sides(pairs: list[PreferencePair]) -> list[LabelledResponse]:
+    """Both answers of each pair, the chosen one labelled 1."""
+    return [
+        LabelledResponse(p.prompt, text, label, p.system) for p in pairs for text, label in ((p.chosen, 1), (p.rejected, 0))
+    ]

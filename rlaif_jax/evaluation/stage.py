@@ -91,7 +91,7 @@ def _gold(record: Prompt, exchange: Exchange) -> dict[str, float | None]:
 def _grader_quality(x: Experiment, data: RunData, graders: Mapping[str, RewardFn]) -> dict[str, dict[str, float]]:
     """Agreement of each grader with the held-out labels (rows that stand in training files left out)."""
     out: dict[str, dict[str, float]] = {}
-    if not x.cfg.data.labelled.path:
+    if not x.cfg.data.labelled.path and not x.cfg.data.grader_share:
         return out
     held_out: list[LabelledResponse] = data.labelled()[1]
     labels = np.array([r.label for r in held_out])
