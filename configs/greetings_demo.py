@@ -1,9 +1,11 @@
-"""The main job on the bundled corpus of Chinese greetings: no download, about ten minutes on two CPU cores.
+"""The main job on the bundled corpus of Chinese greetings: no download, a quarter of an hour on two CPU cores.
 
     rlaif run configs/greetings_demo.py --out runs/demo
 
 Half of the SFT answers carry a flaw, most of them one only for their request. The reward model learns from pairs what
-fits a request, and GRPO moves the policy there.
+fits a request, and GRPO moves the policy there. Seen once (seed 0): gold excellence rate 31.0 % [27.9, 34.3] after SFT,
+38.3 % [35.0, 41.7] after RL on 797 prompts, mean length 0.80 and distinct-2 1.15 of SFT's. Pushed harder, RL games the
+reward model (docs/decisions.md).
 """
 
 from rlaif_jax.algorithms.grpo import GrpoConfig
