@@ -11,7 +11,7 @@ from typing import Any
 
 from rich.console import Console
 
-from rlaif_jax.config import RunConfig, to_dict
+from rlaif_jax.config import RunConfig, from_dict, to_dict
 from rlaif_jax.errors import UserError
 from rlaif_jax.sharding import Placement, make_mesh
 
@@ -62,7 +62,9 @@ def open_experiment(cfg: RunConfig, out: Path, console: Console) -> Experiment:
     out = Path(out)
     saved, wanted = out / "config.json", json.loads(json.dumps(to_dict(cfg)))
     if saved.exists():
-        changed = sorted(_differences(json.loads(saved.read_text(encoding="utf-8")), wanted))
+        # Through the dataclass: a field that is newer than the run has its default there.
+        before = to_dict(from_dict(RunConfig, json.loads(saved.read_text(encoding="utf-8")), str(saved)))
+        changed = sorted(_differences(json.loads(json.dumps(before)), wanted))
         if changed:
             raise UserError(
                 f"{out} holds a run with other values of {', '.join(changed[:5])}"
