@@ -2,10 +2,9 @@
 
     rlaif run configs/greetings_demo.py --out runs/demo
 
-Half of the SFT answers carry a flaw, most of them one only for their request. The reward model learns from pairs what
-fits a request, and GRPO moves the policy there. Seen once (seed 0): gold excellence rate 31.0 % [27.9, 34.3] after SFT,
-38.3 % [35.0, 41.7] after RL on 797 prompts, mean length 0.80 and distinct-2 1.15 of SFT's. Pushed harder, RL games the
-reward model (docs/decisions.md).
+Two thirds of the SFT answers carry a flaw, as in texts collected from the web. The reward model learns from pairs what
+fits a request, and GRPO moves the policy there. Seen (seed 0): gold excellence rate 16.2 % [13.8, 18.9] after SFT, 30.6 %
+[27.5, 33.9] after RL on 797 prompts; mean length 0.87 and distinct-2 1.01 of SFT's.
 """
 
 from rlaif_jax.algorithms.grpo import GrpoConfig
@@ -34,10 +33,10 @@ def config() -> RunConfig:
         tokenizer=TokenizerConfig(vocab_size=2560),
         model=preset("tiny-1m"),
         sft=SftConfig(
-            TrainConfig(steps=1400, batch_size=16, checkpoint_every=700, optimizer=OptimizerConfig(2e-3)), max_length=64
+            TrainConfig(steps=1100, batch_size=16, checkpoint_every=550, optimizer=OptimizerConfig(2e-3)), max_length=64
         ),
         reward=RewardConfig(
-            TrainConfig(steps=1350, batch_size=16, checkpoint_every=450, optimizer=OptimizerConfig(5e-4)), max_length=56
+            TrainConfig(steps=1000, batch_size=16, checkpoint_every=500, optimizer=OptimizerConfig(5e-4)), max_length=56
         ),
         rl=RlConfig(
             TrainConfig(steps=100, batch_size=16, checkpoint_every=20, log_every=2,

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from rlaif_jax.algorithms.grpo import GrpoConfig
+from rlaif_jax.data.corpus.build import CorpusConfig
 from rlaif_jax.errors import UserError
 from rlaif_jax.models.model_config import ModelConfig
 from rlaif_jax.sampling.filters import SamplingConfig
@@ -31,17 +32,6 @@ class SourceConfig:
     prefix: str = ""  # put before every prompt
     limit: int = 0  # 0 = all
     on_error: str = "raise"  # raise | skip (counted and reported)
-
-
-@dataclasses.dataclass(frozen=True)
-class CorpusConfig:
-    """Sizes of the bundled corpus of Chinese greetings; used where `data.root` is empty."""
-
-    sft: int = 12000
-    pairs: int = 6000
-    labelled: int = 3000
-    rl_prompts: int = 2000
-    eval_prompts: int = 400
 
 
 @dataclasses.dataclass(frozen=True)

@@ -291,8 +291,6 @@ def prompt_batches(
                          host_index=host_index, host_count=host_count)  # fmt: skip
 
 
-def prompt_eval_batches(
-    records: Sequence[Prompt], tokenizer: Tokenizer, *, batch_size: int, max_length: int
-) -> Iterator[Batch]:
+def prompt_eval_batches(records: Sequence[Prompt], tokenizer: Tokenizer, *, batch_size: int, max_length: int) -> Iterator[Batch]:
     """Every prompt once, with row_mask (P,)."""
     return eval_batches(prompt_rows(records, tokenizer, max_length)[0], batch_size)

@@ -77,9 +77,7 @@ def from_row(kind: type, row: Mapping[str, Any], where: str) -> Record:
         elif value is not None:
             values[field.name] = _optional(field.name, value, where)
     if kind is PreferencePair and values["chosen"] == values["rejected"]:
-        raise RecordError(
-            f"{where}: fields 'chosen' and 'rejected': expected two answers, found twice {_short(values['chosen'])}"
-        )
+        raise RecordError(f"{where}: fields 'chosen' and 'rejected': expected two answers, found twice {_short(values['chosen'])}")
     return kind(**values)
 
 

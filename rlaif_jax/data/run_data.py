@@ -32,9 +32,7 @@ class RunData:
         """Writes the bundled corpus where the config names no data of its own."""
         if self._cfg.root:
             return {"data": str(self.root)}
-        c = self._cfg.corpus
-        sizes = corpus.CorpusSizes(c.sft, c.pairs, c.labelled, c.rl_prompts, c.eval_prompts)
-        corpus.write(corpus.generate(self._x.cfg.seed, sizes), self.root)
+        corpus.write(corpus.generate(self._x.cfg.seed, self._cfg.corpus), self.root)
         return {"data": "bundled corpus"}
 
     def make_tokenizer(self) -> Tokenizer:
@@ -74,9 +72,7 @@ class RunData:
         train, held_out = self.split(SftExample, self._cfg.sft, self._cfg.sft_eval)
         encoded = [pipelines.encode_sft(part, tokenizer, cfg.max_length) for part in (train, held_out)]
         self._too_long("SFT examples", encoded[0].dropped + encoded[1].dropped, cfg.max_length)
-        rows, held_rows = (
-            pipelines.sft_rows(e, cfg.max_length, tokenizer.pad_id, packing=cfg.packing, seed=seed) for e in encoded
-        )
+        rows, held_rows = (pipelines.sft_rows(e, cfg.max_length, tokenizer.pad_id, packing=cfg.packing, seed=seed) for e in encoded)
         facts = {"examples": len(encoded[0]), "rows": len(rows), "held_out": len(encoded[1])}
         return *self._batches(rows, held_rows, cfg.train.batch_size, seed), facts
 
@@ -155,6 +151,4 @@ class RunData:
 
 def _sides(pairs: list[PreferencePair]) -> list[LabelledResponse]:
     """Both answers of each pair, the chosen one labelled 1."""
-    return [
-        LabelledResponse(p.prompt, text, label, p.system) for p in pairs for text, label in ((p.chosen, 1), (p.rejected, 0))
-    ]
+    return [LabelledResponse(p.prompt, text, label, p.system) for p in pairs for text, label in ((p.chosen, 1), (p.rejected, 0))]

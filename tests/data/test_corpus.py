@@ -11,7 +11,7 @@ import pytest
 from rlaif_jax.data import corpus
 from rlaif_jax.data.corpus import gold, recipients, requests, responses
 
-SIZES = corpus.CorpusSizes(sft=1000, pairs=1000, labelled=5000, rl_prompts=400, eval_prompts=200)
+SIZES = corpus.CorpusConfig(sft=1000, pairs=1000, labelled=5000, rl_prompts=400, eval_prompts=200)
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +62,7 @@ def test_requests_are_varied_short_and_survive_meta():
 
 
 def test_same_seed_same_rows():
-    sizes = corpus.CorpusSizes(40, 40, 40, 40, 40)
+    sizes = corpus.CorpusConfig(40, 40, 40, 40, 40)
     assert corpus.generate(3, sizes) == corpus.generate(3, sizes)
     assert corpus.generate(3, sizes) != corpus.generate(4, sizes)
 
@@ -92,7 +92,7 @@ def test_rows_agree_with_the_gold_scorer(made):
         request = corpus.Request.from_meta(row["meta"])
         assert corpus.is_excellent(request, row["chosen"]) and not corpus.is_excellent(request, row["rejected"])
     good = [corpus.is_excellent(corpus.Request.from_meta(r["meta"]), r["response"]) for r in made.sft]
-    assert 0.44 < statistics.mean(good) < 0.56
+    assert abs(statistics.mean(good) - (1 - SIZES.sft_flaw_rate)) < 0.06
 
 
 def test_sizes_of_texts(made):
@@ -124,5 +124,5 @@ def test_character_ngrams_of_the_response_alone_do_not_tell_the_label(made):
 def test_share_of_flaws_that_need_no_request(made):
     bad = [row["flaws"] for row in _labelled(made) if row["flaws"]]
     alone = statistics.mean(any(not corpus.FLAWS[f].request_relative for f in flaws) for flaws in bad)
-    assert 0.28 <= alone <= 0.36
+    assert abs(alone - SIZES.visible) < 0.06  # most flaws are flaws only for their request
     assert {f for flaws in bad for f in flaws} == set(corpus.FLAWS)

@@ -10,9 +10,7 @@ from rlaif_jax.data.records import LabelledResponse, PreferencePair, Prompt, Rec
 from rlaif_jax.data.sources import load
 from rlaif_jax.errors import UserError
 
-PAIRS = [
-    PreferencePair(f"写{i}", f"好\n{i}", "坏", margin=i / 4, system="系", meta={"节": ["春", i]}) for i in range(25)
-]
+PAIRS = [PreferencePair(f"写{i}", f"好\n{i}", "坏", margin=i / 4, system="系", meta={"节": ["春", i]}) for i in range(25)]
 
 
 @pytest.mark.parametrize(

@@ -47,9 +47,7 @@ def foreign(folder, template=FOREIGN_TEMPLATE, **tokens):
     backend.decoder = decoders.ByteLevel()
     specials = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    trainer = trainers.BpeTrainer(
-        vocab_size=400, special_tokens=specials, initial_alphabet=alphabet, show_progress=False
-    )
+    trainer = trainers.BpeTrainer(vocab_size=400, special_tokens=specials, initial_alphabet=alphabet, show_progress=False)
     backend.train_from_iterator(TEXTS, trainer)
     tokens = {"eos_token": "<|im_end|>"} | tokens
     fast = PreTrainedTokenizerFast(

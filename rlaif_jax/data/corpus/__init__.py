@@ -3,7 +3,7 @@
 Nothing is downloaded; the same seed gives the same rows. The gold scorer serves evaluation and labels, never a reward.
 """
 
-from rlaif_jax.data.corpus.build import FILES, Corpus, CorpusSizes, bad_response, generate, write
+from rlaif_jax.data.corpus.build import FILES, Corpus, CorpusConfig, bad_response, generate, write
 from rlaif_jax.data.corpus.corrupt import flawed_response
 from rlaif_jax.data.corpus.flaws import FLAWS, Flaw, applicable_flaws
 from rlaif_jax.data.corpus.gold import gold_flaws, is_compliant, is_excellent
@@ -13,7 +13,7 @@ from rlaif_jax.data.corpus.requests import Request, sample_request
 from rlaif_jax.data.corpus.responses import good_response
 
 __all__ = [
-    "FILES", "FLAWS", "OCCASIONS", "RECIPIENTS", "Corpus", "CorpusSizes", "Flaw", "Request", "applicable_flaws",
+    "FILES", "FLAWS", "OCCASIONS", "RECIPIENTS", "Corpus", "CorpusConfig", "Flaw", "Request", "applicable_flaws",
     "bad_response", "flawed_response", "generate", "gold_flaws", "good_response", "is_compliant", "is_excellent",
     "sample_request", "write",
 ]  # fmt: skip

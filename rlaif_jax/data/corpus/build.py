@@ -14,21 +14,29 @@ from rlaif_jax.data.corpus.gold import gold_flaws
 from rlaif_jax.data.corpus.requests import Request, sample_request
 from rlaif_jax.data.corpus.responses import good_response
 
-RESPONSE_ONLY_SHARE = 0.32
 SECOND_FLAW_SHARE = 0.12
 _TRIES = 200
 
 
 @dataclasses.dataclass(frozen=True)
-class CorpusSizes:
-    """Number of rows of each part; `sft_flaw_rate` is the share of SFT answers that carry a flaw."""
+class CorpusConfig:
+    """Number of rows of each part of the bundled corpus, and how flawed they are.
+
+    Attributes:
+      sft_flaw_rate: share of SFT answers that carry a flaw.
+      sft_visible: share of those whose flaw can be seen without the request (stock phrases, adverts, no wish ...), as in
+        texts collected from the web.
+      visible: the same share among the bad answers of pairs and labelled rows.
+    """
 
     sft: int = 12000
     pairs: int = 6000
     labelled: int = 3000
     rl_prompts: int = 2000
     eval_prompts: int = 400
-    sft_flaw_rate: float = 0.5
+    sft_flaw_rate: float = 0.65
+    sft_visible: float = 0.7
+    visible: float = 0.45
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,19 +68,19 @@ FILES = {
 }  # fmt: skip
 
 
-def sample_flaw(rng: random.Random, request: Request) -> str:
-    """A flaw that fits the request; about a third of them can be seen without the request."""
+def sample_flaw(rng: random.Random, request: Request, visible: float) -> str:
+    """A flaw that fits the request; a share of `visible` can be seen without it."""
     weights = applicable_flaws(request)
     only = {f: w for f, w in weights.items() if f in RESPONSE_ONLY}
     relative = {f: w for f, w in weights.items() if f not in only}
-    pool = only if not relative or (only and rng.random() < RESPONSE_ONLY_SHARE) else relative
+    pool = only if not relative or (only and rng.random() < visible) else relative
     return rng.choices(list(pool), list(pool.values()))[0]
 
 
-def bad_response(rng: random.Random, request: Request, *, second: bool = False) -> str:
+def bad_response(rng: random.Random, request: Request, visible: float, *, second: bool = False) -> str:
     """An answer with a sampled flaw, or sometimes two where `second` is set."""
     for _ in range(_TRIES):
-        flaw, extra = sample_flaw(rng, request), ""
+        flaw, extra = sample_flaw(rng, request, visible), ""
         if second and flaw not in RESPONSE_ONLY and rng.random() < SECOND_FLAW_SHARE:
             extra = rng.choice([f for f in ("repetition", "garbled", "unfinished") if f in applicable_flaws(request)])
         try:
@@ -82,9 +90,9 @@ def bad_response(rng: random.Random, request: Request, *, second: bool = False) 
     raise ValueError(f"no flawed answer was found for the request {request}")
 
 
-def generate(seed: int, sizes: CorpusSizes | None = None) -> Corpus:
+def generate(seed: int, sizes: CorpusConfig | None = None) -> Corpus:
     """The corpus of a seed; the same arguments give the same rows."""
-    sizes = sizes or CorpusSizes()
+    sizes = sizes or CorpusConfig()
     held_out: set[str] = set()
     fifth = sizes.labelled // 5
     counts = {"pairs": sizes.pairs // 10, "val": fifth, "test": fifth, "sft": sizes.sft // 20}
@@ -95,13 +103,13 @@ def generate(seed: int, sizes: CorpusSizes | None = None) -> Corpus:
     labelled = requests.training(sizes.labelled - 2 * fifth)
     rngs = {name: random.Random(f"{seed}/{name}") for name in FILES}
     return Corpus(
-        sft=_sft(rngs["sft"], requests.training(sizes.sft - counts["sft"]), sizes.sft_flaw_rate),
-        sft_val=_sft(rngs["sft_val"], sft_val, sizes.sft_flaw_rate),
-        pairs=_pairs(rngs["pairs"], requests.training(sizes.pairs - counts["pairs"])),
-        pairs_test=_pairs(rngs["pairs_test"], pairs_test),
-        labelled=_labelled(rngs["labelled"], labelled),
-        labelled_val=_labelled(rngs["labelled_val"], val),
-        labelled_test=_labelled(rngs["labelled_test"], test),
+        sft=_sft(rngs["sft"], requests.training(sizes.sft - counts["sft"]), sizes),
+        sft_val=_sft(rngs["sft_val"], sft_val, sizes),
+        pairs=_pairs(rngs["pairs"], requests.training(sizes.pairs - counts["pairs"]), sizes.visible),
+        pairs_test=_pairs(rngs["pairs_test"], pairs_test, sizes.visible),
+        labelled=_labelled(rngs["labelled"], labelled, sizes.visible),
+        labelled_val=_labelled(rngs["labelled_val"], val, sizes.visible),
+        labelled_test=_labelled(rngs["labelled_test"], test, sizes.visible),
         prompts=[_row(r) for r in requests.fresh(sizes.rl_prompts)],
         eval_prompts=[_row(r) for r in eval_requests],
     )
@@ -146,20 +154,22 @@ def _row(request: Request, **columns: Any) -> dict[str, Any]:
     return {"prompt": request.text, **columns, "meta": request.to_meta()}
 
 
-def _sft(rng: random.Random, requests: list[Request], flaw_rate: float) -> list[dict[str, Any]]:
-    return [
-        _row(r, response=bad_response(rng, r) if rng.random() < flaw_rate else good_response(rng, r)) for r in requests
-    ]
+def _sft(rng: random.Random, requests: list[Request], sizes: CorpusConfig) -> list[dict[str, Any]]:
+    def answer(request: Request) -> str:
+        flawed = rng.random() < sizes.sft_flaw_rate
+        return bad_response(rng, request, sizes.sft_visible) if flawed else good_response(rng, request)
+
+    return [_row(r, response=answer(r)) for r in requests]
 
 
-def _pairs(rng: random.Random, requests: list[Request]) -> list[dict[str, Any]]:
-    return [_row(r, chosen=good_response(rng, r), rejected=bad_response(rng, r, second=True)) for r in requests]
+def _pairs(rng: random.Random, requests: list[Request], visible: float) -> list[dict[str, Any]]:
+    return [_row(r, chosen=good_response(rng, r), rejected=bad_response(rng, r, visible, second=True)) for r in requests]
 
 
-def _labelled(rng: random.Random, requests: list[Request]) -> list[dict[str, Any]]:
+def _labelled(rng: random.Random, requests: list[Request], visible: float) -> list[dict[str, Any]]:
     rows = []
     for i, request in enumerate(requests):
-        response = good_response(rng, request) if i % 2 else bad_response(rng, request)
+        response = good_response(rng, request) if i % 2 else bad_response(rng, request, visible)
         flaws = list(gold_flaws(request, response))
         rows.append(_row(request, response=response, label=int(not flaws), flaws=flaws))
     rng.shuffle(rows)

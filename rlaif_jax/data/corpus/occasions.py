@@ -36,9 +36,7 @@ class Occasion:
     only: str = ""
 
 
-def _row(
-    openings: str, images: str, wishes: str, fours: str, groups: str = "", event: str = "", only: str = ""
-) -> Occasion:
+def _row(openings: str, images: str, wishes: str, fours: str, groups: str = "", event: str = "", only: str = "") -> Occasion:
     shown = dict(item.split(":") for item in images.split())
     return Occasion(
         tuple(openings.split()), shown, tuple(wishes.split()), tuple(fours.split()),

@@ -164,9 +164,7 @@ def _wishes(rng: random.Random, request: Request, style: Style, both: bool) -> l
     return [group] if rng.random() < 0.25 else [own]
 
 
-def _extras(
-    rng: random.Random, request: Request, style: Style, chance: Callable[[float], bool]
-) -> list[Piece]:
+def _extras(rng: random.Random, request: Request, style: Style, chance: Callable[[float], bool]) -> list[Piece]:
     """A touchy topic that is harmless here, one stock line at most, and a closing in the tone."""
     pieces = []
     topics = [style.topic] if style.topic else [t for t in TOPICS if may_say(request, t)]
