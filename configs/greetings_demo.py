@@ -12,6 +12,8 @@ from rlaif_jax.config import (
     CorpusConfig,
     DataConfig,
     EvaluationConfig,
+    FeedbackConfig,
+    JudgeConfig,
     RewardConfig,
     RlConfig,
     RunConfig,
@@ -19,6 +21,8 @@ from rlaif_jax.config import (
     TokenizerConfig,
     TrainConfig,
 )  # fmt: skip
+from rlaif_jax.feedback.adversarial import GameConfig
+from rlaif_jax.feedback.curate import CurateConfig
 from rlaif_jax.models.model_config import preset
 from rlaif_jax.sampling.filters import SamplingConfig
 from rlaif_jax.trainers.optimizer import OptimizerConfig
@@ -30,7 +34,7 @@ def config() -> RunConfig:
     return RunConfig(
         name="greetings_demo",
         data=DataConfig(corpus=CorpusConfig(sft=24000, pairs=24000, eval_prompts=800)),
-        tokenizer=TokenizerConfig(vocab_size=2560),
+        tokenizer=TokenizerConfig(vocab_size=2816),
         model=preset("tiny-1m"),
         sft=SftConfig(
             TrainConfig(steps=1100, batch_size=16, checkpoint_every=550, optimizer=OptimizerConfig(2e-3)), max_length=64
@@ -43,5 +47,11 @@ def config() -> RunConfig:
                         optimizer=OptimizerConfig(2e-4, schedule="linear")),
             grpo=GrpoConfig(group=8, kl_coefficient=0.05), sampling=sampling, max_prompt=20, minibatches=2,
         ),
+        feedback=FeedbackConfig(
+            train=TrainConfig(steps=1500, batch_size=16, checkpoint_every=500, optimizer=OptimizerConfig(1e-3)),
+            max_length=128, transcripts=40000,
+        ),
+        curate=CurateConfig(prompts=600, max_tokens=40),
+        judge=JudgeConfig(game=GameConfig(gate_rows=400)),
         evaluation=EvaluationConfig(batch_size=64, sampling=sampling),
     )  # fmt: skip

@@ -13,10 +13,13 @@ from rlaif_jax.errors import UserError
 _STAGE_HELP = {
     "tokenizer": "write the bundled corpus (where no data.root is set) and train or copy the tokenizer",
     "sft": "supervised fine-tuning on (prompt, response) examples",
+    "feedback": "train the embedded feedback model, which plays every role without a key or a download",
+    "curate": "arm A: candidates, debates and verdicts on them, into preference pairs",
     "reward": "train the reward model on preference pairs",
     "grader": "train the independent evaluator (where the config has one)",
     "rl": "GRPO against the reward model, starting from SFT",
-    "evaluate": "answer the held-out prompts with base, SFT and RL, and score the answers",
+    "rl_judge": "the same against the judge",
+    "evaluate": "answer the held-out prompts with every system, and score the answers with every grader",
     "report": "write report.html, report.md and report.json from the evaluation",
 }
 
@@ -33,9 +36,18 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--dry-run", action="store_true", help="print stages, models, mesh, memory and steps; run nothing")
     for name, text in _STAGE_HELP.items():
         _add_config(commands.add_parser(name, help=text, description=text))
+    judge = commands.add_parser("judge", help="arm B: optimise the judge's principles, or rate a file with the judge")
+    actions = judge.add_subparsers(dest="action", required=True, metavar="ACTION")
+    optimize = actions.add_parser("optimize", help="the game of generator and detector that optimises the principles")
+    _add_config(optimize)
+    score = actions.add_parser("score", help="rate every (query, response) of a file: JSON lines, JSON, CSV or parquet")
+    score.add_argument("file", type=Path, metavar="FILE", help="rows with prompt (or query) and response")
+    score.add_argument("--run", type=Path, required=True, metavar="RUN", help="the run whose judge rates")
+    score.add_argument("--principles", default="", help="a file with one principle per line (default: the run's best)")
+    score.add_argument("--out", type=Path, default=None, help="where the rated rows go (default: FILE.rated.jsonl)")
     generate = commands.add_parser("generate", help="answer prompts, or chat, with a checkpoint of a run")
     generate.add_argument("run", type=Path, metavar="RUN", help="the run's folder, for example runs/demo")
-    generate.add_argument("--stage", choices=("base", "sft", "rl"), default="rl", help="whose weights (default: rl)")
+    generate.add_argument("--stage", choices=("base", "sft", "rl", "rl_judge"), default="rl", help="whose weights (default: rl)")
     generate.add_argument("--prompt", action="append", default=[], help="answer this (repeatable); without it: chat")
     generate.add_argument("--samples", type=int, default=1, help="answers for each prompt (default: 1)")
     generate.add_argument("--temperature", type=float, default=0.7, help="0 = greedy (default: 0.7)")
@@ -74,6 +86,11 @@ def _dispatch(args: argparse.Namespace, console: Console) -> int:
         from rlaif_jax.generate import run_generate
 
         run_generate(args, console)
+        return 0
+    if args.command == "judge" and args.action == "score":
+        from rlaif_jax.judge_score import run_score
+
+        run_score(args, console)
         return 0
     from rlaif_jax import pipeline
     from rlaif_jax.config import load_config

@@ -16,7 +16,11 @@ from typing import Any
 from rlaif_jax.algorithms.grpo import GrpoConfig
 from rlaif_jax.data.corpus.build import CorpusConfig
 from rlaif_jax.errors import UserError
+from rlaif_jax.feedback.adversarial import GameConfig
+from rlaif_jax.feedback.curate import CurateConfig
+from rlaif_jax.feedback.openai_llm import HttpConfig
 from rlaif_jax.models.model_config import ModelConfig
+from rlaif_jax.rewards.rules import RuleConfig
 from rlaif_jax.sampling.filters import SamplingConfig
 from rlaif_jax.sharding.mesh import MeshConfig
 from rlaif_jax.trainers.optimizer import OptimizerConfig
@@ -45,6 +49,7 @@ class DataConfig:
     pairs: SourceConfig = SourceConfig("pairs_train.jsonl")
     pairs_eval: SourceConfig = SourceConfig("pairs_test.jsonl")
     labelled: SourceConfig = SourceConfig("labelled_train.jsonl")
+    labelled_val: SourceConfig = SourceConfig("labelled_val.jsonl")  # the gate of the judge's game
     labelled_eval: SourceConfig = SourceConfig("labelled_test.jsonl")
     prompts: SourceConfig = SourceConfig("prompts.jsonl")
     eval_prompts: SourceConfig = SourceConfig("eval_prompts.jsonl")
@@ -138,6 +143,67 @@ class RlConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class FeedbackConfig:
+    """Who gives the AI feedback.
+
+    Attributes:
+      backend: "embedded" (a model that the run trains on `transcripts` of every role, written by the bundled corpus, or
+        on labelled responses of the data), "http" (a chat API) or "recorded" (the replies in `transcript`).
+      prompts: a family of prompt files (zh, en, embedded) or a folder; empty: embedded for that backend, else zh.
+      train, max_length, transcripts, source: how the embedded model is trained; source is corpus | labelled.
+      http: the chat API.
+      transcript, model: the recorded replies, and whose they are (empty: the only model in the file).
+      batch_size: rows per call of a model on the mesh.
+    """
+
+    backend: str = "embedded"
+    prompts: str = ""
+    train: TrainConfig = TrainConfig()
+    max_length: int = 128
+    transcripts: int = 30000
+    source: str = "corpus"
+    http: HttpConfig = HttpConfig()
+    transcript: str = ""
+    model: str = ""
+    batch_size: int = 128
+
+    def __post_init__(self):
+        for field, allowed in (("backend", ("embedded", "http", "recorded")), ("source", ("corpus", "labelled"))):
+            if getattr(self, field) not in allowed:
+                raise UserError(f"feedback.{field} is {getattr(self, field)!r}; expected one of {', '.join(allowed)}")
+
+    @property
+    def family(self) -> str:
+        """The prompt family in use."""
+        return self.prompts or ("embedded" if self.backend == "embedded" else "zh")
+
+
+@dataclasses.dataclass(frozen=True)
+class JudgeConfig:
+    """The principle-guided judge as a reward.
+
+    Attributes:
+      principles, strategies: where S_D and S_G start: a file with one rule per line, or the name of a bundled list.
+      game: the game that optimises them; None: they stay as they are.
+      mode: soft (P(Good) from the logits), binary (the spoken verdict), k_vote (the share of `votes` verdicts at
+        `temperature`) or pairwise (share of wins against other samples of the group, both orders).
+      rules: rewards by rule beside it.
+    """
+
+    principles: str = "principles"
+    strategies: str = "strategies"
+    game: GameConfig | None = GameConfig()
+    mode: str = "soft"
+    votes: int = 3
+    temperature: float = 0.7
+    rules: RuleConfig = RuleConfig()
+
+    def __post_init__(self):
+        if self.mode not in ("soft", "binary", "k_vote", "pairwise"):
+            raise UserError(f"judge.mode is {self.mode!r}; expected one of soft, binary, k_vote, pairwise")
+
+
+@dataclasses.dataclass(frozen=True)
 class EvaluationConfig:
     """Held-out comparison: `limit` prompts (0 = all), sampled with these settings, `batch_size` prompts at a time."""
 
@@ -155,7 +221,11 @@ class LoggingConfig:
 
 @dataclasses.dataclass(frozen=True)
 class RunConfig:
-    """One experiment: tokenizer -> SFT -> reward model [-> independent grader] -> GRPO -> evaluation."""
+    """One experiment: tokenizer -> SFT -> [feedback model -> curated pairs ->] reward model [-> independent grader]
+    [-> judge's principles] -> RL against the reward model [and RL against the judge] -> evaluation.
+
+    What is None is left out. `rl_judge` None with a judge: the judge arm trains with the settings of `rl`.
+    """
 
     name: str = "run"
     seed: int = 0
@@ -166,9 +236,27 @@ class RunConfig:
     sft: SftConfig = SftConfig()
     reward: RewardConfig = RewardConfig()
     grader: RewardConfig | None = None
+    feedback: FeedbackConfig | None = None
+    curate: CurateConfig | None = None
+    judge: JudgeConfig | None = None
     rl: RlConfig = RlConfig()
+    rl_rules: RuleConfig = RuleConfig()
+    rl_judge: RlConfig | None = None
     evaluation: EvaluationConfig = EvaluationConfig()
     logging: LoggingConfig = LoggingConfig()
+
+
+    def __post_init__(self):
+        for field in ("curate", "judge"):
+            if getattr(self, field) is not None and self.feedback is None:
+                raise UserError(f"{field} is set, but feedback is not: nobody gives the feedback")
+        embedded = self.feedback is not None and self.feedback.backend == "embedded"
+        if embedded and self.judge is None:
+            raise UserError("the embedded feedback model needs a judge section: it learns lists of at most game.limit rules")
+
+    def rl_of(self, stage: str) -> RlConfig:
+        """The settings of the stage "rl" or "rl_judge"."""
+        return self.rl_judge or self.rl if stage == "rl_judge" else self.rl
 
 
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:

@@ -1,6 +1,6 @@
 """The stages of one experiment. Each leaves a folder; a finished one is skipped, an interrupted one goes on.
 
-    tokenizer -> sft -> reward [-> grader] -> rl -> evaluate -> report
+    tokenizer -> sft [-> feedback -> curate] -> reward [-> grader] [-> judge] -> rl [-> rl_judge] -> evaluate -> report
 """
 
 from __future__ import annotations
@@ -14,13 +14,15 @@ from typing import Any
 import jax
 import numpy as np
 
-from rlaif_jax.config import RewardConfig, TrainConfig
+from rlaif_jax.config import RewardConfig, RlConfig, RunConfig, TrainConfig
 from rlaif_jax.data import pipelines
 from rlaif_jax.data.run_data import RunData
 from rlaif_jax.evaluation import stage as evaluation
 from rlaif_jax.experiment import Experiment
+from rlaif_jax.feedback_stages import run_curate, run_judge
 from rlaif_jax.models import heads, transformer
-from rlaif_jax.rewards.base import Exchange, RewardResult, checked, with_unfinished_penalty
+from rlaif_jax.rewards.base import Exchange, RewardFn, RewardResult, checked, with_unfinished_penalty
+from rlaif_jax.rewards.rules import with_rules
 from rlaif_jax.run_models import RunModels
 from rlaif_jax.sampling import filters
 from rlaif_jax.sampling.rollout import make_sampler
@@ -95,6 +97,22 @@ def _final(x: Experiment, name: str, train: TrainConfig) -> dict[str, Any]:
     return RunModels(x).selected(name, train)
 
 
+def run_feedback(x: Experiment) -> Mapping[str, Any]:
+    """The embedded feedback model: from the SFT policy, on transcripts of every role."""
+    x.require("sft")
+    data, models, cfg = RunData(x), RunModels(x), x.cfg.feedback
+    loss_fn = partial(sft.sft_loss, cfg=models.config, place=x.place)
+    state, shardings, update = _trainer(
+        x, cfg.train, models.fresh_policy, transformer.logical_axes(models.config), loss_fn
+    )  # fmt: skip
+    state = state.replace(params=models.policy("sft"))
+    batches, evaluation_batches, facts = data.feedback_batches(models.tokenizer)
+    evaluate = sft.make_evaluate(loss_fn, evaluation_batches, x.place)
+    stage = _stage(x, "feedback", cfg.train, lambda m: -m["loss"])
+    loop.fit(stage, state, shardings, batches, sft.make_step(update, x.place), evaluate)
+    return facts | _final(x, "feedback", cfg.train)
+
+
 def run_sft(x: Experiment) -> Mapping[str, Any]:
     """Supervised fine-tuning from fresh weights."""
     x.require("tokenizer")
@@ -121,13 +139,26 @@ def run_grader(x: Experiment) -> Mapping[str, Any]:
 
 
 def run_rl(x: Experiment) -> Mapping[str, Any]:
-    """GRPO from the SFT policy, which is also the reference, against the reward model."""
+    """RL from the SFT policy, which is also the reference, against the reward model."""
     x.require("sft", "reward")
-    data, models, cfg = RunData(x), RunModels(x), x.cfg.rl
+    cfg = x.cfg.rl
+    return _reinforce(x, "rl", RunModels(x).reward("reward", cfg.train.batch_size * cfg.grpo.group))
+
+
+def run_rl_judge(x: Experiment) -> Mapping[str, Any]:
+    """The same against the judge."""
+    x.require("sft")
+    group = x.cfg.rl_of("rl_judge").grpo.group
+    return _reinforce(x, "rl_judge", RunModels(x).judge(group))
+
+
+def _reinforce(x: Experiment, name: str, model_reward: RewardFn) -> Mapping[str, Any]:
+    data, models, cfg = RunData(x), RunModels(x), x.cfg.rl_of(name)
     model, axes, group = models.config, transformer.logical_axes(models.config), cfg.grpo.group
     train, held_out, facts = data.rl_prompts(cfg.eval_prompts)
     reference = models.policy("sft")
-    reward = with_unfinished_penalty(models.reward("reward", cfg.train.batch_size * group), cfg.unfinished_penalty)
+    rules = x.cfg.judge.rules if name == "rl_judge" else x.cfg.rl_rules
+    reward = with_unfinished_penalty(with_rules(model_reward, rules), cfg.unfinished_penalty)
     sampler = make_sampler(
         model, axes, x.place, group=group, max_tokens=cfg.sampling.max_tokens, pad_id=models.tokenizer.pad_id
     )  # fmt: skip
@@ -139,19 +170,18 @@ def run_rl(x: Experiment) -> Mapping[str, Any]:
     batches = pipelines.prompt_batches(
         train, models.tokenizer, batch_size=cfg.train.batch_size, max_length=cfg.max_prompt, seed=x.cfg.seed
     )  # fmt: skip
-    table = SampleTable(x)
+    table = SampleTable(x, name)
     step = rl.make_step(
         sampler, rl.make_experience(model, cfg, x.place), update, reward, reference, train, models.tokenizer, sampling,
         cfg, x.cfg.seed, table.show,
     )  # fmt: skip
-    evaluate = _rl_evaluate(x, models, sampler, reward, held_out, sampling)
-    loop.fit(_stage(x, "rl", cfg.train, lambda m: m["reward"]), state, shardings, batches, step, evaluate)
-    return facts | _final(x, "rl", cfg.train)
+    evaluate = _rl_evaluate(x, cfg, models, sampler, reward, held_out, sampling)
+    loop.fit(_stage(x, name, cfg.train, lambda m: m["reward"]), state, shardings, batches, step, evaluate)
+    return facts | _final(x, name, cfg.train)
 
 
-def _rl_evaluate(x: Experiment, models: RunModels, sampler, reward, records, sampling):
+def _rl_evaluate(x: Experiment, cfg: RlConfig, models: RunModels, sampler, reward, records, sampling):
     """Mean reward of sampled answers to held-out training prompts, with the training sampler's shape."""
-    cfg = x.cfg.rl
     batches = list(
         pipelines.prompt_eval_batches(
             records, models.tokenizer, batch_size=cfg.train.batch_size, max_length=cfg.max_prompt
@@ -174,8 +204,8 @@ def _rl_evaluate(x: Experiment, models: RunModels, sampler, reward, records, sam
 class SampleTable:
     """Every few steps, a few completions with their rewards: in samples.jsonl, TensorBoard and on the terminal."""
 
-    def __init__(self, x: Experiment, rows: int = 8):
-        self._x, self._rows, self._seen = x, rows, False
+    def __init__(self, x: Experiment, stage: str, rows: int = 8):
+        self._x, self._stage, self._rows, self._seen = x, stage, rows, False
 
     def show(self, step: int, exchanges: list[Exchange], result: RewardResult) -> None:
         """Appends the step's first completions."""
@@ -190,7 +220,7 @@ class SampleTable:
 
 
     def _append(self, step: int, rows: list[dict]) -> None:
-        path = self._x.folder("rl") / "samples.jsonl"
+        path = self._x.folder(self._stage) / "samples.jsonl"
         if not self._seen and path.exists():  # rows of a run that died after its last checkpoint come again
             old = path.read_text(encoding="utf-8").split("\n")[:-1]
             path.write_text("".join(line + "\n" for line in old if json.loads(line)["step"] < step), encoding="utf-8")
@@ -214,16 +244,25 @@ def _sample_rows(step: int, rows: list[dict]) -> Any:
 ALL_STAGES: Mapping[str, StageFn] = {
     "tokenizer": run_tokenizer,
     "sft": run_sft,
+    "feedback": run_feedback,
+    "curate": run_curate,
     "reward": run_reward,
     "grader": run_grader,
+    "judge": run_judge,
     "rl": run_rl,
+    "rl_judge": run_rl_judge,
     "evaluate": evaluation.run_evaluate,
     "report": evaluation.run_report,
 }
 
 
-def stages(cfg) -> dict[str, StageFn]:
+def stages(cfg: RunConfig) -> dict[str, StageFn]:
     """The stages that this config needs, in order."""
-    return {name: stage for name, stage in ALL_STAGES.items() if name != "grader" or cfg.grader is not None}
-
-
+    needed = {
+        "feedback": cfg.feedback is not None and cfg.feedback.backend == "embedded",
+        "curate": cfg.curate is not None,
+        "grader": cfg.grader is not None,
+        "judge": cfg.judge is not None and cfg.judge.game is not None,
+        "rl_judge": cfg.judge is not None,
+    }
+    return {name: stage for name, stage in ALL_STAGES.items() if needed.get(name, True)}

@@ -10,11 +10,19 @@ import jax
 from rlaif_jax.checkpoint import Checkpoints, abstract_like
 from rlaif_jax.config import RewardConfig, TrainConfig
 from rlaif_jax.data.tokenizer import Tokenizer
+from rlaif_jax.errors import UserError
 from rlaif_jax.experiment import Experiment
+from rlaif_jax.feedback.cache import CachedLLM, RecordedLLM
+from rlaif_jax.feedback.flax_llm import FlaxLLM
+from rlaif_jax.feedback.llm import LLM
+from rlaif_jax.feedback.openai_llm import OpenAILLM
+from rlaif_jax.feedback.principles import Versions, read_rules
+from rlaif_jax.feedback.prompts import Prompts, load_prompts
 from rlaif_jax.metrics import read_metrics
 from rlaif_jax.models import heads, transformer
 from rlaif_jax.models.model_config import ModelConfig
 from rlaif_jax.rewards.base import RewardFn
+from rlaif_jax.rewards.judge import make_judge
 from rlaif_jax.rewards.reward_model import make_reward_model
 
 
@@ -39,7 +47,7 @@ class RunModels:
         return transformer.init(self.config, jax.random.key(self._x.cfg.seed))
 
     def policy(self, stage: str) -> Any:
-        """Weights of "base" (as initialised), "sft" or "rl", in their shardings."""
+        """Weights of "base" (as initialised), "sft", "feedback", "rl" or "rl_judge", in their shardings."""
         axes = transformer.logical_axes(self.config)
         abstract = jax.eval_shape(self.fresh_policy)
         shardings = self._x.place.tree(axes, abstract)
@@ -66,8 +74,50 @@ class RunModels:
                 held_out |= {k: v for k, v in row.items() if k.startswith("eval/")}
         return {"step": step, **held_out}
 
+    def as_llm(self, stage: str, batch_size: int) -> FlaxLLM:
+        """The policy of a stage as a language model for candidates and feedback."""
+        selected = f"{stage}@{self.selected(stage, self._train(stage))['step']}" if stage != "base" else stage
+        return FlaxLLM(
+            self.policy(stage), self.config, self.tokenizer, self._x.place, name=f"{self._x.cfg.name}/{selected}",
+            batch_size=batch_size,
+        )  # fmt: skip
+
+    @functools.cached_property
+    def feedback(self) -> LLM:
+        """Who gives the feedback, as `feedback.backend` says; replies of a chat API are kept in the run's cache."""
+        cfg = self._x.cfg.feedback
+        if cfg is None:
+            raise UserError("the config has no feedback section; see configs/greetings_demo.py for one")
+        if cfg.backend == "recorded":
+            return RecordedLLM(cfg.transcript, cfg.model)
+        if cfg.backend == "http":
+            return CachedLLM(OpenAILLM(cfg.http), self._x.out / "replies.sqlite")
+        return self.as_llm("feedback", cfg.batch_size)
+
+    @property
+    def prompts(self) -> Prompts:
+        """The prompt files of the feedback model."""
+        return load_prompts(self._x.cfg.feedback.family)
+
+    def principles(self) -> list[str]:
+        """The judge's principles: those that the game found best, or the ones it would start from."""
+        cfg = self._x.cfg.judge
+        if cfg.game is None:
+            return read_rules(cfg.principles)
+        self._x.require("judge")
+        versions = Versions(self._x.folder("judge") / "principles")
+        return versions.rules(versions.best())
+
+    def judge(self, group: int, mode: str = "") -> RewardFn:
+        """The judge as a reward function; `group` answers of a prompt stand together."""
+        cfg = self._x.cfg.judge
+        return make_judge(
+            self.feedback, self.prompts, self.principles(), mode or cfg.mode, votes=cfg.votes,
+            temperature=cfg.temperature, group=group,
+        )  # fmt: skip
+
     def _train(self, stage: str) -> TrainConfig:
-        return getattr(self._x.cfg, stage).train
+        return self._x.cfg.rl_of(stage).train if stage in ("rl", "rl_judge") else getattr(self._x.cfg, stage).train
 
     def _restore(self, stage: str, train: TrainConfig, abstract: Any) -> Any:
         self._x.require(stage)

@@ -15,6 +15,13 @@ from rlaif_jax.data.records import LabelledResponse, PreferencePair, Prompt, Rec
 from rlaif_jax.data.sources import load
 from rlaif_jax.data.tokenizer import Tokenizer
 from rlaif_jax.experiment import Experiment
+from rlaif_jax.feedback import embedded
+from rlaif_jax.feedback.curate import read_items
+from rlaif_jax.feedback.principles import read_rules
+from rlaif_jax.feedback.prompts import load_prompts
+
+
+_TOKENIZER_ROWS = 4000  # of the transcripts: a tokenizer needs no more of them
 
 
 class RunData:
@@ -44,6 +51,8 @@ class RunData:
             return tokenizer
         texts = [t for r in self.records(SftExample, self._cfg.sft) for t in (r.prompt, r.response)]
         texts += [t for p in self.records(PreferencePair, self._cfg.pairs) for t in (p.prompt, p.chosen, p.rejected)]
+        if self._x.cfg.feedback and self._x.cfg.feedback.backend == "embedded":
+            texts += [t for r in self.transcripts(_TOKENIZER_ROWS)[0] for t in (r.prompt, r.response)]
         return Tokenizer.train(texts, cfg.vocab_size, folder)
 
     def records(self, kind: type, source: SourceConfig) -> list[Record]:
@@ -76,6 +85,30 @@ class RunData:
         facts = {"examples": len(encoded[0]), "rows": len(rows), "held_out": len(encoded[1])}
         return *self._batches(rows, held_rows, cfg.train.batch_size, seed), facts
 
+    def transcripts(self, most: int = 0) -> tuple[list[SftExample], list[SftExample]]:
+        """What the embedded feedback model learns from (at most so many), and a held-out part of the same kind."""
+        cfg, judge = self._x.cfg.feedback, self._x.cfg.judge
+        prompts = load_prompts(cfg.family)
+        if cfg.source == "labelled":
+            principles = read_rules(judge.principles)
+            return tuple(embedded.labelled_transcripts(rows, prompts, principles) for rows in self.labelled())
+        held_out = {r.prompt for part in (self.eval_prompts(), *self.game_rows()[1:]) for r in part}
+        limit = judge.game.limit if judge.game else len(read_rules(judge.principles))
+        rows = embedded.transcripts(self._x.cfg.seed, min(cfg.transcripts, most or cfg.transcripts), prompts, limit, held_out)
+        count = len(rows) // 20 or 1
+        return rows[count:], rows[:count]
+
+    def feedback_batches(self, tokenizer: Tokenizer) -> tuple[Any, Callable[[], Iterable[dict]], dict[str, Any]]:
+        """(training iterator, held-out pass, facts) for the embedded feedback model."""
+        cfg, seed = self._x.cfg.feedback, self._x.cfg.seed
+        encoded = [pipelines.encode_sft(part, tokenizer, cfg.max_length) for part in self.transcripts()]
+        self._too_long("transcripts", encoded[0].dropped + encoded[1].dropped, cfg.max_length)
+        rows, held_rows = (
+            pipelines.sft_rows(e, cfg.max_length, tokenizer.pad_id, packing=True, seed=seed) for e in encoded
+        )
+        facts = {"transcripts": len(encoded[0]), "rows": len(rows), "held_out": len(encoded[1])}
+        return *self._batches(rows, held_rows, cfg.train.batch_size, seed), facts
+
     def scalar_batches(self, cfg: RewardConfig, tokenizer: Tokenizer, seed: int):
         """(training iterator, held-out pass, facts) for pairs or labelled responses.
 
@@ -101,7 +134,15 @@ class RunData:
         share = self._cfg.grader_share
         prompts = list(dict.fromkeys(p.prompt for p in train))
         apart = {q for i, q in enumerate(prompts) if int((i + 1) * share) > int(i * share)}
-        return [p for p in train if p.prompt not in apart], [p for p in train if p.prompt in apart], held_out
+        own, kept_apart = [p for p in train if p.prompt not in apart], [p for p in train if p.prompt in apart]
+        if self._x.cfg.curate:
+            own = self.curated_pairs() + (own if self._x.cfg.curate.with_data_pairs else [])
+        return own, kept_apart, held_out
+
+    def curated_pairs(self) -> list[PreferencePair]:
+        """The pairs that the stage "curate" has found so far."""
+        items = read_items(self._x.folder("curate") / "items.jsonl")
+        return [PreferencePair(**pair) for item in items for pair in item["pairs"]]
 
     def labelled(self) -> tuple[list[LabelledResponse], list[LabelledResponse]]:
         """Labelled responses for the grader that stand in no training file of the reward model; and held-out ones.
@@ -121,6 +162,15 @@ class RunData:
         if a + b + c:
             self._say(f"labelled responses: {a + b + c} leaked rows left out (they stand in the training files)")
         return train, held_out
+
+    def game_rows(self) -> tuple[list[LabelledResponse], list[LabelledResponse], list[LabelledResponse]]:
+        """Labelled responses for the judge's game: to reflect on, for its gate, and the held-out test part."""
+        train, test = self.labelled()
+        if self._cfg.labelled_val.path and not self._cfg.grader_share:
+            return train, self.records(LabelledResponse, self._cfg.labelled_val), test
+        prompts = list(dict.fromkeys(r.prompt for r in train))
+        gate = set(prompts[-max(len(prompts) // 5, 1) :])
+        return [r for r in train if r.prompt not in gate], [r for r in train if r.prompt in gate], test
 
     def rl_prompts(self, held_out: int) -> tuple[list[Prompt], list[Prompt], dict[str, Any]]:
         """Training prompts, the last `held_out` of them set apart to watch progress on, and facts."""

@@ -109,9 +109,13 @@ class Tokenizer:
 
         A special token spelled out in the texts is data, not control: a space breaks it ("< |im_end|>").
         """
-        messages = [{"role": "system", "content": self._defused(system)}] if system else []
-        text = self._render([*messages, {"role": "user", "content": self._defused(prompt)}], generate=True)
-        return self._backend.encode(text, add_special_tokens=False)
+        messages = [{"role": "system", "content": system}] if system else []
+        return self.encode_messages([*messages, {"role": "user", "content": prompt}])
+
+    def encode_messages(self, messages: Sequence[dict[str, str]]) -> list[int]:
+        """Tokens of a chat of several turns ({"role", "content"}) up to where the assistant answers; as above."""
+        safe = [{**m, "content": self._defused(m["content"])} for m in messages]
+        return self._backend.encode(self._render(safe, generate=True), add_special_tokens=False)
 
     def encode_response(self, text: str) -> list[int]:
         """Tokens of an answer and the end-of-turn token, which is trained on and sampled as any other.

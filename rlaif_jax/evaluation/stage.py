@@ -13,15 +13,18 @@ import jax
 import numpy as np
 from rich.progress import track
 
-from rlaif_jax.config import RewardConfig
+from rlaif_jax.config import RunConfig
 from rlaif_jax.data import corpus, pipelines
 from rlaif_jax.data.records import LabelledResponse, Prompt
 from rlaif_jax.data.run_data import RunData
-from rlaif_jax.evaluation import agreement
+from rlaif_jax.evaluation import agreement, feedback
 from rlaif_jax.evaluation.compare import Sample, System
+from rlaif_jax.evaluation.hacking import Flag, hack_flags
+from rlaif_jax.evaluation.headline import headline
 from rlaif_jax.evaluation.plots import Curve
 from rlaif_jax.evaluation.report import Report, Table, console_table, write_report
 from rlaif_jax.experiment import Experiment, write_json
+from rlaif_jax.feedback.curate import read_items
 from rlaif_jax.metrics import read_metrics
 from rlaif_jax.models import transformer
 from rlaif_jax.models.model_config import parameter_count
@@ -31,23 +34,41 @@ from rlaif_jax.sampling.filters import traced
 from rlaif_jax.sampling.rollout import make_sampler
 from rlaif_jax.trainers.rl import to_exchanges
 
-SYSTEMS = {"base": "the weights that SFT started from", "sft": "after supervised fine-tuning", "rl": "after GRPO"}
+SYSTEMS = {
+    "base": "the weights that SFT started from", "sft": "after supervised fine-tuning",
+    "rl": "after RL against the reward model", "rl_judge": "after RL against the judge",
+}  # fmt: skip
+
+
+# Graders whose verdict is shown as a share of good answers, and the score above which an answer is good.
+_RATES = {"grader": 0.0, "judge": 0.5}
+
+
+def systems_of(cfg: RunConfig) -> list[str]:
+    """The names of the systems that a run compares."""
+    return [name for name in SYSTEMS if name != "rl_judge" or cfg.judge is not None]
 
 
 def run_evaluate(x: Experiment) -> Mapping[str, Any]:
-    """Writes samples_<system>.json for base, SFT and RL, and graders.json: how far each grader can be trusted."""
-    x.require("sft", "reward", "rl", *(["grader"] if x.cfg.grader else []))
+    """Writes samples_<system>.json for every system, and graders.json: how far each grader can be trusted.
+
+    Every system is graded by every grader: the reward model's policy by the judge, too, and the other way round.
+    """
+    systems = systems_of(x.cfg)
+    x.require("reward", *systems[1:], *(["grader"] if x.cfg.grader else []))
     data, models, cfg = RunData(x), RunModels(x), x.cfg.evaluation
     prompts = data.eval_prompts()
     graders = {"reward": models.reward("reward", cfg.batch_size)}
     if x.cfg.grader:
         graders["grader"] = models.reward("grader", cfg.batch_size)
+    if x.cfg.judge:
+        graders["judge"] = models.judge(1, "soft" if x.cfg.judge.mode == "pairwise" else x.cfg.judge.mode)
     sampler = make_sampler(
         models.config, transformer.logical_axes(models.config), x.place, group=1, max_tokens=cfg.sampling.max_tokens,
         pad_id=models.tokenizer.pad_id,
     )  # fmt: skip
     answered = 0
-    for name in SYSTEMS:
+    for name in systems:
         samples = _answers(x, models, sampler, name, prompts, graders)
         answered = len(samples)
         write_json(x.folder("evaluate") / f"samples_{name}.json", [dataclasses.asdict(s) for s in samples])
@@ -70,8 +91,7 @@ def _answers(
         results = {grader: reward(exchanges) for grader, reward in graders.items()}
         for i in np.flatnonzero(batch["row_mask"]):
             scores = {g: float(r.values[i]) if r.valid[i] else None for g, r in results.items()}
-            if "grader" in scores and scores["grader"] is not None:
-                scores["grader"] = float(scores["grader"] > 0)
+            scores |= {g: float(scores[g] > threshold) for g, threshold in _RATES.items() if scores.get(g) is not None}
             scores = _gold(records[i], exchanges[i]) | scores
             tokens = int(host.mask[i].sum())
             samples.append(Sample(records[i].prompt, exchanges[i].response, tokens, exchanges[i].finished, scores))
@@ -99,8 +119,8 @@ def _grader_quality(x: Experiment, data: RunData, graders: Mapping[str, RewardFn
         result = reward([Exchange(r.prompt, r.response, True, r.system) for r in held_out])
         scores, known = result.values[result.valid], labels[result.valid]
         # A Bradley-Terry score has no zero point of its own: its threshold is the median of the scores.
-        config: RewardConfig = getattr(x.cfg, name)
-        predicted = (scores > (0.0 if config.loss == "binary" else np.median(scores))).astype(int)
+        binary = name == "judge" or getattr(x.cfg, name).loss == "binary"
+        predicted = (scores > (_RATES[name] if binary else np.median(scores))).astype(int)
         out[name] = {
             "n": len(known), "auc": agreement.auc(scores, known), "accuracy": agreement.accuracy(predicted, known),
             "balanced_accuracy": agreement.balanced_accuracy(predicted, known),
@@ -109,32 +129,57 @@ def _grader_quality(x: Experiment, data: RunData, graders: Mapping[str, RewardFn
     return out
 
 
-def load_systems(folder: Path) -> tuple[System, ...]:
+def load_systems(folder: Path, names: Sequence[str]) -> tuple[System, ...]:
     """The systems that `run_evaluate` wrote."""
     systems = []
-    for name, description in SYSTEMS.items():
+    for name in names:
         rows = json.loads((folder / f"samples_{name}.json").read_text(encoding="utf-8"))
-        systems.append(System(name, description, tuple(Sample(**row) for row in rows)))
+        systems.append(System(name, SYSTEMS[name], tuple(Sample(**row) for row in rows)))
     return tuple(systems)
 
 
 def run_report(x: Experiment) -> Mapping[str, Any]:
     """Writes report.html, report.md and report.json and prints the comparison."""
     x.require("evaluate")
-    systems = load_systems(x.folder("evaluate"))
-    quality = json.loads((x.folder("evaluate") / "graders.json").read_text(encoding="utf-8"))
-    tables = []
-    if quality:
-        columns = ("grader", *next(iter(quality.values())))
-        rows = tuple((name, *(f"{v:.3f}" if isinstance(v, float) else str(v) for v in q.values())) for name, q in quality.items())
-        tables.append(Table("Graders against held-out labels", columns, rows))
-    trained = [s for s in ("sft", "reward", "grader", "rl") if x.is_done(s)]
+    systems = load_systems(x.folder("evaluate"), systems_of(x.cfg))
+    trained = [s for s in ("sft", "feedback", "reward", "grader", "rl", "rl_judge") if x.is_done(s)]
     curves = {s: _curves(x.folder(s) / "metrics.jsonl") for s in trained}
-    report = Report(f"{x.cfg.name}: base, SFT and RL on the same prompts", systems, curves, tuple(tables), _facts(x, trained))
+    tables = [*_grader_table(x)]
+    if x.is_done("judge"):
+        tables += feedback.judge_tables(x.folder("judge"))
+        curves["judge"] = feedback.judge_curves(x.folder("judge"))
+    if x.is_done("curate") and (debate := feedback.debate_table(read_items(x.folder("curate") / "items.jsonl"))):
+        tables.append(debate)
+    notes, flags = _judge_arm(systems)
+    names = ", ".join(s.name for s in systems)
+    report = Report(
+        f"{x.cfg.name}: {names} on the same prompts", systems, curves, tuple(tables), _facts(x, trained), notes,
+        baseline_flags=flags,
+    )  # fmt: skip
     paths = write_report(x.folder("report"), report)
     x.console.print(console_table(systems))
     x.console.print(f"report: {paths.html}", soft_wrap=True)
     return {"html": str(paths.html)}
+
+
+def _grader_table(x: Experiment) -> list[Table]:
+    quality = json.loads((x.folder("evaluate") / "graders.json").read_text(encoding="utf-8"))
+    if not quality:
+        return []
+    columns = ("grader", *next(iter(quality.values())))
+    rows = tuple((name, *(f"{v:.3f}" if isinstance(v, float) else str(v) for v in q.values())) for name, q in quality.items())
+    return [Table("Graders against held-out labels", columns, rows)]
+
+
+def _judge_arm(systems: Sequence[System]) -> tuple[tuple[str, ...], tuple[Flag, ...]]:
+    """The headline and the checks of the judge's arm, which stand below those of the reward model's."""
+    known = {s.name: s for s in systems}
+    if "rl_judge" not in known:
+        return (), ()
+    pair = known["sft"], known["rl_judge"]
+    flags = hack_flags(*pair)
+    named = tuple(dataclasses.replace(f, name=f"rl_judge: {f.name}") for f in flags)
+    return (headline(systems, pair, flags),), named
 
 
 def _curves(path: Path) -> tuple[Curve, ...]:
@@ -150,7 +195,8 @@ def _curves(path: Path) -> tuple[Curve, ...]:
 
 def _facts(x: Experiment, trained: Sequence[str]) -> dict[str, str]:
     models = RunModels(x)
-    seconds = {s: x.facts(s)["seconds"] for s in ("tokenizer", *trained, "evaluate")}
+    also = [s for s in ("curate", "judge") if x.is_done(s)]
+    seconds = {s: x.facts(s)["seconds"] for s in ("tokenizer", *trained, *also, "evaluate")}
     return {
         "policy": f"{parameter_count(models.config):,} parameters, {models.config.layers} layers",
         "seed": str(x.cfg.seed),

@@ -19,21 +19,25 @@ from rlaif_jax.sharding.placement import Placement
 Sampler = Callable[[Any, np.ndarray, np.ndarray, int, int, SamplingParams], Decoded]
 
 
+def for_sampling(params: Any, cfg: ModelConfig, axes: Any, place: Placement) -> Any:
+    """Parameters in the compute dtype and gathered over fsdp (under jit): once per rollout, not once per token."""
+    gathered = place.without("fsdp")
+    return jax.tree.map(
+        lambda a, w: jax.lax.with_sharding_constraint(w.astype(cfg.compute_dtype), gathered.array(a, w.shape)),
+        axes, params, is_leaf=lambda a: isinstance(a, tuple),
+    )  # fmt: skip
+
+
 def make_sampler(
     cfg: ModelConfig, axes: Any, place: Placement, *, group: int, max_tokens: int, pad_id: int
 ) -> Sampler:
     """sampler(params, prompts (P, Tp), segment_ids, seed, step, sampling) -> Decoded with P * group rows.
 
-    Parameters are cast to the compute dtype and gathered over fsdp once per rollout, then sampled from; seed, step and
-    sampling values are traced.
+    Seed, step and sampling values are traced.
     """
-    gathered = place.without("fsdp")
 
     def run(params, prompts, segment_ids, seed, step, sampling):
-        params = jax.tree.map(
-            lambda a, w: jax.lax.with_sharding_constraint(w.astype(cfg.compute_dtype), gathered.array(a, w.shape)),
-            axes, params, is_leaf=lambda a: isinstance(a, tuple),
-        )  # fmt: skip
+        params = for_sampling(params, cfg, axes, place)
         keys = row_keys(seed, step, jnp.arange(prompts.shape[0] * group))
         return decode(
             params, cfg, prompts, segment_ids, keys, sampling, group=group, max_tokens=max_tokens, pad_id=pad_id,

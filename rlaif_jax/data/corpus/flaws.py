@@ -24,7 +24,7 @@ class Flaw:
     Attributes:
       id: its name in data files.
       name_zh: its name in Chinese.
-      principle_zh: the judging principle that forbids it, one sentence.
+      principle_zh: the judging principle that forbids it, in a few words: a small judge reads a list of them each time.
       request_relative: whether the same text would do for another request.
     """
 
@@ -39,25 +39,25 @@ def _table(*rows: tuple[str, str, str, bool]) -> dict[str, Flaw]:
 
 
 FLAWS: dict[str, Flaw] = _table(
-    ("off_occasion", "场合不符", "祝福的内容必须属于请求所说的节日或事件，不能写成别的场合。", True),
-    ("wrong_recipient", "称呼错人", "称呼必须是请求里的那个人，不能叫成别人。", True),
-    ("wrong_relation", "关系不符", "祝愿要合乎与对方的关系，不能把对恋人、孩子或客户的话说给别人。", True),
-    ("wrong_register", "敬称不当", "对长辈、老师、领导和客户称“您”，对其他人称“你”，请求点明称呼的以请求为准。", True),
-    ("wrong_tone", "语气不符", "请求要幽默就要有趣，要文艺就要有诗意，没要幽默时不开玩笑。", True),
-    ("taboo", "触犯忌讳", "不说让对方难堪的话，例如对减肥的人劝吃、对戒酒的人劝酒、对失业的人说升职。", True),
-    ("wrong_length", "字数不符", "请求规定了字数就必须遵守，没有规定时也不能冗长。", True),
-    ("wrong_count", "条数不符", "请求要几条就写几条，没要多条时只写一条。", True),
-    ("wrong_form", "格式不符", "请求规定了开头的字或每句四个字，就必须照办。", True),
-    ("ignored_detail", "忽略细节", "请求要提到的事物必须提到，请求不许用的字不能出现。", True),
-    ("too_short", "过于简短", "除非请求规定了八个字、十六个字或四字一句，否则只有几个四字词的祝福太单薄。", True),
-    ("cliche", "套话堆砌", "不能只用“万事如意”“心想事成”这类套话充数。", False),
-    ("empty_template", "空洞无物", "祝福里要有属于这个场合的具体画面，不能空泛。", False),
-    ("no_wish", "没有祝愿", "祝福里必须有一句真正的祝愿，不能只写景。", False),
-    ("repetition", "重复啰嗦", "同一句话不能说两遍。", False),
-    ("advertising", "夹带广告", "祝福里不能夹带广告、链接或促销。", False),
-    ("placeholder", "未填模板", "不能留下“某某”之类没有填写的占位词。", False),
-    ("garbled", "语句不通", "每个分句都要通顺成句，标点正确，不能是词语的堆砌。", False),
-    ("unfinished", "没有写完", "祝福必须写完整，并以句号或感叹号结束。", False),
+    ("off_occasion", "场合不符", "要切合场合", True),
+    ("wrong_recipient", "称呼错人", "称呼要叫对人", True),
+    ("wrong_relation", "关系不符", "祝愿合乎关系", True),
+    ("wrong_register", "敬称不当", "你您要得体", True),
+    ("wrong_tone", "语气不符", "语气合乎要求", True),
+    ("taboo", "触犯忌讳", "不犯对方忌讳", True),
+    ("wrong_length", "字数不符", "字数合乎要求", True),
+    ("wrong_count", "条数不符", "条数合乎要求", True),
+    ("wrong_form", "格式不符", "格式合乎要求", True),
+    ("ignored_detail", "忽略细节", "不漏要求细节", True),
+    ("too_short", "过于简短", "不能过于简短", True),
+    ("cliche", "套话堆砌", "不用套话充数", False),
+    ("empty_template", "空洞无物", "要有具体画面", False),
+    ("no_wish", "没有祝愿", "要有真正祝愿", False),
+    ("repetition", "重复啰嗦", "不能重复啰嗦", False),
+    ("advertising", "夹带广告", "不夹带广告", False),
+    ("placeholder", "未填模板", "不留空白模板", False),
+    ("garbled", "语句不通", "语句必须通顺", False),
+    ("unfinished", "没有写完", "必须写完整", False),
 )
 REQUEST_RELATIVE = tuple(f.id for f in FLAWS.values() if f.request_relative)
 RESPONSE_ONLY = tuple(f.id for f in FLAWS.values() if not f.request_relative)

@@ -1,0 +1,70 @@
+"""What the report shows of the AI feedback: the judge's rounds, its principles before and after, one whole debate."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rlaif_jax.evaluation.plots import Curve
+from rlaif_jax.evaluation.report import Table
+
+_ROUND_COLUMNS = {
+    "round": "round", "balanced_accuracy": "balanced accuracy", "accuracy": "accuracy", "kappa": "kappa",
+    "fooled": "generator fooled it", "accepted": "edits accepted", "rolled_back": "rolled back by the gate",
+    "principles": "principles",
+}  # fmt: skip
+_PLOTTED = ("balanced_accuracy", "kappa", "fooled")
+
+
+def judge_tables(folder: Path) -> tuple[Table, ...]:
+    """The rounds of the game with the figures on the validation part, before and after on the test part, the diff."""
+    result = json.loads((folder / "result.json").read_text(encoding="utf-8"))
+    rows = tuple(tuple(_cell(row[name]) for name in _ROUND_COLUMNS) for row in result["rounds"])
+    rounds = Table(
+        "The judge's principles, round by round", tuple(_ROUND_COLUMNS.values()), rows,
+        "Agreement with the labels of the validation part that the gate uses. Round 0 is the start.",
+    )  # fmt: skip
+    names = ("balanced_accuracy", "accuracy", "kappa", "n")
+    test = Table(
+        "The judge on labelled answers that neither the game nor the gate saw",
+        ("principles", *(_ROUND_COLUMNS.get(n, n) for n in names)),
+        tuple((which, *(_cell(result[key][n]) for n in names))
+              for which, key in (("at the start", "test_before"), ("optimised", "test_after"))),
+    )  # fmt: skip
+    lines = (folder / "diff.txt").read_text(encoding="utf-8").rstrip("\n").split("\n")
+    change = Table("How the principles changed", ("", "principle"), tuple((line[:1].strip(), line[2:]) for line in lines))
+    return rounds, test, change
+
+
+def judge_curves(folder: Path) -> tuple[Curve, ...]:
+    """Balanced accuracy, kappa and the generator's success over the rounds."""
+    rows = json.loads((folder / "result.json").read_text(encoding="utf-8"))["rounds"]
+    curves = []
+    for name in _PLOTTED:
+        points = [(r["round"], r[name]) for r in rows if r[name] is not None and r[name] == r[name]]
+        if points:
+            curves.append(Curve(name, tuple(p[0] for p in points), tuple(p[1] for p in points)))
+    return tuple(curves)
+
+
+def debate_table(items: Sequence[Mapping[str, Any]]) -> Table | None:
+    """One debate to read: the first prompt with an accepted and a rejected candidate."""
+    item = next((i for i in items if i["pairs"]), None)
+    if item is None:
+        return None
+    pair = item["pairs"][0]
+    sides = [next(d for d in item["debates"] if d["response"] == pair[side]) for side in ("chosen", "rejected")]
+    labels = {
+        "response": "answer", "positive": "positive agent", "negative": "negative agent", "verdict": "judge's verdict",
+        "reason": "judge's reason", "final": "after reflection", "final_reason": "reason of the reflection",
+    }  # fmt: skip
+    rows = tuple((label, *(str(d[name]) for d in sides)) for name, label in labels.items())
+    return Table(f"One debate: {item['prompt']}", ("", "accepted", "rejected"), rows)
+
+
+def _cell(value: Any) -> Any:
+    if isinstance(value, float):
+        return "–" if value != value else f"{value:.3f}"
+    return str(value)

@@ -1,0 +1,169 @@
+"""Multi-agent rejection sampling: prompts in, debated candidates and preference pairs out, one JSON line per prompt.
+
+    prompt -> retrieved examples -> K candidates -> debate on each -> accepted x rejected of the same prompt -> pairs
+
+A line is written when its prompt is done, so a run that was killed goes on with the next prompt; what a chat API had
+answered by then lies in the reply cache and is not paid again.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from rlaif_jax.data.records import PreferencePair, Prompt
+from rlaif_jax.errors import UserError
+from rlaif_jax.feedback.debate import Debate, debate
+from rlaif_jax.feedback.llm import LLM
+from rlaif_jax.feedback.prompts import Prompts
+from rlaif_jax.feedback.retrieval import Retriever
+
+
+@dataclasses.dataclass(frozen=True)
+class CurateConfig:
+    """Multi-agent rejection sampling.
+
+    Attributes:
+      prompts: how many of the RL prompts to curate (0 = all).
+      candidates: K answers per prompt, sampled at `temperature`, of at most `max_tokens` tokens.
+      source: who writes them: "policy" (after SFT) or "llm" (the feedback model).
+      examples: retrieved few-shot examples in the prompt; a small model that was not trained for them does better
+        with 0.
+      embedder: empty = character n-gram TF-IDF; else a sentence-transformers folder.
+      popularity_weight: see `Retriever`.
+      pairs_per_prompt: at most so many pairs of one prompt, those of nearest length first.
+      margin: the pair's margin where judge and reflection agreed on both answers; half of it where on one.
+      chunk: prompts that are worked on at one time.
+      max_lost: stop if a larger share of the debates ends without verdict.
+      with_data_pairs: whether the reward model also learns from `data.pairs`.
+    """
+
+    prompts: int = 0
+    candidates: int = 4
+    temperature: float = 1.0
+    max_tokens: int = 128
+    source: str = "policy"
+    examples: int = 0
+    embedder: str = ""
+    popularity_weight: float = 0.0
+    pairs_per_prompt: int = 2
+    margin: float = 0.0
+    chunk: int = 64
+    max_lost: float = 0.2
+    with_data_pairs: bool = False
+
+    def __post_init__(self):
+        if self.candidates < 2:
+            raise UserError(f"curate.candidates is {self.candidates}; pairs need at least 2 answers per prompt")
+        if self.source not in ("policy", "llm"):
+            raise UserError(f"curate.source is {self.source!r}; expected policy or llm")
+        for field in ("chunk", "pairs_per_prompt", "max_tokens"):
+            if getattr(self, field) < 1:
+                raise UserError(f"curate.{field} is {getattr(self, field)}; expected at least 1")
+
+
+def curate(
+    records: Sequence[Prompt], author: LLM, author_prompts: Prompts, llm: LLM, prompts: Prompts, retriever: Retriever | None,
+    cfg: CurateConfig, path: Path, seed: int, console: Console,
+) -> list[dict[str, Any]]:  # fmt: skip
+    """Curates every prompt that is not yet in the file `path`; returns all items, in the file's order.
+
+    An item: {"prompt", "examples", "debates": [...], "pairs": [...]}. UserError if too many debates have no verdict.
+    """
+    items = read_items(path)
+    done = {item["prompt"] for item in items}
+    todo = [r for r in {r.prompt: r for r in records}.values() if r.prompt not in done]
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
+               TextColumn("left"), TimeRemainingColumn())  # fmt: skip
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a", encoding="utf-8") as file, Progress(*columns, console=console) as progress:
+        task = progress.add_task("curate: prompts", total=len(items) + len(todo), completed=len(items))
+        for start in range(0, len(todo), cfg.chunk):
+            new = _curate_chunk(todo[start : start + cfg.chunk], author, author_prompts, llm, prompts, retriever, cfg, seed)
+            for item in new:
+                file.write(json.dumps(item, ensure_ascii=False) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+            items += new
+            progress.advance(task, len(new))
+            _check_lost(new, cfg.max_lost)
+    return items
+
+
+def read_items(path: Path) -> list[dict[str, Any]]:
+    """The items of a file; a last line that was cut off by a crash is taken away."""
+    if not path.exists():
+        return []
+    content = path.read_bytes()
+    whole = content[: content.rfind(b"\n") + 1]
+    if len(whole) < len(content):
+        with path.open("r+b") as file:
+            file.truncate(len(whole))
+    try:
+        return [json.loads(line) for line in whole.decode("utf-8").splitlines()]
+    except ValueError as error:
+        raise UserError(f"{path} holds a line that is no JSON ({error}); mend it or move the file away") from error
+
+
+def _curate_chunk(records, author, author_prompts, llm, prompts, retriever, cfg: CurateConfig, seed: int) -> list[dict]:
+    queries = [r.prompt for r in records]
+    examples = retriever(queries, cfg.examples) if retriever and cfg.examples else [[] for _ in queries]
+    requests = [
+        author_prompts.request("candidate", max_tokens=cfg.max_tokens, temperature=cfg.temperature, seed=seed * 1009 + k,
+                               query=q, examples=shown)
+        for q, shown in zip(queries, examples, strict=True)
+        for k in range(cfg.candidates)
+    ]  # fmt: skip
+    replies = author.complete(requests)
+    candidates = [
+        list(dict.fromkeys(r.text.strip() for r in replies[i * cfg.candidates : (i + 1) * cfg.candidates]
+                           if r.failure is None and r.finish_reason != "length" and r.text.strip()))
+        for i in range(len(queries))
+    ]  # fmt: skip
+    debates = debate(llm, prompts, [(q, c) for q, texts in zip(queries, candidates, strict=True) for c in texts])
+    out, at = [], 0
+    for query, texts, shown in zip(queries, candidates, examples, strict=True):
+        own, at = debates[at : at + len(texts)], at + len(texts)
+        pairs = pairs_of(own, cfg.pairs_per_prompt, cfg.margin)
+        out.append({
+            "prompt": query, "examples": [e.prompt for e in shown], "debates": [dataclasses.asdict(d) for d in own],
+            "pairs": [{"prompt": p.prompt, "chosen": p.chosen, "rejected": p.rejected, "margin": p.margin} for p in pairs],
+        })  # fmt: skip
+    return out
+
+
+def pairs_of(debates: Sequence[Debate], most: int, margin: float) -> list[PreferencePair]:
+    """Accepted against rejected answers, each used once, those of nearest length first: length must not tell them apart."""
+    accepted = [d for d in debates if d.final == 1]
+    rejected = [d for d in debates if d.final == 0]
+    by_length = sorted(
+        ((abs(len(a.response) - len(r.response)), i, j) for i, a in enumerate(accepted) for j, r in enumerate(rejected))
+    )
+    pairs, used = [], set()
+    for _, i, j in by_length:
+        if len(pairs) == most:
+            break
+        if ("a", i) in used or ("r", j) in used:
+            continue
+        used |= {("a", i), ("r", j)}
+        good, bad = accepted[i], rejected[j]
+        agreed = (good.agreed + bad.agreed) / 2
+        pairs.append(PreferencePair(good.query, good.response, bad.response, margin=margin * agreed))
+    return pairs
+
+
+def _check_lost(items: Sequence[dict[str, Any]], most: float) -> None:
+    debates = [d for item in items for d in item["debates"]]
+    lost = [d["problem"] for d in debates if d["final"] is None]
+    if debates and len(lost) / len(debates) > most:
+        raise UserError(
+            f"{len(lost) / len(debates):.0%} of the debates ended without verdict (limit {most:.0%}); the first: {lost[0]}. "
+            "What was decided is kept; the same command goes on."
+        )

@@ -1,0 +1,82 @@
+"""The debate on one answer: a positive and a negative agent, a judge, and a reflecting agent with the last word."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+from rlaif_jax.feedback.llm import LLM
+from rlaif_jax.feedback.prompts import Prompts
+from rlaif_jax.feedback.structured import ask, parse_json
+
+_SCHEMA = {"verdict": (0, 1), "reason": str}
+
+
+@dataclasses.dataclass(frozen=True)
+class Debate:
+    """The whole record of one answer.
+
+    Attributes:
+      query, response: what was debated.
+      positive, negative: what the two sides said.
+      verdict, reason: the judge's 0 or 1, None without a readable one.
+      final, final_reason: the reflecting agent's; None where judge or reflection gave none: no verdict.
+      problem: why there is none.
+    """
+
+    query: str
+    response: str
+    positive: str = ""
+    negative: str = ""
+    verdict: int | None = None
+    reason: str = ""
+    final: int | None = None
+    final_reason: str = ""
+    problem: str = ""
+
+    @property
+    def agreed(self) -> bool:
+        """Whether the reflection upheld the judge."""
+        return self.final is not None and self.final == self.verdict
+
+
+def debate(llm: LLM, prompts: Prompts, items: Sequence[tuple[str, str]], max_tokens: int = 256) -> list[Debate]:
+    """Debates every (query, response); each of the four rounds is one batch."""
+    base = [{"query": q, "response": r} for q, r in items]
+    sides = {}
+    for role in ("positive", "negative"):
+        replies = llm.complete([prompts.request(role, max_tokens=max_tokens, **f) for f in base])
+        sides[role] = replies
+    said = [
+        f | {"positive": p.text, "negative": n.text}
+        for f, p, n in zip(base, sides["positive"], sides["negative"], strict=True)
+    ]
+    problems = [p.failure or n.failure for p, n in zip(sides["positive"], sides["negative"], strict=True)]
+    records = [
+        Debate(**f, problem=f"{problem.kind}: {problem.detail}" if problem else "")
+        for f, problem in zip(said, problems, strict=True)
+    ]
+    records = _decide(llm, prompts, "judge", records, max_tokens)
+    return _decide(llm, prompts, "reflect", records, max_tokens)
+
+
+def _decide(llm: LLM, prompts: Prompts, role: str, records: list[Debate], max_tokens: int) -> list[Debate]:
+    """Adds the judge's, or the reflecting agent's, verdict to the records that have no problem so far."""
+    open_ones = [i for i, r in enumerate(records) if not r.problem]
+    requests = []
+    for i in open_ones:
+        r = records[i]
+        fields = {"query": r.query, "response": r.response, "positive": r.positive, "negative": r.negative}
+        fields |= {"verdict": r.verdict, "reason": r.reason} if role == "reflect" else {}
+        requests.append(prompts.request(role, max_tokens=max_tokens, **fields))
+    answers = ask(llm, requests, lambda text: parse_json(text, _SCHEMA))
+    records = list(records)
+    for i, answer in zip(open_ones, answers, strict=True):
+        if answer.value is None:
+            records[i] = dataclasses.replace(records[i], problem=f"{role}: {answer.problem}")
+        elif role == "judge":
+            records[i] = dataclasses.replace(records[i], **answer.value)
+        else:
+            final = {"final": answer.value["verdict"], "final_reason": answer.value["reason"]}
+            records[i] = dataclasses.replace(records[i], **final)
+    return records

@@ -1,0 +1,238 @@
+"""Any OpenAI-compatible chat API (OpenAI, vLLM, SGLang, llama.cpp, ...) as an `LLM`, through the official client."""
+
+from __future__ import annotations
+
+import asyncio
+import concurrent.futures
+import dataclasses
+import json
+import math
+import os
+import random
+import threading
+import time
+from collections.abc import Callable, Coroutine, Sequence
+from typing import Any
+
+import numpy as np
+
+from rlaif_jax.errors import UserError
+from rlaif_jax.feedback.llm import Failure, LLMReply, LLMRequest, OnReply
+
+_BODY_ATTEMPTS = 4  # the client repeats failed calls; calls whose body is no chat completion are repeated here
+
+
+@dataclasses.dataclass(frozen=True)
+class HttpConfig:
+    """One chat API.
+
+    Attributes:
+      model: the model's name there.
+      base_url: where the API lives; empty: the client's default (OPENAI_BASE_URL, else OpenAI).
+      key_variable: the environment variable that holds the key; empty for a server that wants none.
+      concurrency: requests in flight at most.
+      requests_per_minute: 0 = no limit of ours.
+      timeout: seconds for one attempt.
+      attempts: tries of one request on 408/409/429/5xx, timeouts and cut connections (exponential backoff with
+        jitter; Retry-After is honoured).
+      price_prompt, price_completion: money per million tokens.
+      budget: no request is sent that could take the spending of this process above it; 0 = no cap.
+    """
+
+    model: str = ""
+    base_url: str = ""
+    key_variable: str = "OPENAI_API_KEY"
+    concurrency: int = 16
+    requests_per_minute: float = 0.0
+    timeout: float = 60.0
+    attempts: int = 8
+    price_prompt: float = 0.0
+    price_completion: float = 0.0
+    budget: float = 0.0
+
+    def __post_init__(self):
+        for field in ("concurrency", "attempts"):
+            if getattr(self, field) < 1:
+                raise UserError(f"{field} is {getattr(self, field)}; expected at least 1")
+        if self.budget and not (self.price_prompt or self.price_completion):
+            raise UserError("budget needs price_prompt and price_completion (money per million tokens)")
+
+
+class Account:
+    """Tokens and money spent by this process; reservations keep requests in flight under the cap."""
+
+    def __init__(self, cfg: HttpConfig):
+        self._cfg, self._lock, self._reserved = cfg, threading.Lock(), 0.0
+        self.replies = self.prompt_tokens = self.completion_tokens = 0
+
+    def cost(self, prompt_tokens: int, completion_tokens: int) -> float:
+        """Money for so many tokens."""
+        return (prompt_tokens * self._cfg.price_prompt + completion_tokens * self._cfg.price_completion) / 1e6
+
+    @property
+    def spent(self) -> float:
+        """Money for all replies so far."""
+        return self.cost(self.prompt_tokens, self.completion_tokens)
+
+    def reserve(self, amount: float) -> bool:
+        """Sets `amount` aside, or says that the cap does not allow it."""
+        with self._lock:
+            if self._cfg.budget and self.spent + self._reserved + amount > self._cfg.budget:
+                return False
+            self._reserved += amount
+            return True
+
+    def settle(self, reserved: float, usage: Any) -> None:
+        """Replaces a reservation by what the reply's `usage` says (None: nothing came)."""
+        with self._lock:
+            self._reserved -= reserved
+            if usage is not None:
+                self.replies += 1
+                self.prompt_tokens += usage.prompt_tokens
+                self.completion_tokens += usage.completion_tokens
+
+
+class _Pace:
+    """At most so many requests per minute, evenly spaced."""
+
+    def __init__(self, per_minute: float):
+        self._gap, self._next = 60.0 / per_minute if per_minute else 0.0, 0.0
+
+    async def wait(self) -> None:
+        now = time.monotonic()
+        self._next = max(self._next, now) + self._gap
+        await asyncio.sleep(self._next - self._gap - now)
+
+
+class OpenAILLM:
+    """An `LLM` over HTTP. The key is read from the environment here and stands in no log, cache or error."""
+
+    def __init__(self, cfg: HttpConfig):
+        if not cfg.model:
+            raise UserError("the chat API's model has no name; set the field `model`")
+        if cfg.key_variable and not os.environ.get(cfg.key_variable):
+            raise UserError(f"the environment variable {cfg.key_variable} is not set; it must hold the API's key")
+        try:
+            import openai
+        except ImportError as error:
+            raise UserError("a chat API needs the openai package: pip install 'rlaif_jax[judge]'") from error
+        self.name, self.account = f"{cfg.base_url}/{cfg.model}", Account(cfg)
+        self._cfg, self._openai = cfg, openai
+
+    def complete(self, requests: Sequence[LLMRequest], on_reply: OnReply | None = None) -> list[LLMReply]:
+        """See `LLM.complete`."""
+
+        def to_reply(answer: Any) -> LLMReply:
+            return answer if isinstance(answer, LLMReply) else _reply(answer)
+
+        return self._all(requests, {}, to_reply, on_reply)
+
+    def choice_logprobs(self, requests: Sequence[LLMRequest], choices: Sequence[str]) -> np.ndarray:
+        """See `LLM.choice_logprobs`; needs a server that returns `top_logprobs`.
+
+        A choice that is not among the 20 likeliest tokens gets the mass that those leave over.
+        """
+        requests = [dataclasses.replace(r, max_tokens=1, temperature=0.0) for r in requests]
+
+        def to_row(answer: Any) -> list[float]:
+            if isinstance(answer, LLMReply):
+                return [math.nan] * len(choices)
+            return _choice_row(answer, choices)
+
+        rows = self._all(requests, {"logprobs": True, "top_logprobs": 20}, to_row, None)
+        return np.array(rows, np.float32).reshape(len(requests), len(choices))
+
+    def _all(self, requests, extra: dict[str, Any], convert: Callable[[Any], Any], on_reply) -> list[Any]:
+        """Every request's completion, converted; in a thread of its own, since the caller may have an event loop."""
+        with concurrent.futures.ThreadPoolExecutor(1) as pool:
+            return pool.submit(asyncio.run, self._gather(requests, extra, convert, on_reply)).result()
+
+    async def _gather(self, requests, extra, convert, on_reply) -> list[Any]:
+        slots, pace = asyncio.Semaphore(self._cfg.concurrency), _Pace(self._cfg.requests_per_minute)
+        key = os.environ.get(self._cfg.key_variable, "") if self._cfg.key_variable else ""
+        async with self._openai.AsyncOpenAI(
+            api_key=key or "none", base_url=self._cfg.base_url or None, timeout=self._cfg.timeout,
+            max_retries=self._cfg.attempts - 1,
+        ) as client:  # fmt: skip
+
+            async def one(i: int, request: LLMRequest) -> Any:
+                async with slots:
+                    await pace.wait()
+                    out = convert(await self._ask(client, request, extra))
+                if on_reply:
+                    on_reply(i, out)
+                return out
+
+            jobs: list[Coroutine] = [one(i, r) for i, r in enumerate(requests)]
+            return list(await asyncio.gather(*jobs))
+
+    async def _ask(self, client, request: LLMRequest, extra: dict[str, Any]) -> Any:
+        """The API's completion, or an `LLMReply` with a failure."""
+        # Every token is at least one byte, so this bounds what the request can cost.
+        most = self.account.cost(sum(len(m.content.encode()) + 16 for m in request.messages), request.max_tokens)
+        if not self.account.reserve(most):
+            return LLMReply(failure=Failure("budget", f"the cap of {self._cfg.budget:g} would be passed"))
+        usage = None
+        try:
+            for attempt in range(_BODY_ATTEMPTS):
+                answer = await self._call(client, request, extra)
+                if isinstance(answer, LLMReply) and answer.failure.kind == "bad_body" and attempt < _BODY_ATTEMPTS - 1:
+                    await asyncio.sleep(random.uniform(0.5, 1.0) * min(2**attempt / 4, 8.0))
+                    continue
+                usage = None if isinstance(answer, LLMReply) else answer.usage
+                return answer
+        finally:
+            self.account.settle(most, usage)
+
+    async def _call(self, client, request: LLMRequest, extra: dict[str, Any]) -> Any:
+        o = self._openai
+        try:
+            answer = await client.chat.completions.create(
+                model=self._cfg.model, messages=[dataclasses.asdict(m) for m in request.messages],
+                max_tokens=request.max_tokens, temperature=request.temperature, seed=request.seed,
+                # A server that knows the header answers a repeated request once, also after a crash of ours.
+                extra_headers={"Idempotency-Key": request.key(self.name)}, **extra,
+            )  # fmt: skip
+            problem = _malformed(answer)
+            return answer if not problem else LLMReply(failure=Failure("bad_body", problem))
+        except o.APITimeoutError:
+            return LLMReply(failure=Failure("timeout", f"no answer within {self._cfg.timeout:g} s"))
+        except o.APIConnectionError as error:
+            return LLMReply(failure=Failure("connection", type(error.__cause__).__name__))
+        except o.RateLimitError:
+            return LLMReply(failure=Failure("rate_limit", f"still refused after {self._cfg.attempts} attempts"))
+        except o.APIStatusError as error:
+            kind = "server" if error.status_code >= 500 else "rejected"
+            return LLMReply(failure=Failure(kind, f"HTTP {error.status_code}"))
+        except (o.APIError, json.JSONDecodeError, ValueError) as error:
+            return LLMReply(failure=Failure("bad_body", type(error).__name__))
+
+
+def _malformed(answer: Any) -> str:
+    """What is wrong with a body that should be a chat completion, or ""."""
+    choices = getattr(answer, "choices", None)
+    if not choices or getattr(choices[0], "message", None) is None:
+        return "the body has no choices"
+    if not isinstance(choices[0].message.content, str) and choices[0].finish_reason != "content_filter":
+        return "the body has no text"
+    usage = getattr(answer, "usage", None)
+    counts = (getattr(usage, "prompt_tokens", None), getattr(usage, "completion_tokens", None))
+    return "" if all(isinstance(n, int) for n in counts) else "the body has no token counts"
+
+
+def _reply(answer: Any) -> LLMReply:
+    choice = answer.choices[0]
+    counts = {"prompt_tokens": answer.usage.prompt_tokens, "completion_tokens": answer.usage.completion_tokens}
+    if choice.finish_reason == "content_filter":
+        return LLMReply(failure=Failure("filtered", "the API withheld the answer"), **counts)
+    return LLMReply(choice.message.content, finish_reason=choice.finish_reason or "stop", **counts)
+
+
+def _choice_row(answer: Any, choices: Sequence[str]) -> list[float]:
+    content = getattr(answer.choices[0].logprobs, "content", None) if answer.choices[0].logprobs else None
+    if not content or not content[0].top_logprobs:
+        raise UserError("the chat API returns no top_logprobs; use the judge mode binary or k_vote")
+    top = [(t.token.strip(), t.logprob) for t in content[0].top_logprobs]
+    rest = math.log(max(1.0 - sum(math.exp(lp) for _, lp in top), 1e-6))
+    best = [max((lp for token, lp in top if token and choice.startswith(token)), default=None) for choice in choices]
+    return [math.nan] * len(choices) if all(b is None for b in best) else [rest if b is None else b for b in best]

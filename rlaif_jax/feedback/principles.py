@@ -1,0 +1,96 @@
+"""Lists of rules as text files, one rule per line: principles of the judge (S_D), strategies of the generator (S_G)."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from rlaif_jax.errors import UserError
+
+_HERE = Path(__file__).parent / "rules"
+
+
+def read_rules(source: str | Path) -> list[str]:
+    """The rules of a file: one per line, blank lines and lines that begin with "#" left out.
+
+    `source` is a path, or the name of a bundled list ("principles", "principles_general", "strategies").
+    """
+    bundled = _HERE / f"{source}.txt"
+    path = bundled if bundled.exists() else Path(source).expanduser()
+    if not path.exists():
+        known = ", ".join(sorted(p.stem for p in _HERE.glob("*.txt")))
+        raise UserError(f"rules {str(source)!r}: no such file, and no bundled list ({known})")
+    lines = (line.strip() for line in path.read_text(encoding="utf-8").splitlines())
+    rules = [line for line in lines if line and not line.startswith("#")]
+    if not rules:
+        raise UserError(f"{path} holds no rule; write one per line")
+    return rules
+
+
+def diff(old: Sequence[str], new: Sequence[str]) -> str:
+    """What changed between two lists, a line each: "- gone", "+ new", "  kept"."""
+    return "\n".join(line for line in difflib.ndiff(list(old), list(new)) if not line.startswith("?"))
+
+
+@dataclasses.dataclass(frozen=True)
+class Edit:
+    """One change of a list: "keep", "add" `text`, "replace" or "remove" the entry `number` (from 1)."""
+
+    edit: str
+    number: int = 0
+    text: str = ""
+
+
+def apply_edit(rules: Sequence[str], edit: Edit, limit: int) -> list[str] | None:
+    """The list after the edit, or None where it would change nothing or cannot be done.
+
+    A text that is there already, a list over `limit`, an empty list, and a number that names no entry are refused.
+    """
+    rules, text = list(rules), " ".join(edit.text.split())
+    has_place = 1 <= edit.number <= len(rules)
+    if edit.edit in ("add", "replace") and (not text or text in rules):
+        return None
+    if edit.edit == "add" and len(rules) < limit:
+        return [*rules, text]
+    if edit.edit == "replace" and has_place:
+        return [*rules[: edit.number - 1], text, *rules[edit.number :]]
+    if edit.edit == "remove" and has_place and len(rules) > 1:
+        return [*rules[: edit.number - 1], *rules[edit.number :]]
+    return None
+
+
+class Versions:
+    """Every version of a list that was tried, as numbered text files with their scores beside them."""
+
+    def __init__(self, folder: Path):
+        self._folder = folder
+        folder.mkdir(parents=True, exist_ok=True)
+        self._index = folder / "versions.json"
+        self.rows: list[dict] = json.loads(self._index.read_text(encoding="utf-8")) if self._index.exists() else []
+
+    def add(self, rules: Sequence[str], score: float | None, why: str, accepted: bool) -> int:
+        """Writes a version and returns its number."""
+        number = len(self.rows)
+        self.path(number).write_text("".join(f"{rule}\n" for rule in rules), encoding="utf-8")
+        self.rows.append({"version": number, "score": score, "why": why, "accepted": accepted})
+        self._index.write_text(json.dumps(self.rows, ensure_ascii=False, indent=1), encoding="utf-8")
+        return number
+
+    def truncate(self, count: int) -> None:
+        """Forgets the versions from `count` on: a round that was interrupted is played again."""
+        self.rows = self.rows[:count]
+
+    def path(self, number: int) -> Path:
+        """The file of a version."""
+        return self._folder / f"v{number:03d}.txt"
+
+    def rules(self, number: int) -> list[str]:
+        """The rules of a version."""
+        return read_rules(self.path(number))
+
+    def best(self) -> int:
+        """The accepted version with the best score; the earliest of equals."""
+        return max((r for r in self.rows if r["accepted"]), key=lambda r: (r["score"], -r["version"]))["version"]

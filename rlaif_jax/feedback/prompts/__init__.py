@@ -1,0 +1,66 @@
+"""Prompts as files: one Jinja template per role in a folder per family (zh, en, embedded, or the user's own)."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import jinja2
+
+from rlaif_jax.errors import UserError
+from rlaif_jax.feedback.llm import LLMRequest, Message
+
+ROLES = (
+    "candidate", "positive", "negative", "judge", "reflect", "detector", "compare", "generator", "confess", "advise",
+    "reflector", "optimise",
+)  # fmt: skip
+_HERE = Path(__file__).parent
+
+
+def fence(text: str) -> str:
+    """Text of a model or a file between marks that it cannot end: inside, the marks become plain square brackets."""
+    return "⟦" + text.replace("⟦", "[").replace("⟧", "]") + "⟧"
+
+
+class Prompts:
+    """The templates of one family; `hash` is the identity of their content, for cache keys and reports."""
+
+    def __init__(self, family: str):
+        folder = _HERE / family if (_HERE / family).is_dir() else Path(family).expanduser()
+        missing = [role for role in ROLES if not (folder / f"{role}.j2").exists()]
+        if missing:
+            known = sorted(p.name for p in _HERE.iterdir() if (p / "judge.j2").exists())
+            raise UserError(
+                f"prompts {family!r}: expected one of {', '.join(known)}, or a folder with a template for every role; "
+                f"{folder} lacks {', '.join(f'{m}.j2' for m in missing)}"
+            )
+        env = jinja2.Environment(undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True, autoescape=False)
+        env.filters["fence"] = fence
+        texts = {role: (folder / f"{role}.j2").read_text(encoding="utf-8") for role in ROLES}
+        self.family, self.hash = family, hashlib.sha256("\0".join(texts.values()).encode("utf-8")).hexdigest()[:16]
+        self._templates = {}
+        for role, text in texts.items():
+            try:
+                self._templates[role] = env.from_string(text)
+            except jinja2.TemplateSyntaxError as error:
+                raise UserError(f"{folder / role}.j2:{error.lineno}: {error.message}") from error
+
+    def render(self, role: str, **fields: Any) -> str:
+        """The user message of a role."""
+        try:
+            return self._templates[role].render(**fields).strip()
+        except jinja2.UndefinedError as error:
+            raise UserError(f"prompts {self.family!r}, {role}.j2: {error.message}") from error
+
+    def request(self, role: str, *, max_tokens: int, temperature: float = 0.0, seed: int = 0, **fields: Any) -> LLMRequest:
+        """The request that puts a role's message to a model."""
+        message = Message("user", self.render(role, **fields))
+        return LLMRequest((message,), max_tokens, temperature, seed, self.hash)
+
+
+@functools.lru_cache
+def load_prompts(family: str) -> Prompts:
+    """The templates of a family, read once."""
+    return Prompts(family)
