@@ -20,7 +20,6 @@ from rlaif_jax.feedback.curate import read_items
 from rlaif_jax.feedback.principles import read_rules
 from rlaif_jax.feedback.prompts import load_prompts
 
-
 _TOKENIZER_ROWS = 4000  # of the transcripts: a tokenizer needs no more of them
 
 

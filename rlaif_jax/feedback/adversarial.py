@@ -208,5 +208,4 @@ class Game:
 
 
 def _parse_edit(text: str) -> dict[str, Any]:
-    value = parse_json(text, {"edit": _EDITS, "number": tuple(str(n) for n in range(100)), "text": str})
-    return {**value, "number": int(value["number"])}
+    return parse_json(text, {"edit": _EDITS, "number": int, "text": str})

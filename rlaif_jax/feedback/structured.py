@@ -77,7 +77,10 @@ def _checked(name: str, value: Any, kind: type | tuple) -> Any:
         return value
     if kind is str and isinstance(value, str):
         return value.strip()
-    raise ReplyError(f"field {name}: expected {'a list of texts' if kind is list else 'a text'}, found {value!r}")
+    if kind is int and not isinstance(value, bool) and str(value).strip().lstrip("-").isdigit():
+        return int(value)
+    expected = {list: "a list of texts", int: "a whole number"}.get(kind, "a text")
+    raise ReplyError(f"field {name}: expected {expected}, found {value!r}")
 
 
 Parse = Callable[[str], dict[str, Any]]
@@ -94,7 +97,7 @@ def ask(llm: LLM, requests: Sequence[LLMRequest], parse: Parse, attempts: int = 
     for attempt in range(attempts):
         replies = llm.complete(list(todo.values()))
         again = {}
-        for (i, request), reply in zip(todo.items(), replies, strict=True):
+        for i, reply in zip(todo, replies, strict=True):
             answers[i] = _read(reply, parse)
             if answers[i].value is None and reply.failure is None and attempt < attempts - 1:
                 again[i] = _asked_again(requests[i], reply, answers[i].problem)
