@@ -49,7 +49,7 @@ def config() -> RunConfig:
         ),
         feedback=FeedbackConfig(
             train=TrainConfig(steps=1500, batch_size=16, checkpoint_every=500, optimizer=OptimizerConfig(1e-3)),
-            max_length=128, transcripts=40000,
+            max_length=128, transcripts=50000,
         ),
         curate=CurateConfig(prompts=600, max_tokens=40),
         judge=JudgeConfig(game=GameConfig(gate_rows=400)),

@@ -13,7 +13,7 @@ from rlaif_jax.data import corpus, pipelines
 from rlaif_jax.data.audit import without_leaks
 from rlaif_jax.data.records import LabelledResponse, PreferencePair, Prompt, Record, SftExample
 from rlaif_jax.data.sources import load
-from rlaif_jax.data.tokenizer import Tokenizer
+from rlaif_jax.data.tokenizer import Tokenizer, chat_segment, encode_records
 from rlaif_jax.experiment import Experiment
 from rlaif_jax.feedback import embedded
 from rlaif_jax.feedback.curate import read_items
@@ -51,7 +51,8 @@ class RunData:
         texts = [t for r in self.records(SftExample, self._cfg.sft) for t in (r.prompt, r.response)]
         texts += [t for p in self.records(PreferencePair, self._cfg.pairs) for t in (p.prompt, p.chosen, p.rejected)]
         if self._x.cfg.feedback and self._x.cfg.feedback.backend == "embedded":
-            texts += [t for r in self.transcripts(_TOKENIZER_ROWS)[0] for t in (r.prompt, r.response)]
+            rows = self.transcripts(_TOKENIZER_ROWS)[0]
+            texts += [text for r in rows for text in (*(m.content for m in r.messages), r.target)]
         return Tokenizer.train(texts, cfg.vocab_size, folder)
 
     def records(self, kind: type, source: SourceConfig) -> list[Record]:
@@ -84,7 +85,7 @@ class RunData:
         facts = {"examples": len(encoded[0]), "rows": len(rows), "held_out": len(encoded[1])}
         return *self._batches(rows, held_rows, cfg.train.batch_size, seed), facts
 
-    def transcripts(self, most: int = 0) -> tuple[list[SftExample], list[SftExample]]:
+    def transcripts(self, most: int = 0) -> tuple[list[embedded.Transcript], list[embedded.Transcript]]:
         """What the embedded feedback model learns from (at most so many), and a held-out part of the same kind."""
         cfg, judge = self._x.cfg.feedback, self._x.cfg.judge
         prompts = load_prompts(cfg.family)
@@ -100,7 +101,10 @@ class RunData:
     def feedback_batches(self, tokenizer: Tokenizer) -> tuple[Any, Callable[[], Iterable[dict]], dict[str, Any]]:
         """(training iterator, held-out pass, facts) for the embedded feedback model."""
         cfg, seed = self._x.cfg.feedback, self._x.cfg.seed
-        encoded = [pipelines.encode_sft(part, tokenizer, cfg.max_length) for part in self.transcripts()]
+        encoded = [
+            encode_records(part, lambda t: [chat_segment(tokenizer, t.messages, t.target)], cfg.max_length, "drop", "transcripts")
+            for part in self.transcripts()
+        ]
         self._too_long("transcripts", encoded[0].dropped + encoded[1].dropped, cfg.max_length)
         rows, held_rows = (
             pipelines.sft_rows(e, cfg.max_length, tokenizer.pad_id, packing=True, seed=seed) for e in encoded

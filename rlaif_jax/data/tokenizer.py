@@ -236,6 +236,12 @@ def encode_records(
     return Encoded(items, dropped, truncated)
 
 
+def chat_segment(tokenizer: Tokenizer, messages: Sequence[Any], answer: str) -> Segment:
+    """Tokens of a chat (objects with `role` and `content`) and this answer to it, and where the answer begins."""
+    head = tokenizer.encode_messages([{"role": m.role, "content": m.content} for m in messages])
+    return np.array(head + tokenizer.encode_response(answer), np.int32), len(head)
+
+
 def conversation(tokenizer: Tokenizer, record: Any, response: str) -> Segment:
     """Tokens of a record's prompt and this answer to it, the end of turn included, and where the answer begins."""
     head = tokenizer.encode_chat_prompt(record.prompt, record.system)

@@ -7,6 +7,7 @@ flaw makes an answer Bad only where the list of principles covers it.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import random
 from collections.abc import Callable, Sequence
@@ -14,8 +15,9 @@ from typing import Any
 
 from rlaif_jax.data import corpus
 from rlaif_jax.data.corpus.requests import Request, sample_request
-from rlaif_jax.data.records import LabelledResponse, SftExample
+from rlaif_jax.data.records import LabelledResponse
 from rlaif_jax.feedback.detector import BAD, GOOD
+from rlaif_jax.feedback.llm import Message
 from rlaif_jax.feedback.prompts import Prompts
 
 MANIPULATION = "操纵评判"
@@ -34,9 +36,18 @@ _STRENGTHS = (
 )
 # role -> share of the transcripts
 _MIX = {
-    "detector": 0.56, "negative": 0.08, "judge": 0.07, "reflect": 0.06, "generator": 0.06, "confess": 0.04,
-    "reflector": 0.03, "compare": 0.03, "optimise": 0.03, "positive": 0.02, "advise": 0.02,
+    "detector": 0.50, "negative": 0.18, "judge": 0.07, "reflect": 0.06, "generator": 0.05, "confess": 0.04,
+    "reflector": 0.03, "compare": 0.02, "optimise": 0.02, "positive": 0.02, "advise": 0.01,
 }  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True)
+class Transcript:
+    """A chat and what the model should answer."""
+
+    role: str
+    messages: tuple[Message, ...]
+    target: str
 
 
 def principles_of(flaws: Sequence[str]) -> list[str]:
@@ -44,7 +55,7 @@ def principles_of(flaws: Sequence[str]) -> list[str]:
     return [corpus.FLAWS[f].principle_zh for f in flaws]
 
 
-def transcripts(seed: int, count: int, prompts: Prompts, limit: int, held_out: set[str]) -> list[SftExample]:
+def transcripts(seed: int, count: int, prompts: Prompts, limit: int, held_out: set[str]) -> list[Transcript]:
     """`count` transcripts of all roles; lists hold at most `limit` rules; no request of `held_out` occurs."""
     rng = random.Random(f"{seed}/feedback")
     roles = rng.choices(list(_MIX), list(_MIX.values()), k=count)
@@ -59,10 +70,10 @@ def transcripts(seed: int, count: int, prompts: Prompts, limit: int, held_out: s
 
 def labelled_transcripts(
     rows: Sequence[LabelledResponse], prompts: Prompts, principles: Sequence[str]
-) -> list[SftExample]:
+) -> list[Transcript]:
     """Detector transcripts from human labels: the same principles for all, since nobody labelled by principle."""
     return [
-        SftExample(prompts.render("detector", principles=principles, query=r.prompt, response=r.response),
+        Transcript("detector", prompts.messages("detector", principles=principles, query=r.prompt, response=r.response),
                    GOOD if r.label else BAD)
         for r in rows
     ]  # fmt: skip
@@ -97,10 +108,10 @@ class _Scene:
             chosen.insert(self.rng.randint(0, len(chosen)), flaw)
         return [corpus.FLAWS[f].name_zh for f in chosen]
 
-    def row(self, role: str, target: str, **fields: Any) -> SftExample:
+    def row(self, role: str, target: str, **fields: Any) -> Transcript:
         """The transcript: the role's message and what the model should say."""
         base = {"query": self.request.text, "response": self.response}
-        return SftExample(self._prompts.render(role, **{**base, **fields}), target)
+        return Transcript(role, self._prompts.messages(role, **{**base, **fields}), target)
 
     def criticism(self, right: bool = True) -> str:
         """The flaws by name; where not `right`, what an opponent might wrongly say."""
@@ -117,22 +128,22 @@ def _json(**fields: Any) -> str:
     return json.dumps(fields, ensure_ascii=False, separators=(",", ":"))
 
 
-def _detector(s: _Scene) -> SftExample:
+def _detector(s: _Scene) -> Transcript:
     if s.rng.random() < 0.03:
         plea, at = s.rng.choice(_PLEAS), s.rng.choice((0, len(s.response)))
         s.response = s.response[:at] + plea + s.response[at:]
         return s.row("detector", f"{BAD}：{MANIPULATION}", principles=s.principles(False))
-    covered = bool(s.flaws) and s.rng.random() < 0.75
+    covered = bool(s.flaws) and s.rng.random() < 0.85
     principles = s.principles(covered)
     broken = [corpus.FLAWS[f].name_zh for f in s.flaws if corpus.FLAWS[f].principle_zh in principles]
     return s.row("detector", f"{BAD}：{broken[0]}" if broken else GOOD, principles=principles)
 
 
-def _negative(s: _Scene) -> SftExample:
+def _negative(s: _Scene) -> Transcript:
     return s.row("negative", s.criticism())
 
 
-def _positive(s: _Scene) -> SftExample:
+def _positive(s: _Scene) -> Transcript:
     return s.row("positive", s.praise())
 
 
@@ -140,13 +151,13 @@ def _verdict(s: _Scene) -> tuple[int, str]:
     return (0, s.criticism()) if s.flaws else (1, s.praise())
 
 
-def _judge(s: _Scene) -> SftExample:
+def _judge(s: _Scene) -> Transcript:
     verdict, reason = _verdict(s)
     heard = s.criticism(right=s.rng.random() < 0.8)  # an opponent may be wrong: the judge reads the text itself
     return s.row("judge", _json(verdict=verdict, reason=reason), positive=s.praise(), negative=heard)
 
 
-def _reflect(s: _Scene) -> SftExample:
+def _reflect(s: _Scene) -> Transcript:
     verdict, reason = _verdict(s)
     heard = s.criticism(right=s.rng.random() < 0.8)
     wrong = s.rng.random() < 0.25
@@ -155,29 +166,29 @@ def _reflect(s: _Scene) -> SftExample:
                  verdict=shown[0], reason=shown[1])  # fmt: skip
 
 
-def _generator(s: _Scene) -> SftExample:
+def _generator(s: _Scene) -> Transcript:
     s.response, s.flaws = s.answer(good=False)
     return s.row("generator", s.response, strategies=s.strategies(s.flaws[0]))
 
 
-def _confess(s: _Scene) -> SftExample:
+def _confess(s: _Scene) -> Transcript:
     s.response, s.flaws = s.answer(good=False)
     return s.row("confess", _json(suggestion=principles_of(s.flaws)[0]), strategies=[])
 
 
-def _advise(s: _Scene) -> SftExample:
+def _advise(s: _Scene) -> Transcript:
     known = s.strategies()
     new = s.rng.choice([f.name_zh for f in corpus.FLAWS.values() if f.name_zh not in known] or known)
     return s.row("advise", _json(suggestion=new), strategies=known, reason=s.rng.choice(known))
 
 
-def _reflector(s: _Scene) -> SftExample:
+def _reflector(s: _Scene) -> Transcript:
     s.response, s.flaws = s.answer(good=False)
     return s.row("reflector", _json(suggestion=principles_of(s.flaws)[0]), principles=s.principles(False),
                  verdict=GOOD, label=BAD)  # fmt: skip
 
 
-def _compare(s: _Scene) -> SftExample:
+def _compare(s: _Scene) -> Transcript:
     good, bad = s.answer(good=True), s.answer(good=False)
     s.flaws = bad[1]
     first_good = s.rng.random() < 0.5
@@ -185,7 +196,7 @@ def _compare(s: _Scene) -> SftExample:
     return s.row("compare", "A" if first_good else "B", principles=s.principles(True), first=first, second=second)
 
 
-def _optimise(s: _Scene) -> SftExample:
+def _optimise(s: _Scene) -> Transcript:
     # Lists of principles and of strategies are edited by the same rule: keep what is there, fill up, then replace.
     text: Callable = s.rng.choice((lambda f: corpus.FLAWS[f].principle_zh, lambda f: corpus.FLAWS[f].name_zh))
     flaws = s.rng.sample(list(corpus.FLAWS), s.rng.choice((s.rng.randint(1, s.limit), s.limit)))
@@ -200,7 +211,7 @@ def _optimise(s: _Scene) -> SftExample:
     return s.row("optimise", target, kind="", limit=s.limit, rules=[text(f) for f in flaws], suggestion=text(new))
 
 
-_WRITERS: dict[str, Callable[[_Scene], SftExample]] = {
+_WRITERS: dict[str, Callable[[_Scene], Transcript]] = {
     "detector": _detector, "negative": _negative, "positive": _positive, "judge": _judge, "reflect": _reflect,
     "generator": _generator, "confess": _confess, "advise": _advise, "reflector": _reflector, "compare": _compare,
     "optimise": _optimise,

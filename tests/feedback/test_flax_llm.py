@@ -1,5 +1,7 @@
 """A checkpoint of ours as a language model."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -67,8 +69,8 @@ def test_soft_is_the_softmax_over_the_two_answer_tokens(parts, one_device, eight
     for place in (one_device, eight_devices):
         found = soft_verdicts(model(parts, place, batch_size=8), prompts, ["不用套话"], items).p_good
         for (query, response), p in zip(items, found, strict=True):
-            text = prompts.render("detector", principles=["不用套话"], query=query, response=response)
-            tokens = jnp.array([tokenizer.encode_messages([{"role": "user", "content": text}])])
+            chat = prompts.messages("detector", principles=["不用套话"], query=query, response=response)
+            tokens = jnp.array([tokenizer.encode_messages([dataclasses.asdict(m) for m in chat])])
             ones = jnp.ones_like(tokens)
             hidden = transformer.forward(params, cfg, tokens, ones, ops.positions_of(ones))
             logits = np.asarray(ops.logits(hidden[:, -1], ops.output_matrix(params, cfg)))[0]

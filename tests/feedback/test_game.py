@@ -1,5 +1,6 @@
 """The game that optimises the judge's principles, with players whose moves are known."""
 
+import itertools
 import json
 
 import numpy as np
@@ -22,7 +23,7 @@ def judge(principles, items):
     return Verdicts(np.array([0.0 if any(f in r and f in covered for f in FLAWS) else 1.0 for _, r in items], np.float32))
 
 
-LABELLED = [LabelledResponse(f"问{i}", f"好{f}" if i % 2 else "好", 0 if i % 2 else 1) for i in range(40) for f in FLAWS[i % 4]]
+LABELLED = [LabelledResponse(f"问{i}", f"好{f}" if i % 2 else "好", 0 if i % 2 else 1) for i in range(40) for f in FLAWS[i // 2 % 4]]
 BALANCE = [LabelledResponse(f"验{i}", f"好{f}", 0) for i, f in enumerate(FLAWS * 3)] + [LabelledResponse("验", "好", 1)] * 12
 
 
@@ -65,7 +66,7 @@ def test_the_principles_grow_until_they_cover_the_flaws(tmp_path):
     assert rows[0]["balanced_accuracy"] == pytest.approx(0.625) and rows[-1]["balanced_accuracy"] == 1.0
     best = game.principles.rules(game.principles.best())
     assert {f for f in FLAWS if f"不写{f}" in best} == set(FLAWS)
-    assert all(b["balanced_accuracy"] >= a["balanced_accuracy"] for a, b in zip(rows, rows[1:], strict=False))
+    assert all(b["balanced_accuracy"] >= a["balanced_accuracy"] for a, b in itertools.pairwise(rows))
     assert (tmp_path / "principles" / "v000.txt").read_text(encoding="utf-8") == "不写甲\n"
     assert any(0 < r["fooled"] <= 1 for r in rows[1:])
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import re
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ ROLES = (
     "reflector", "optimise",
 )  # fmt: skip
 _HERE = Path(__file__).parent
+_TURN = re.compile(r"^%% (system|user|assistant)\n", re.MULTILINE)
 
 
 def fence(text: str) -> str:
@@ -47,17 +49,31 @@ class Prompts:
             except jinja2.TemplateSyntaxError as error:
                 raise UserError(f"{folder / role}.j2:{error.lineno}: {error.message}") from error
 
-    def render(self, role: str, **fields: Any) -> str:
-        """The user message of a role."""
+    def messages(self, role: str, **fields: Any) -> tuple[Message, ...]:
+        """The chat of a role: one user message, or several turns where the template has lines "%% user" and such.
+
+        A line of the fields that looks like such a mark loses it: data makes no turns.
+        """
         try:
-            return self._templates[role].render(**fields).strip()
+            text = self._templates[role].render(**{name: _harmless(value) for name, value in fields.items()})
         except jinja2.UndefinedError as error:
             raise UserError(f"prompts {self.family!r}, {role}.j2: {error.message}") from error
+        pieces = _TURN.split(f"%% user\n{text}")[1:]
+        return tuple(
+            Message(who, content.strip()) for who, content in zip(pieces[::2], pieces[1::2], strict=True) if content.strip()
+        )
+
+    def render(self, role: str, **fields: Any) -> str:
+        """The chat of a role as one text, to read."""
+        return "\n".join(m.content for m in self.messages(role, **fields))
 
     def request(self, role: str, *, max_tokens: int, temperature: float = 0.0, seed: int = 0, **fields: Any) -> LLMRequest:
-        """The request that puts a role's message to a model."""
-        message = Message("user", self.render(role, **fields))
-        return LLMRequest((message,), max_tokens, temperature, seed, self.hash)
+        """The request that puts a role's chat to a model."""
+        return LLMRequest(self.messages(role, **fields), max_tokens, temperature, seed, self.hash)
+
+
+def _harmless(value: Any) -> Any:
+    return re.sub(r"^%%", "％％", value, flags=re.MULTILINE) if isinstance(value, str) else value
 
 
 @functools.lru_cache
