@@ -23,7 +23,7 @@ def judge(principles, items):
     return Verdicts(np.array([0.0 if any(f in r and f in covered for f in FLAWS) else 1.0 for _, r in items], np.float32))
 
 
-LABELLED = [LabelledResponse(f"问{i}", f"好{f}" if i % 2 else "好", 0 if i % 2 else 1) for i in range(40) for f in FLAWS[i // 2 % 4]]
+LABELLED = [LabelledResponse(f"问{i}", "好" + FLAWS[i // 2 % 4] * (i % 2), 1 - i % 2) for i in range(40)]
 BALANCE = [LabelledResponse(f"验{i}", f"好{f}", 0) for i, f in enumerate(FLAWS * 3)] + [LabelledResponse("验", "好", 1)] * 12
 
 
@@ -58,7 +58,7 @@ def play(folder, rounds=4, llm=None):
     queries = [f"请求{i}" for i in range(20)]
     game = Game(llm or Players(), load_prompts("zh"), judge, measure, GameConfig(rounds=rounds), folder, Console(quiet=True),
                 queries=queries, labelled=LABELLED, seed=0)  # fmt: skip
-    return game, game.play(["不写甲"], ["写甲"])
+    return game, game.play(["不写甲"], ["写乙"])
 
 
 def test_the_principles_grow_until_they_cover_the_flaws(tmp_path):
