@@ -1,4 +1,5 @@
-"""Packaging of rlaif_jax. Extras: tpu, cuda (accelerator wheels of jax), wandb (optional logger), notebook, dev."""
+"""Packaging of rlaif_jax. Extras: tpu, cuda (accelerator wheels of jax), judge (chat APIs), embeddings (retrieval by a
+sentence encoder), wandb (optional logger), notebook, dev."""
 
 from pathlib import Path
 
@@ -23,7 +24,8 @@ REQUIRED = [
     "tensorboardX>=2.6.2",
 ]
 NOTEBOOK = ["ipykernel>=6.29", "nbclient>=0.10", "nbformat>=5.10"]
-DEV = ["pytest>=8.3", "pytest-timeout>=2.3", "ruff>=0.8", "scikit-learn>=1.5", "torch==2.13.0", *NOTEBOOK]
+JUDGE = ["openai>=2.0"]
+DEV = ["pytest>=8.3", "pytest-timeout>=2.3", "ruff>=0.8", "scikit-learn>=1.5", "torch==2.13.0", *NOTEBOOK, *JUDGE]
 
 setup(
     name="rlaif_jax",
@@ -33,11 +35,13 @@ setup(
     long_description_content_type="text/markdown",
     python_requires=">=3.11",
     packages=find_packages(include=["rlaif_jax", "rlaif_jax.*", "configs"]),
-    package_data={"rlaif_jax": ["evaluation/templates/*", "py.typed"]},
+    package_data={"rlaif_jax": ["evaluation/templates/*", "feedback/prompts/*/*.j2", "feedback/rules/*.txt", "py.typed"]},
     install_requires=REQUIRED,
     extras_require={
         "tpu": ["jax[tpu]"],
         "cuda": ["jax[cuda13]"],
+        "judge": JUDGE,
+        "embeddings": ["sentence-transformers>=5.0"],
         "wandb": ["wandb>=0.19"],
         "notebook": NOTEBOOK,
         "dev": DEV,

@@ -48,8 +48,8 @@ def config() -> RunConfig:
             grpo=GrpoConfig(group=8, kl_coefficient=0.05), sampling=sampling, max_prompt=20, minibatches=2,
         ),
         feedback=FeedbackConfig(
-            train=TrainConfig(steps=1500, batch_size=16, checkpoint_every=500, optimizer=OptimizerConfig(1e-3)),
-            max_length=128, transcripts=50000,
+            train=TrainConfig(steps=1400, batch_size=6, checkpoint_every=700, optimizer=OptimizerConfig(1e-3)),
+            max_length=128, transcripts=20000, verdict_pairs=18000, pair_batch_size=12,
         ),
         curate=CurateConfig(prompts=600, max_tokens=40),
         judge=JudgeConfig(game=GameConfig(gate_rows=400)),

@@ -150,7 +150,9 @@ class FeedbackConfig:
       backend: "embedded" (a model that the run trains on `transcripts` of every role, written by the bundled corpus, or
         on labelled responses of the data), "http" (a chat API) or "recorded" (the replies in `transcript`).
       prompts: a family of prompt files (zh, en, embedded) or a folder; empty: embedded for that backend, else zh.
-      train, max_length, transcripts, source: how the embedded model is trained; source is corpus | labelled.
+      train, max_length, source: how the embedded model is trained; source is corpus | labelled. A step takes
+        `train.batch_size` rows of packed transcripts and `pair_batch_size` pairs of verdicts.
+      transcripts, verdict_pairs: how many are written (source corpus).
       http: the chat API.
       transcript, model: the recorded replies, and whose they are (empty: the only model in the file).
       batch_size: rows per call of a model on the mesh.
@@ -161,6 +163,8 @@ class FeedbackConfig:
     train: TrainConfig = TrainConfig()
     max_length: int = 128
     transcripts: int = 30000
+    verdict_pairs: int = 20000
+    pair_batch_size: int = 16
     source: str = "corpus"
     http: HttpConfig = HttpConfig()
     transcript: str = ""
@@ -171,6 +175,9 @@ class FeedbackConfig:
         for field, allowed in (("backend", ("embedded", "http", "recorded")), ("source", ("corpus", "labelled"))):
             if getattr(self, field) not in allowed:
                 raise UserError(f"feedback.{field} is {getattr(self, field)!r}; expected one of {', '.join(allowed)}")
+
+        if self.train.accumulation != 1:
+            raise UserError("feedback.train.accumulation must be 1: its loss is a sum of two means")
 
     @property
     def family(self) -> str:

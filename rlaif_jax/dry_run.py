@@ -34,32 +34,49 @@ def plan(cfg: RunConfig, place: Placement) -> list[StagePlan]:
     weights = _weight_bytes(model, place)
     rows = []
     for name in pipeline.stages(cfg):
-        train: TrainConfig | None = getattr(getattr(cfg, name, None), "train", None)
+        train: TrainConfig | None = getattr(_settings(cfg, name), "train", None)
         if train is None:
-            held = weights * 2 if name == "evaluate" else 0
-            rows.append(StagePlan(name, "policy, reward model" if held else "-", 0, "-", held))
+            held = _HELD.get(name, ())
+            rows.append(StagePlan(name, ", ".join(held) or "-", 0, _rounds(cfg, name), weights * len(held)))
             continue
         sequences, length = _shape(cfg, name)
         memory = weights * 4 + _activation_bytes(model, sequences // train.accumulation, length, place)
-        if name == "rl":  # reference, reward model, and the cache of the rollout
-            memory += 2 * weights + _cache_bytes(model, train.batch_size * cfg.rl.grpo.group, length, place)
-        steps = f"{train.steps} x {train.batch_size}" + (f" x {cfg.rl.grpo.group}" if name == "rl" else "")
-        rows.append(StagePlan(name, _kind(name), parameter_count(model), steps, memory))
+        steps = f"{train.steps} x {train.batch_size}"
+        if name in _RL:  # reference, what gives the reward, and the cache of the rollout
+            group = cfg.rl_of(name).grpo.group
+            memory += 2 * weights + _cache_bytes(model, train.batch_size * group, length, place)
+            steps += f" x {group}"
+        rows.append(StagePlan(name, _KINDS.get(name, "scalar model"), parameter_count(model), steps, memory))
     return rows
 
 
-def _kind(name: str) -> str:
-    return {"sft": "policy", "rl": "policy, reference, reward model"}.get(name, "scalar model")
+_RL = ("rl", "rl_judge")
+_KINDS = {
+    "sft": "policy", "feedback": "feedback model", "rl": "policy, reference, reward model",
+    "rl_judge": "policy, reference, judge",
+}  # fmt: skip
+_HELD = {"curate": ("policy", "feedback model"), "judge": ("feedback model",), "evaluate": ("policy", "graders")}
+
+
+def _settings(cfg: RunConfig, stage: str):
+    return cfg.rl_of(stage) if stage in _RL else getattr(cfg, stage, None)
+
+
+def _rounds(cfg: RunConfig, stage: str) -> str:
+    if stage == "curate":
+        return f"{cfg.curate.prompts or 'all'} prompts x {cfg.curate.candidates}"
+    return f"{cfg.judge.game.rounds} rounds" if stage == "judge" else "-"
 
 
 def _shape(cfg: RunConfig, stage: str) -> tuple[int, int]:
     """(sequences, tokens of each) of one update."""
-    if stage == "sft":
-        return cfg.sft.train.batch_size, cfg.sft.max_length
-    if stage == "rl":
-        return cfg.rl.train.batch_size * cfg.rl.grpo.group // cfg.rl.minibatches, cfg.rl.max_prompt + cfg.rl.sampling.max_tokens
-    scalar = getattr(cfg, stage)
-    return scalar.train.batch_size * (2 if scalar.loss == "bradley_terry" else 1), scalar.max_length
+    settings = _settings(cfg, stage)
+    if stage in ("sft", "feedback"):
+        return settings.train.batch_size, settings.max_length
+    if stage in _RL:
+        sequences = settings.train.batch_size * settings.grpo.group // settings.minibatches
+        return sequences, settings.max_prompt + settings.sampling.max_tokens
+    return settings.train.batch_size * (2 if settings.loss == "bradley_terry" else 1), settings.max_length
 
 
 def _weight_bytes(model: ModelConfig, place: Placement) -> int:

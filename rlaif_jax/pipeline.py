@@ -19,6 +19,7 @@ from rlaif_jax.data import pipelines
 from rlaif_jax.data.run_data import RunData
 from rlaif_jax.evaluation import stage as evaluation
 from rlaif_jax.experiment import Experiment
+from rlaif_jax.feedback.detector import BAD, GOOD
 from rlaif_jax.feedback_stages import run_curate, run_judge
 from rlaif_jax.models import heads, transformer
 from rlaif_jax.rewards.base import Exchange, RewardFn, RewardResult, checked, with_unfinished_penalty
@@ -27,6 +28,7 @@ from rlaif_jax.run_models import RunModels
 from rlaif_jax.sampling import filters
 from rlaif_jax.sampling.rollout import make_sampler
 from rlaif_jax.trainers import loop, rl, sft
+from rlaif_jax.trainers.feedback import feedback_loss
 from rlaif_jax.trainers.optimizer import make_optimizer
 from rlaif_jax.trainers.reward import label_loss, pair_loss
 from rlaif_jax.trainers.update import create_state, make_update
@@ -98,17 +100,17 @@ def _final(x: Experiment, name: str, train: TrainConfig) -> dict[str, Any]:
 
 
 def run_feedback(x: Experiment) -> Mapping[str, Any]:
-    """The embedded feedback model: from the SFT policy, on transcripts of every role."""
+    """The embedded feedback model: from the SFT policy, on transcripts of every role and pairs of verdicts."""
     x.require("sft")
     data, models, cfg = RunData(x), RunModels(x), x.cfg.feedback
-    loss_fn = partial(sft.sft_loss, cfg=models.config, place=x.place)
-    state, shardings, update = _trainer(
-        x, cfg.train, models.fresh_policy, transformer.logical_axes(models.config), loss_fn
-    )  # fmt: skip
+    words = tuple(models.tokenizer.encode_response(word)[0] for word in (GOOD, BAD))
+    loss_fn = partial(feedback_loss, cfg=models.config, words=words, place=x.place)
+    axes = transformer.logical_axes(models.config)
+    state, shardings, update = _trainer(x, cfg.train, models.fresh_policy, axes, loss_fn)
     state = state.replace(params=models.policy("sft"))
     batches, evaluation_batches, facts = data.feedback_batches(models.tokenizer)
     evaluate = sft.make_evaluate(loss_fn, evaluation_batches, x.place)
-    stage = _stage(x, "feedback", cfg.train, lambda m: -m["loss"])
+    stage = _stage(x, "feedback", cfg.train, lambda m: m["accuracy"])
     loop.fit(stage, state, shardings, batches, sft.make_step(update, x.place), evaluate)
     return facts | _final(x, "feedback", cfg.train)
 

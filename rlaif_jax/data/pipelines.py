@@ -108,6 +108,16 @@ def pair_rows(
     return rows, rows.dropped
 
 
+def verdict_rows(encoded: Encoded, max_length: int, pad_id: int) -> Rows:
+    """Rows of two lines, the one to be called good first: tokens, segment_ids, positions, loss_mask (B, 2, T).
+
+    Padded to the longest row, which is often much shorter than `max_length`.
+    """
+    rows = [Row(tuple((line,) for line in lines)) for _, lines in encoded.items]
+    longest = min(max(row.length for row in rows), max_length)
+    return Rows(rows, longest, pad_id, encoded.dropped, encoded.truncated, with_loss_mask=True)
+
+
 def labelled_rows(
     items: Sequence[LabelledResponse], tokenizer: Tokenizer, max_length: int, too_long: str = "drop"
 ) -> tuple[Rows, int]:  # fmt: skip
@@ -207,6 +217,28 @@ class Batches:
         self._iterator.set_state(state["position"])
 
 
+class JoinedBatches:
+    """Several iterators as one: a batch is {name: batch}, a state {name: state}."""
+
+    def __init__(self, parts: dict[str, Batches]):
+        self._parts = parts
+
+    def __iter__(self) -> JoinedBatches:
+        return self
+
+    def __next__(self) -> dict[str, Batch]:
+        return {name: next(part) for name, part in self._parts.items()}
+
+    def get_state(self) -> dict[str, Any]:
+        """See `Batches.get_state`."""
+        return {name: part.get_state() for name, part in self._parts.items()}
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        """See `Batches.set_state`."""
+        for name, part in self._parts.items():
+            part.set_state(state[name])
+
+
 def train_batches(
     rows: Rows, *, batch_size: int, seed: int, buckets: Sequence[int] = (), epochs: int | None = None,
     host_index: int = 0, host_count: int = 1,
@@ -242,7 +274,8 @@ def eval_batches(
         batch = _collate(rows, indices[mine], width)
         batch["row_mask"] = (np.arange(start, start + batch_size) < len(rows)).astype(np.float32)[mine]
         if "loss_mask" in batch:
-            batch["loss_mask"] = batch["loss_mask"] * batch["row_mask"][:, None]
+            mask = batch["loss_mask"]
+            batch["loss_mask"] = mask * batch["row_mask"].reshape(-1, *[1] * (mask.ndim - 1))
         yield batch
 
 

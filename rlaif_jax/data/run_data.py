@@ -13,7 +13,7 @@ from rlaif_jax.data import corpus, pipelines
 from rlaif_jax.data.audit import without_leaks
 from rlaif_jax.data.records import LabelledResponse, PreferencePair, Prompt, Record, SftExample
 from rlaif_jax.data.sources import load
-from rlaif_jax.data.tokenizer import Tokenizer, chat_segment, encode_records
+from rlaif_jax.data.tokenizer import Encoded, Segment, Tokenizer, chat_segment, encode_records
 from rlaif_jax.experiment import Experiment
 from rlaif_jax.feedback import embedded
 from rlaif_jax.feedback.curate import read_items
@@ -51,7 +51,8 @@ class RunData:
         texts = [t for r in self.records(SftExample, self._cfg.sft) for t in (r.prompt, r.response)]
         texts += [t for p in self.records(PreferencePair, self._cfg.pairs) for t in (p.prompt, p.chosen, p.rejected)]
         if self._x.cfg.feedback and self._x.cfg.feedback.backend == "embedded":
-            rows = self.transcripts(_TOKENIZER_ROWS)[0]
+            rows, pairs = self.transcripts(_TOKENIZER_ROWS)
+            rows = [*rows, *(t for pair in pairs for t in pair)]
             texts += [text for r in rows for text in (*(m.content for m in r.messages), r.target)]
         return Tokenizer.train(texts, cfg.vocab_size, folder)
 
@@ -85,32 +86,50 @@ class RunData:
         facts = {"examples": len(encoded[0]), "rows": len(rows), "held_out": len(encoded[1])}
         return *self._batches(rows, held_rows, cfg.train.batch_size, seed), facts
 
-    def transcripts(self, most: int = 0) -> tuple[list[embedded.Transcript], list[embedded.Transcript]]:
-        """What the embedded feedback model learns from (at most so many), and a held-out part of the same kind."""
+    def transcripts(self, most: int = 0) -> tuple[list[embedded.Transcript], list[embedded.VerdictPair]]:
+        """What the embedded feedback model learns from: transcripts of every role, and pairs of verdicts; at most so many.
+
+        No request of the evaluation or of the judge's labelled parts occurs in them.
+        """
         cfg, judge = self._x.cfg.feedback, self._x.cfg.judge
         prompts = load_prompts(cfg.family)
         if cfg.source == "labelled":
-            principles = read_rules(judge.principles)
-            return tuple(embedded.labelled_transcripts(rows, prompts, principles) for rows in self.labelled())
+            return embedded.labelled_verdicts(self.game_rows()[0], prompts, read_rules(judge.principles))
         held_out = {r.prompt for part in (self.eval_prompts(), *self.game_rows()[1:]) for r in part}
         limit = judge.game.limit if judge.game else len(read_rules(judge.principles))
-        rows = embedded.transcripts(self._x.cfg.seed, min(cfg.transcripts, most or cfg.transcripts), prompts, limit, held_out)
-        count = len(rows) // 20 or 1
-        return rows[count:], rows[:count]
+        seed, count, pairs = self._x.cfg.seed, cfg.transcripts, cfg.verdict_pairs
+        return (
+            embedded.transcripts(seed, min(count, most or count), prompts, limit, held_out),
+            embedded.verdict_pairs(seed, min(pairs, most or pairs), prompts, limit, held_out),
+        )
 
     def feedback_batches(self, tokenizer: Tokenizer) -> tuple[Any, Callable[[], Iterable[dict]], dict[str, Any]]:
-        """(training iterator, held-out pass, facts) for the embedded feedback model."""
+        """(training iterator, held-out pass, facts) for the embedded feedback model.
+
+        A training batch is {"roles": packed transcripts, "verdicts": pairs}; the held-out pass has the pairs only.
+        """
         cfg, seed = self._x.cfg.feedback, self._x.cfg.seed
-        encoded = [
-            encode_records(part, lambda t: [chat_segment(tokenizer, t.messages, t.target)], cfg.max_length, "drop", "transcripts")
-            for part in self.transcripts()
-        ]
-        self._too_long("transcripts", encoded[0].dropped + encoded[1].dropped, cfg.max_length)
-        rows, held_rows = (
-            pipelines.sft_rows(e, cfg.max_length, tokenizer.pad_id, packing=True, seed=seed) for e in encoded
+        transcripts, pairs = self.transcripts()
+        held = len(pairs) // 20 or 1
+
+        def encode(records: list, lines: Callable[[Any], list]) -> Encoded:
+            return encode_records(records, lines, cfg.max_length, "drop", "transcripts")
+
+        def line(t: embedded.Transcript) -> Segment:
+            return chat_segment(tokenizer, t.messages, t.target)
+
+        roles = encode(transcripts, lambda t: [line(t)])
+        verdicts, held_out = (encode(part, lambda p: [line(t) for t in p]) for part in (pairs[held:], pairs[:held]))
+        self._too_long("transcripts", roles.dropped + verdicts.dropped + held_out.dropped, cfg.max_length)
+        role_rows = pipelines.sft_rows(roles, cfg.max_length, tokenizer.pad_id, packing=True, seed=seed)
+        pair_rows, held_rows = (
+            pipelines.verdict_rows(e, cfg.max_length, tokenizer.pad_id) for e in (verdicts, held_out)
         )
-        facts = {"transcripts": len(encoded[0]), "rows": len(rows), "held_out": len(encoded[1])}
-        return *self._batches(rows, held_rows, cfg.train.batch_size, seed), facts
+        role_batches, _ = self._batches(role_rows, role_rows, cfg.train.batch_size, seed)
+        pair_batches, held_pass = self._batches(pair_rows, held_rows, cfg.pair_batch_size, seed)
+        facts = {"transcripts": len(roles), "verdict_pairs": len(verdicts), "held_out": len(held_out)}
+        joined = pipelines.JoinedBatches({"roles": role_batches, "verdicts": pair_batches})
+        return joined, lambda: ({"verdicts": b} for b in held_pass()), facts
 
     def scalar_batches(self, cfg: RewardConfig, tokenizer: Tokenizer, seed: int):
         """(training iterator, held-out pass, facts) for pairs or labelled responses.

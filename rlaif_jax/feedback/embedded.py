@@ -34,10 +34,11 @@ _STRENGTHS = (
     ("遵守要求", ("wrong_length", "wrong_count", "wrong_form", "ignored_detail", "wrong_tone")),
     ("语句通顺", ("garbled", "unfinished", "repetition", "placeholder", "advertising")),
 )
+_VISIBLE = 0.3  # share of flaws that show without the request; those are learned soonest
 # role -> share of the transcripts
 _MIX = {
-    "detector": 0.50, "negative": 0.18, "judge": 0.07, "reflect": 0.06, "generator": 0.05, "confess": 0.04,
-    "reflector": 0.03, "compare": 0.02, "optimise": 0.02, "positive": 0.02, "advise": 0.01,
+    "detector": 0.15, "negative": 0.30, "judge": 0.13, "reflect": 0.10, "generator": 0.09, "confess": 0.06,
+    "reflector": 0.05, "compare": 0.04, "optimise": 0.04, "positive": 0.02, "advise": 0.02,
 }  # fmt: skip
 
 
@@ -48,6 +49,9 @@ class Transcript:
     role: str
     messages: tuple[Message, ...]
     target: str
+
+
+VerdictPair = tuple[Transcript, Transcript]  # the first is to be called Good, the second Bad
 
 
 def principles_of(flaws: Sequence[str]) -> list[str]:
@@ -68,29 +72,63 @@ def transcripts(seed: int, count: int, prompts: Prompts, limit: int, held_out: s
     return rows
 
 
-def labelled_transcripts(
+def verdict_pairs(seed: int, count: int, prompts: Prompts, limit: int, held_out: set[str]) -> list[VerdictPair]:
+    """`count` pairs of detector transcripts that differ in one thing, Good before Bad.
+
+    Either the answer (a good one and a flawed one, under principles that cover the flaw) or the principles (a flawed
+    answer under a list without and with the principle against its flaw): what tells them apart is all there is to learn.
+    """
+    rng = random.Random(f"{seed}/verdicts")
+    pairs = []
+    while len(pairs) < count:
+        request = sample_request(rng)
+        if request.text not in held_out:
+            pairs.append(_verdict_pair(_Scene(rng, request, prompts, limit, good=False)))
+    return pairs
+
+
+def _verdict_pair(s: _Scene) -> VerdictPair:
+    principles = s.principles(with_flaw=True)
+    broken = next(f for f in s.flaws if corpus.FLAWS[f].principle_zh in principles)
+    bad = s.row("detector", f"{BAD}：{corpus.FLAWS[broken].name_zh}", principles=principles)
+    if s.rng.random() < 0.4:
+        own = set(principles_of(s.flaws))
+        spare = [f.principle_zh for f in corpus.FLAWS.values() if f.principle_zh not in own | set(principles)]
+        others = [s.rng.choice(spare) if p in own else p for p in principles]
+        return s.row("detector", GOOD, principles=others), bad
+    return s.row("detector", GOOD, principles=principles, response=s.answer(good=True)[0]), bad
+
+
+def labelled_verdicts(
     rows: Sequence[LabelledResponse], prompts: Prompts, principles: Sequence[str]
-) -> list[Transcript]:
-    """Detector transcripts from human labels: the same principles for all, since nobody labelled by principle."""
-    return [
-        Transcript("detector", prompts.messages("detector", principles=principles, query=r.prompt, response=r.response),
-                   GOOD if r.label else BAD)
-        for r in rows
-    ]  # fmt: skip
+) -> tuple[list[Transcript], list[VerdictPair]]:
+    """Detector transcripts from human labels, and pairs of a good and a bad answer to the same request.
+
+    The same principles stand in all of them, since nobody labelled by principle.
+    """
+    def verdict(r: LabelledResponse) -> Transcript:
+        messages = prompts.messages("detector", principles=principles, query=r.prompt, response=r.response)
+        return Transcript("detector", messages, GOOD if r.label else BAD)
+
+    by_prompt: dict[str, tuple[list[Transcript], list[Transcript]]] = {}
+    for r in rows:
+        by_prompt.setdefault(r.prompt, ([], []))[0 if r.label else 1].append(verdict(r))
+    pairs = [pair for good, bad in by_prompt.values() for pair in zip(good, bad, strict=False)]
+    return [verdict(r) for r in rows], pairs
 
 
 class _Scene:
     """One request with an answer, its flaws, and the means to write a transcript about it."""
 
-    def __init__(self, rng: random.Random, request: Request, prompts: Prompts, limit: int):
+    def __init__(self, rng: random.Random, request: Request, prompts: Prompts, limit: int, good: bool | None = None):
         self.rng, self.request, self.limit, self._prompts = rng, request, limit, prompts
-        self.response, self.flaws = self.answer(rng.random() < 0.5)
+        self.response, self.flaws = self.answer(rng.random() < 0.5 if good is None else good)
 
     def answer(self, good: bool) -> tuple[str, list[str]]:
         """A text and its flaws."""
         if good:
             return corpus.good_response(self.rng, self.request), []
-        text = corpus.bad_response(self.rng, self.request, 0.5)
+        text = corpus.bad_response(self.rng, self.request, _VISIBLE)
         return text, list(corpus.gold_flaws(self.request, text))
 
     def principles(self, with_flaw: bool) -> list[str]:

@@ -3,7 +3,7 @@
 import json
 
 from rlaif_jax.data import corpus
-from rlaif_jax.feedback.embedded import MANIPULATION, transcripts
+from rlaif_jax.feedback.embedded import MANIPULATION, transcripts, verdict_pairs
 from rlaif_jax.feedback.principles import read_rules
 from rlaif_jax.feedback.prompts import ROLES, load_prompts
 
@@ -49,3 +49,20 @@ def test_same_seed_same_rows_and_held_out_requests_stay_out():
 def test_the_bundled_rules_are_ones_that_the_model_was_taught():
     assert set(read_rules("principles")) <= {f.principle_zh for f in corpus.FLAWS.values()}
     assert set(read_rules("strategies")) <= set(NAMES)
+
+
+def test_a_pair_of_verdicts_differs_in_the_answer_or_in_the_principles_only():
+    pairs = verdict_pairs(0, 300, load_prompts("embedded"), 10, set())
+    kinds = {"answer": 0, "principles": 0}
+    for good, bad in pairs:
+        assert good.target == "Good" and bad.target.startswith("Bad：")
+        named = NAMES[bad.target.partition("：")[2]].principle_zh
+        principles = [set(t.messages[-1].content.split("\n")[1:]) for t in (good, bad)]
+        assert good.messages[0] == bad.messages[0] and named in principles[1] and len(principles[0]) == len(principles[1])
+        if good.messages[1] == bad.messages[1]:
+            kinds["principles"] += 1
+            assert named not in principles[0]
+        else:
+            kinds["answer"] += 1
+            assert principles[0] == principles[1]
+    assert min(kinds.values()) > 80
