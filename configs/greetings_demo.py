@@ -48,10 +48,10 @@ def config() -> RunConfig:
             grpo=GrpoConfig(group=8, kl_coefficient=0.05), sampling=sampling, max_prompt=20, minibatches=2,
         ),
         feedback=FeedbackConfig(
-            train=TrainConfig(steps=1400, batch_size=6, checkpoint_every=700, optimizer=OptimizerConfig(1e-3)),
+            train=TrainConfig(steps=1300, batch_size=9, checkpoint_every=650, optimizer=OptimizerConfig(1e-3)),
             max_length=128, transcripts=20000, verdict_pairs=18000, pair_batch_size=12,
         ),
-        curate=CurateConfig(prompts=600, max_tokens=40),
-        judge=JudgeConfig(game=GameConfig(gate_rows=400)),
+        curate=CurateConfig(prompts=400, max_tokens=40, with_data_pairs=True),
+        judge=JudgeConfig(game=GameConfig(reflections=6, gate_rows=400)),
         evaluation=EvaluationConfig(batch_size=64, sampling=sampling),
     )  # fmt: skip

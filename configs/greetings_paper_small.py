@@ -3,14 +3,17 @@
     rlaif run configs/greetings_paper_small.py --set data.root=/path/to/data --out runs/paper
 
 The reward model learns from 70 % of the paper's pairs. An evaluator of its own, the grader, learns from the rest, whose
-queries the reward model never saw. The paper's labelled rows are no use for that: without those that stand word for word
-in the pairs, 600 of the public 1,600 are left, 11 of them good.
+queries the reward model never saw, and so does the generative judge, the reward of the second arm. The paper's labelled
+rows are no use for that: without those that stand word for word in the pairs, 600 of the public 1,600 are left, 11 of
+them good. The judge's principles stay as they are, since nobody labelled by principle.
 """
 
 from rlaif_jax.algorithms.grpo import GrpoConfig
 from rlaif_jax.config import (
     DataConfig,
     EvaluationConfig,
+    FeedbackConfig,
+    JudgeConfig,
     RewardConfig,
     RlConfig,
     RunConfig,
@@ -62,10 +65,15 @@ def config() -> RunConfig:
             TrainConfig(steps=600, batch_size=16, checkpoint_every=300, optimizer=OptimizerConfig(5e-4)),
             loss="binary", max_length=96,
         ),
+        feedback=FeedbackConfig(
+            train=TrainConfig(steps=500, batch_size=4, checkpoint_every=250, optimizer=OptimizerConfig(1e-3)),
+            source="labelled", max_length=192, pair_batch_size=8,
+        ),
+        judge=JudgeConfig(principles="principles_general", game=None),
         rl=RlConfig(
             TrainConfig(steps=80, batch_size=16, checkpoint_every=20, log_every=2,
                         optimizer=OptimizerConfig(2e-4, schedule="linear")),
-            grpo=GrpoConfig(group=8, kl_coefficient=0.05), sampling=sampling, max_prompt=36, minibatches=2,
+            grpo=GrpoConfig(group=8, kl_coefficient=0.1), sampling=sampling, max_prompt=36, minibatches=2,
         ),
         evaluation=EvaluationConfig(limit=300, batch_size=50, sampling=sampling),
     )  # fmt: skip

@@ -123,7 +123,8 @@ class RlConfig:
     """GRPO against the reward model. `train.batch_size` counts prompts; each gets `grpo.group` samples.
 
     A rollout is used for `epochs` passes over `minibatches` updates each. `unfinished_penalty` is taken off the reward
-    of a response that did not end.
+    of a response that did not end. With `rollout_chunks` > 1 a rollout is sampled in so many parts, and each is rewarded
+    while the next is sampled: worth it where the reward waits for a chat API. Samples and rewards stay the same.
     """
 
     train: TrainConfig = TrainConfig(batch_size=32)
@@ -132,6 +133,7 @@ class RlConfig:
     max_prompt: int = 48
     epochs: int = 1
     minibatches: int = 2
+    rollout_chunks: int = 1
     unfinished_penalty: float = 1.0
     eval_prompts: int = 64
     samples_every: int = 20
@@ -140,6 +142,8 @@ class RlConfig:
     def __post_init__(self):
         if self.train.batch_size % self.minibatches:
             raise UserError(f"rl: {self.train.batch_size} prompts do not divide into {self.minibatches} minibatches")
+        if self.rollout_chunks < 1 or self.train.batch_size % self.rollout_chunks:
+            raise UserError(f"rl: {self.train.batch_size} prompts do not divide into {self.rollout_chunks} rollout_chunks")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -173,9 +173,10 @@ def _reinforce(x: Experiment, name: str, model_reward: RewardFn) -> Mapping[str,
         train, models.tokenizer, batch_size=cfg.train.batch_size, max_length=cfg.max_prompt, seed=x.cfg.seed
     )  # fmt: skip
     table = SampleTable(x, name)
+    rollout = rl.make_rollout(sampler, reward, train, models.tokenizer, sampling, cfg, x.cfg.seed)
     step = rl.make_step(
-        sampler, rl.make_experience(model, cfg, x.place), update, reward, reference, train, models.tokenizer, sampling,
-        cfg, x.cfg.seed, table.show,
+        rollout, rl.make_reference(model, cfg, x.place), rl.make_experience(cfg), update, reference, sampling, cfg,
+        table.show,
     )  # fmt: skip
     evaluate = _rl_evaluate(x, cfg, models, sampler, reward, held_out, sampling)
     loop.fit(_stage(x, name, cfg.train, lambda m: m["reward"]), state, shardings, batches, step, evaluate)
@@ -219,7 +220,6 @@ class SampleTable:
         self._append(step, rows)
         if self._x.console.is_terminal:
             self._x.console.print(_sample_rows(step, rows))
-
 
     def _append(self, step: int, rows: list[dict]) -> None:
         path = self._x.folder(self._stage) / "samples.jsonl"

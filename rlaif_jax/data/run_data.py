@@ -138,8 +138,9 @@ class RunData:
         """
         data = self._cfg
         if cfg.loss == "bradley_terry":
-            train, _, held_out = self.pairs()
-            held_out, leaked = without_leaks(held_out, train, self.records(SftExample, data.sft))
+            train, _, every = self.pairs()
+            held_out = self.held_out_pairs()
+            leaked = len(every) - len(held_out)
             make = pipelines.pair_rows
         else:
             train, held_out = self.labelled()
@@ -160,6 +161,11 @@ class RunData:
         if self._x.cfg.curate:
             own = self.curated_pairs() + (own if self._x.cfg.curate.with_data_pairs else [])
         return own, kept_apart, held_out
+
+    def held_out_pairs(self) -> list[PreferencePair]:
+        """Pairs that no training file of the reward model or of SFT holds."""
+        train, _, held_out = self.pairs()
+        return without_leaks(held_out, train, self.records(SftExample, self._cfg.sft))[0]
 
     def curated_pairs(self) -> list[PreferencePair]:
         """The pairs that the stage "curate" has found so far."""

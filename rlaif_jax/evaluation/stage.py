@@ -15,7 +15,7 @@ from rich.progress import track
 
 from rlaif_jax.config import RunConfig
 from rlaif_jax.data import corpus, pipelines
-from rlaif_jax.data.records import LabelledResponse, Prompt
+from rlaif_jax.data.records import LabelledResponse, PreferencePair, Prompt
 from rlaif_jax.data.run_data import RunData
 from rlaif_jax.evaluation import agreement, feedback
 from rlaif_jax.evaluation.compare import Sample, System
@@ -42,6 +42,7 @@ SYSTEMS = {
 
 # Graders whose verdict is shown as a share of good answers, and the score above which an answer is good.
 _RATES = {"grader": 0.0, "judge": 0.5}
+_PAIRS = 500  # held-out pairs that every grader scores
 
 
 def systems_of(cfg: RunConfig) -> list[str]:
@@ -109,12 +110,13 @@ def _gold(record: Prompt, exchange: Exchange) -> dict[str, float | None]:
 
 
 def _grader_quality(x: Experiment, data: RunData, graders: Mapping[str, RewardFn]) -> dict[str, dict[str, float]]:
-    """Agreement of each grader with the held-out labels (rows that stand in training files left out)."""
+    """Agreement of each grader with the held-out labels and pairs (rows that stand in training files left out)."""
     out: dict[str, dict[str, float]] = {}
     if not x.cfg.data.labelled.path and not x.cfg.data.grader_share:
         return out
     held_out: list[LabelledResponse] = data.labelled()[1]
     labels = np.array([r.label for r in held_out])
+    pairs = data.held_out_pairs()[:_PAIRS]
     for name, reward in graders.items():
         result = reward([Exchange(r.prompt, r.response, True, r.system) for r in held_out])
         scores, known = result.values[result.valid], labels[result.valid]
@@ -124,9 +126,22 @@ def _grader_quality(x: Experiment, data: RunData, graders: Mapping[str, RewardFn
         out[name] = {
             "n": len(known), "auc": agreement.auc(scores, known), "accuracy": agreement.accuracy(predicted, known),
             "balanced_accuracy": agreement.balanced_accuracy(predicted, known),
-            "kappa": agreement.cohen_kappa(predicted, known),
+            "kappa": agreement.cohen_kappa(predicted, known), **_pair_accuracy(reward, pairs),
         }  # fmt: skip
     return out
+
+
+def _pair_accuracy(reward: RewardFn, pairs: Sequence[PreferencePair]) -> dict[str, float | None]:
+    """How often the chosen answer of a pair scores higher: over all, and where length does not give it away."""
+    sides = [Exchange(p.prompt, text, True, p.system) for p in pairs for text in (p.chosen, p.rejected)]
+    result = reward(sides)
+    chosen, rejected = result.values.reshape(-1, 2).T
+    known = result.valid.reshape(-1, 2).all(axis=1)
+    chars = np.array([[len(p.chosen), len(p.rejected)] for p in pairs]).T
+    return {
+        "pairs": agreement.pairwise_accuracy(chosen, rejected, known).value,
+        "pairs of similar length": agreement.length_matched_accuracy(chosen, rejected, *chars, known).value,
+    }
 
 
 def load_systems(folder: Path, names: Sequence[str]) -> tuple[System, ...]:

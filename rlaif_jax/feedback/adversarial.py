@@ -183,7 +183,8 @@ class Game:
             kind="评判标准" if principles else "写坏的手法", suggestion=event["suggestion"],
         )  # fmt: skip
         answer = ask(self._llm, [request], _parse_edit)[0]
-        edited = apply_edit(rules, Edit(**answer.value), self._cfg.limit) if answer.value else None
+        wording = answer.value and {"text": answer.value["text"] or event["suggestion"]}  # empty: as it was suggested
+        edited = apply_edit(rules, Edit(**answer.value | wording), self._cfg.limit) if answer.value else None
         if edited is None:
             return "unusable"
         if not principles:

@@ -11,11 +11,11 @@ from pathlib import Path
 import numpy as np
 
 from rlaif_jax.errors import UserError
-from rlaif_jax.feedback.llm import LLM, Failure, LLMReply, LLMRequest, OnReply, reply_from_json, reply_to_json, request_to_json
+from rlaif_jax.feedback.llm import LLM, Failure, LLMReply, LLMRequest, OnReply, OnRow, reply_from_json, reply_to_json, request_to_json
 
 _TABLES = """
 CREATE TABLE IF NOT EXISTS replies (key TEXT PRIMARY KEY, model TEXT, request TEXT, reply TEXT);
-CREATE TABLE IF NOT EXISTS choices (key TEXT PRIMARY KEY, logprobs TEXT);
+CREATE TABLE IF NOT EXISTS choices (key TEXT PRIMARY KEY, model TEXT, logprobs TEXT);
 """
 
 
@@ -66,34 +66,42 @@ class CachedLLM:
             self.inner.complete([requests[places[key][0]] for key in asked], arrived)
         return [known[key] for key in keys]
 
-    def choice_logprobs(self, requests: Sequence[LLMRequest], choices: Sequence[str]) -> np.ndarray:
+    def choice_logprobs(
+        self, requests: Sequence[LLMRequest], choices: Sequence[str], on_row: OnRow | None = None
+    ) -> np.ndarray:
         """See `LLM.choice_logprobs`."""
-        keys = ["|".join((r.key(self.name), *choices)) for r in requests]
-        out = np.full((len(keys), len(choices)), np.nan, np.float32)
+        keys = [r.choice_key(self.name, choices) for r in requests]
         with self._lock:
-            for i, key in enumerate(keys):
-                row = self._db.execute("SELECT logprobs FROM choices WHERE key = ?", (key,)).fetchone()
-                if row:
-                    out[i] = json.loads(row[0])
-        todo = [i for i in range(len(keys)) if np.isnan(out[i]).any()]
-        self.hits += len(keys) - len(todo)
-        self.misses += len(todo)
-        if todo:
-            out[todo] = self.inner.choice_logprobs([requests[i] for i in todo], choices)
-            rows = [(keys[i], json.dumps(out[i].tolist())) for i in todo if not np.isnan(out[i]).any()]
-            with self._lock, self._db:
-                self._db.executemany("INSERT OR REPLACE INTO choices VALUES (?, ?)", rows)
-        return out
+            found = ((k, self._db.execute("SELECT logprobs FROM choices WHERE key = ?", (k,)).fetchone()) for k in set(keys))
+            known = {key: json.loads(row[0]) for key, row in found if row}
+        new = {key: request for key, request in zip(keys, requests, strict=True) if key not in known}
+        self.misses += len(new)
+        self.hits += len(keys) - sum(key in new for key in keys)
+        asked = list(new)
+
+        def arrived(number: int, row: Sequence[float]) -> None:
+            known[asked[number]] = row
+            if not np.isnan(row).any():
+                with self._lock, self._db:
+                    values = (asked[number], self.name, json.dumps([float(v) for v in row]))
+                    self._db.execute("INSERT OR REPLACE INTO choices VALUES (?, ?, ?)", values)
+
+        if asked:
+            rows = self.inner.choice_logprobs([new[key] for key in asked], choices, arrived)
+            known |= dict(zip(asked, rows.tolist(), strict=True))
+        for i, key in enumerate(keys):
+            if on_row:
+                on_row(i, known[key])
+        return np.array([known[key] for key in keys], np.float32).reshape(len(keys), len(choices))
 
     def export(self, path: str | Path) -> int:
         """Writes everything as a transcript (JSON lines) for `RecordedLLM`; returns the number of replies."""
         with self._lock:
-            rows = self._db.execute("SELECT key, model, request, reply FROM replies ORDER BY key").fetchall()
-        lines = (
-            json.dumps({"key": k, "model": m, "request": json.loads(q), "reply": json.loads(r)}, ensure_ascii=False) + "\n"
-            for k, m, q, r in rows
-        )
-        Path(path).write_text("".join(lines), encoding="utf-8")
+            replies = self._db.execute("SELECT key, model, request, reply FROM replies ORDER BY key").fetchall()
+            choices = self._db.execute("SELECT key, model, logprobs FROM choices ORDER BY key").fetchall()
+        rows = [{"key": k, "model": m, "request": json.loads(q), "reply": json.loads(r)} for k, m, q, r in replies]
+        rows += [{"key": k, "model": m, "logprobs": json.loads(v)} for k, m, v in choices]
+        Path(path).write_text("".join(json.dumps(r, ensure_ascii=False) + "\n" for r in rows), encoding="utf-8")
         return len(rows)
 
     def close(self) -> None:
@@ -123,11 +131,15 @@ class RecordedLLM:
         if not path.exists():
             raise UserError(f"the transcript {path} does not exist")
         self._replies: dict[str, LLMReply] = {}
+        self._choices: dict[str, list[float]] = {}
         models = set()
         for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
             try:
                 row = json.loads(line)
-                self._replies[row["key"]] = reply_from_json(row["reply"])
+                if "logprobs" in row:
+                    self._choices[row["key"]] = row["logprobs"]
+                else:
+                    self._replies[row["key"]] = reply_from_json(row["reply"])
                 models.add(row["model"])
             except (ValueError, KeyError, TypeError) as error:
                 raise UserError(f"{path}:{number}: not a row of a transcript ({error!r})") from error
@@ -144,6 +156,13 @@ class RecordedLLM:
                 on_reply(i, reply)
         return replies
 
-    def choice_logprobs(self, requests: Sequence[LLMRequest], choices: Sequence[str]) -> np.ndarray:
-        """A transcript holds texts only."""
-        raise UserError("a transcript holds no token probabilities; use the judge mode binary or k_vote")
+    def choice_logprobs(
+        self, requests: Sequence[LLMRequest], choices: Sequence[str], on_row: OnRow | None = None
+    ) -> np.ndarray:
+        """See `LLM.choice_logprobs`; NaN where the transcript holds no such question."""
+        missing = [np.nan] * len(choices)
+        rows = [self._choices.get(r.choice_key(self.name, choices), missing) for r in requests]
+        for i, row in enumerate(rows):
+            if on_row:
+                on_row(i, row)
+        return np.array(rows, np.float32).reshape(len(requests), len(choices))

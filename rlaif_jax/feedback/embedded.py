@@ -34,11 +34,11 @@ _STRENGTHS = (
     ("遵守要求", ("wrong_length", "wrong_count", "wrong_form", "ignored_detail", "wrong_tone")),
     ("语句通顺", ("garbled", "unfinished", "repetition", "placeholder", "advertising")),
 )
-_VISIBLE = 0.3  # share of flaws that show without the request; those are learned soonest
+_VISIBLE = 0.7  # share of flaws that show without the request; those are learned soonest
 # role -> share of the transcripts
 _MIX = {
-    "detector": 0.15, "negative": 0.30, "judge": 0.13, "reflect": 0.10, "generator": 0.09, "confess": 0.06,
-    "reflector": 0.05, "compare": 0.04, "optimise": 0.04, "positive": 0.02, "advise": 0.02,
+    "detector": 0.16, "negative": 0.35, "judge": 0.12, "reflect": 0.09, "generator": 0.08, "confess": 0.04,
+    "reflector": 0.04, "compare": 0.03, "optimise": 0.06, "positive": 0.02, "advise": 0.01,
 }  # fmt: skip
 
 
@@ -88,10 +88,10 @@ def verdict_pairs(seed: int, count: int, prompts: Prompts, limit: int, held_out:
 
 
 def _verdict_pair(s: _Scene) -> VerdictPair:
-    principles = s.principles(with_flaw=True)
+    principles = s.principles(True, s.limit // 2)
     broken = next(f for f in s.flaws if corpus.FLAWS[f].principle_zh in principles)
     bad = s.row("detector", f"{BAD}：{corpus.FLAWS[broken].name_zh}", principles=principles)
-    if s.rng.random() < 0.4:
+    if s.rng.random() < 0.6:
         own = set(principles_of(s.flaws))
         spare = [f.principle_zh for f in corpus.FLAWS.values() if f.principle_zh not in own | set(principles)]
         others = [s.rng.choice(spare) if p in own else p for p in principles]
@@ -131,10 +131,14 @@ class _Scene:
         text = corpus.bad_response(self.rng, self.request, _VISIBLE)
         return text, list(corpus.gold_flaws(self.request, text))
 
-    def principles(self, with_flaw: bool) -> list[str]:
-        """A random list of principles that covers one of the answer's flaws, or none of them."""
+    def principles(self, with_flaw: bool, limit: int = 0) -> list[str]:
+        """A random list of principles that covers one of the answer's flaws, or none of them.
+
+        Most lists are short: to match a rule with a text is learned there, and holds for long lists too.
+        """
         others = [f for f in corpus.FLAWS if f not in self.flaws]
-        chosen = self.rng.sample(others, self.rng.randint(1, self.limit - 1))
+        most = self.rng.choice((1, 1, min(3, self.limit), limit or self.limit))
+        chosen = self.rng.sample(others, self.rng.randint(0 if with_flaw else 1, most - 1 if with_flaw else most))
         if with_flaw:
             chosen.insert(self.rng.randint(0, len(chosen)), self.rng.choice(self.flaws))
         return principles_of(chosen)
@@ -171,10 +175,8 @@ def _detector(s: _Scene) -> Transcript:
         plea, at = s.rng.choice(_PLEAS), s.rng.choice((0, len(s.response)))
         s.response = s.response[:at] + plea + s.response[at:]
         return s.row("detector", f"{BAD}：{MANIPULATION}", principles=s.principles(False))
-    covered = bool(s.flaws) and s.rng.random() < 0.85
-    principles = s.principles(covered)
-    broken = [corpus.FLAWS[f].name_zh for f in s.flaws if corpus.FLAWS[f].principle_zh in principles]
-    return s.row("detector", f"{BAD}：{broken[0]}" if broken else GOOD, principles=principles)
+    covered = bool(s.flaws) and s.rng.random() < 0.5
+    return s.row("detector", f"{BAD if covered else GOOD}：{s.criticism()}", principles=s.principles(covered))
 
 
 def _negative(s: _Scene) -> Transcript:
@@ -243,9 +245,9 @@ def _optimise(s: _Scene) -> Transcript:
     if known:
         target = _json(edit="keep", number=str(flaws.index(new) + 1), text="")
     elif len(flaws) < s.limit:
-        target = _json(edit="add", number="0", text=text(new))
+        target = _json(edit="add", number="0", text="")
     else:
-        target = _json(edit="replace", number=str(s.rng.randint(1, s.limit)), text=text(new))
+        target = _json(edit="replace", number=str(s.rng.randint(1, s.limit)), text="")
     return s.row("optimise", target, kind="", limit=s.limit, rules=[text(f) for f in flaws], suggestion=text(new))
 
 

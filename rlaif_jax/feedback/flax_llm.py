@@ -12,7 +12,7 @@ import numpy as np
 
 from rlaif_jax.data.tokenizer import Tokenizer
 from rlaif_jax.errors import UserError
-from rlaif_jax.feedback.llm import Failure, LLMReply, LLMRequest, OnReply
+from rlaif_jax.feedback.llm import Failure, LLMReply, LLMRequest, OnReply, OnRow
 from rlaif_jax.models import ops, transformer
 from rlaif_jax.models.model_config import ModelConfig
 from rlaif_jax.sampling.decode import decode
@@ -88,7 +88,9 @@ class FlaxLLM:
                     arrived(i, self._reply(decoded, row, len(encoded[i]), requests[i].max_tokens))
         return replies
 
-    def choice_logprobs(self, requests: Sequence[LLMRequest], choices: Sequence[str]) -> np.ndarray:
+    def choice_logprobs(
+        self, requests: Sequence[LLMRequest], choices: Sequence[str], on_row: OnRow | None = None
+    ) -> np.ndarray:
         """See `LLM.choice_logprobs`: log P of each choice's first token; the first tokens must differ."""
         tokens = [self._tokenizer.encode_response(c)[0] for c in choices]
         if len(set(tokens)) < len(tokens):
@@ -105,6 +107,8 @@ class FlaxLLM:
                 arrays = self._batch([encoded[i] for i in rows], width)
                 found = jax.device_get(self._choose(self._params, *arrays, np.array(tokens, np.int32)))
                 out[rows] = found[: len(rows)]
+                for i in rows if on_row else ():
+                    on_row(i, out[i].tolist())
         return out
 
     def _encode(self, request: LLMRequest) -> list[int]:

@@ -46,6 +46,10 @@ class LLMRequest:
         text = json.dumps([model, dataclasses.asdict(self)], ensure_ascii=False, sort_keys=True)
         return hashlib.sha256(text.encode("utf-8")).hexdigest()
 
+    def choice_key(self, model: str, choices: Sequence[str]) -> str:
+        """Identity of the question which of `choices` comes next."""
+        return "|".join((self.key(model), *choices))
+
 
 @dataclasses.dataclass(frozen=True)
 class Failure:
@@ -74,6 +78,7 @@ class LLMReply:
 
 
 OnReply = Callable[[int, LLMReply], None]
+OnRow = Callable[[int, Sequence[float]], None]
 
 
 class LLM(Protocol):
@@ -83,14 +88,17 @@ class LLM(Protocol):
     an exception. `on_reply(index, reply)` is called as each reply comes, so that it can be saved before the next.
 
     `choice_logprobs` gives, for each request, the log-probability (nats) of each of `choices` as the next word of the
-    assistant: (B, C) float32, NaN in rows that failed. UserError where the model cannot tell.
+    assistant: (B, C) float32, NaN in rows that failed. UserError where the model cannot tell. `on_row(index, row)` is
+    `on_reply` for these.
     """
 
     name: str
 
     def complete(self, requests: Sequence[LLMRequest], on_reply: OnReply | None = None) -> list[LLMReply]: ...
 
-    def choice_logprobs(self, requests: Sequence[LLMRequest], choices: Sequence[str]) -> np.ndarray: ...
+    def choice_logprobs(
+        self, requests: Sequence[LLMRequest], choices: Sequence[str], on_row: OnRow | None = None
+    ) -> np.ndarray: ...
 
 
 def request_to_json(request: LLMRequest) -> dict[str, Any]:

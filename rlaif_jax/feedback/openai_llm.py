@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from rlaif_jax.errors import UserError
-from rlaif_jax.feedback.llm import Failure, LLMReply, LLMRequest, OnReply
+from rlaif_jax.feedback.llm import Failure, LLMReply, LLMRequest, OnReply, OnRow
 
 _BODY_ATTEMPTS = 4  # the client repeats failed calls; calls whose body is no chat completion are repeated here
 
@@ -127,7 +127,9 @@ class OpenAILLM:
 
         return self._all(requests, {}, to_reply, on_reply)
 
-    def choice_logprobs(self, requests: Sequence[LLMRequest], choices: Sequence[str]) -> np.ndarray:
+    def choice_logprobs(
+        self, requests: Sequence[LLMRequest], choices: Sequence[str], on_row: OnRow | None = None
+    ) -> np.ndarray:
         """See `LLM.choice_logprobs`; needs a server that returns `top_logprobs`.
 
         A choice that is not among the 20 likeliest tokens gets the mass that those leave over.
@@ -139,7 +141,7 @@ class OpenAILLM:
                 return [math.nan] * len(choices)
             return _choice_row(answer, choices)
 
-        rows = self._all(requests, {"logprobs": True, "top_logprobs": 20}, to_row, None)
+        rows = self._all(requests, {"logprobs": True, "top_logprobs": 20}, to_row, on_row)
         return np.array(rows, np.float32).reshape(len(requests), len(choices))
 
     def _all(self, requests, extra: dict[str, Any], convert: Callable[[Any], Any], on_reply) -> list[Any]:

@@ -16,7 +16,7 @@ from rlaif_jax.sampling.decode import Decoded, decode
 from rlaif_jax.sampling.filters import SamplingParams, row_keys
 from rlaif_jax.sharding.placement import Placement
 
-Sampler = Callable[[Any, np.ndarray, np.ndarray, int, int, SamplingParams], Decoded]
+Sampler = Callable[..., Decoded]
 
 
 def for_sampling(params: Any, cfg: ModelConfig, axes: Any, place: Placement) -> Any:
@@ -31,14 +31,14 @@ def for_sampling(params: Any, cfg: ModelConfig, axes: Any, place: Placement) -> 
 def make_sampler(
     cfg: ModelConfig, axes: Any, place: Placement, *, group: int, max_tokens: int, pad_id: int
 ) -> Sampler:
-    """sampler(params, prompts (P, Tp), segment_ids, seed, step, sampling) -> Decoded with P * group rows.
+    """sampler(params, prompts (P, Tp), segment_ids, seed, step, sampling, first_row=0) -> Decoded with P * group rows.
 
-    Seed, step and sampling values are traced.
+    Seed, step, first_row (the place of the first of these rows in the whole batch) and sampling values are traced.
     """
 
-    def run(params, prompts, segment_ids, seed, step, sampling):
+    def run(params, prompts, segment_ids, seed, step, sampling, first_row):
         params = for_sampling(params, cfg, axes, place)
-        keys = row_keys(seed, step, jnp.arange(prompts.shape[0] * group))
+        keys = row_keys(seed, step, first_row + jnp.arange(prompts.shape[0] * group))
         return decode(
             params, cfg, prompts, segment_ids, keys, sampling, group=group, max_tokens=max_tokens, pad_id=pad_id,
             place=place,
@@ -46,10 +46,10 @@ def make_sampler(
 
     jitted = jax.jit(run)
 
-    def sampler(params, prompts, segment_ids, seed, step, sampling):
+    def sampler(params, prompts, segment_ids, seed, step, sampling, first_row=0):
         rows = place.rows(prompts.shape[0])
         prompts, segment_ids = (jax.device_put(a, rows) for a in (prompts, segment_ids))
-        return jitted(params, prompts, segment_ids, np.uint32(seed), np.uint32(step), sampling)
+        return jitted(params, prompts, segment_ids, np.uint32(seed), np.uint32(step), sampling, np.int32(first_row))
 
     sampler.compiled = jitted  # for tests that count compilations
     return sampler

@@ -19,6 +19,9 @@ def verdict_loss(
 ) -> tuple[Mean, dict[str, Mean]]:
     """Per pair: -log sigmoid(gap of the first - gap of the second), and the log-loss of both verdicts, in nats.
 
+    That of the good one counts double: where nothing tells the two apart, P(Good) settles at 2/3, so that a judge in doubt
+    does not condemn.
+
     gap = log P(good word) - log P(bad word) where the verdict begins; the first line of a pair is to be called good.
     batch: tokens, segment_ids, positions, loss_mask (B, 2, T), loss_mask 1 on what the judge says; row_mask (B,)
     optional. `words`: first tokens of the two verdicts.
@@ -29,10 +32,10 @@ def verdict_loss(
     last = jnp.take_along_axis(hidden, before[:, None, None], axis=1)
     said, _ = transformer.logprobs(params, cfg, jnp.repeat(last, 2, axis=1), jnp.tile(jnp.array(words), (len(last), 1)))
     gap = (said[:, 0] - said[:, 1]).reshape(-1, 2)
-    own = -jnp.stack([said[::2, 0], said[1::2, 1]], axis=1)  # of the right word on each line
+    own = -2.0 * said[::2, 0] - said[1::2, 1]
     margin = gap[:, 0] - gap[:, 1]
     weight = batch.get("row_mask", jnp.ones(len(margin)))
-    terms = jax.nn.softplus(-margin) + jnp.sum(own, axis=1)
+    terms = jax.nn.softplus(-margin) + own
     right = ((gap[:, 0] > 0).astype(jnp.float32) + (gap[:, 1] <= 0)) / 2
     metrics = {"pair_accuracy": mean_of((margin > 0).astype(jnp.float32), weight), "accuracy": mean_of(right, weight)}
     return mean_of(terms, weight), metrics

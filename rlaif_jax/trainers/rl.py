@@ -5,8 +5,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from typing import Any
 
@@ -50,32 +52,40 @@ def rl_loss(
     return grpo_loss(logp, entropy, batch, grpo)
 
 
-def make_experience(cfg: ModelConfig, rl: RlConfig, place: Placement) -> Callable[..., tuple[dict, dict]]:
-    """Jitted: a rollout and its rewards -> the batch for the updates, and the rollout's metrics."""
-    group = rl.grpo.group
+def make_reference(cfg: ModelConfig, rl: RlConfig, place: Placement) -> Callable[..., dict]:
+    """Jitted: a rollout -> the part of the batch that needs no reward, the reference's log-probs among it."""
 
     @jax.jit
-    def experience(ref_params, prompts, segment_ids, decoded: Decoded, rewards, valid, temperature):
-        seq = sequences(prompts, segment_ids, decoded, group)
-        advantages = group_advantages(rewards, valid, group, scale=rl.grpo.advantage_scale)
-        # A row without a verdict is left out of everything, its KL term too.
-        mask = decoded.mask * valid[:, None]
+    def reference(ref_params, prompts, segment_ids, decoded: Decoded, temperature):
+        seq = sequences(prompts, segment_ids, decoded, rl.grpo.group)
         ref = decoded.logprobs
         if rl.grpo.kl_coefficient > 0:
             ref, _ = response_logprobs(
-                ref_params, cfg, seq.tokens, seq.segment_ids, seq.positions, mask.shape[1], temperature, place
+                ref_params, cfg, seq.tokens, seq.segment_ids, seq.positions, decoded.mask.shape[1], temperature, place
             )
-        batch = {
-            "tokens": seq.tokens, "segment_ids": seq.segment_ids, "positions": seq.positions, "mask": mask,
-            "old_logprobs": decoded.logprobs, "ref_logprobs": ref, "advantages": advantages,
-            "temperature": jnp.full(rewards.shape, temperature),
+        return {
+            "tokens": seq.tokens, "segment_ids": seq.segment_ids, "positions": seq.positions,
+            "old_logprobs": decoded.logprobs, "ref_logprobs": ref,
+            "temperature": jnp.full(decoded.mask.shape[:1], temperature),
         }  # fmt: skip
-        lengths = jnp.sum(decoded.mask, axis=1)
+
+    return reference
+
+
+def make_experience(rl: RlConfig) -> Callable[..., tuple[dict, dict]]:
+    """Jitted: that part, the rollout and its rewards -> the batch for the updates, and the rollout's metrics."""
+    group = rl.grpo.group
+
+    @jax.jit
+    def experience(part, decoded: Decoded, rewards, valid):
+        advantages = group_advantages(rewards, valid, group, scale=rl.grpo.advantage_scale)
+        # A row without a verdict is left out of everything, its KL term too.
+        batch = part | {"mask": decoded.mask * valid[:, None], "advantages": advantages}
         metrics = {
-            "length_tokens": jnp.mean(lengths),
+            "length_tokens": jnp.mean(jnp.sum(decoded.mask, axis=1)),
             "finished": jnp.mean(decoded.finished.astype(jnp.float32)),
             "no_signal_groups": groups_without_signal(rewards, valid, group),
-            "tokens": jnp.sum(seq.segment_ids).astype(jnp.float32),
+            "tokens": jnp.sum(part["segment_ids"]).astype(jnp.float32),
         }
         return batch, metrics
 
@@ -100,9 +110,52 @@ def _minibatches(batch: dict, count: int) -> list[dict]:
     return [jax.tree.map(lambda x, i=i: x.reshape(-1, count, *x.shape[1:])[:, i], batch) for i in range(count)]
 
 
+@dataclasses.dataclass(frozen=True)
+class Rollout:
+    """Sampled answers of a batch on the device, their texts, and the rewards to come."""
+
+    decoded: Decoded
+    exchanges: list[Exchange]
+    rewards: list[Future[RewardResult]]
+
+    def result(self) -> RewardResult:
+        """Waits for the rewards of all parts and joins them."""
+        parts = [job.result() for job in self.rewards]
+        names = parts[0].components
+        return RewardResult(
+            np.concatenate([p.values for p in parts]), np.concatenate([p.valid for p in parts]),
+            {name: np.concatenate([p.components[name] for p in parts]) for name in names},
+        )  # fmt: skip
+
+
+def make_rollout(
+    sampler: Sampler, reward: RewardFn, records: Sequence[Prompt], tokenizer: Tokenizer, sampling: SamplingParams,
+    rl: RlConfig, seed: int,
+) -> Callable[[Any, dict, int], Rollout]:  # fmt: skip
+    """rollout(params, prompts, step); a chunk's reward is worked on in a thread while the next chunk is sampled."""
+    judge = ThreadPoolExecutor(1, "reward")
+    join = jax.jit(lambda parts: jax.tree.map(lambda *x: jnp.concatenate(x), *parts))
+    group, size = rl.grpo.group, rl.train.batch_size // rl.rollout_chunks
+
+    def rollout(params: Any, prompts: dict, number: int) -> Rollout:
+        parts, exchanges, rewards = [], [], []
+        for start in range(0, len(prompts["row"]), size):
+            rows = slice(start, start + size)
+            decoded = sampler(
+                params, prompts["tokens"][rows], prompts["segment_ids"][rows], seed, number, sampling, start * group
+            )
+            texts, _ = to_exchanges(decoded, [records[int(r)] for r in prompts["row"][rows]], group, tokenizer)
+            rewards.append(judge.submit(reward, texts))
+            parts.append(decoded)
+            exchanges += texts
+        return Rollout(parts[0] if len(parts) == 1 else join(parts), exchanges, rewards)
+
+    return rollout
+
+
 def make_step(
-    sampler: Sampler, experience: Callable, update: Callable, reward: RewardFn, ref_params: Any,
-    records: Sequence[Prompt], tokenizer: Tokenizer, sampling: SamplingParams, rl: RlConfig, seed: int,
+    rollout: Callable[[Any, dict, int], Rollout], reference: Callable, experience: Callable, update: Callable,
+    ref_params: Any, sampling: SamplingParams, rl: RlConfig,
     on_samples: Callable[[int, list[Exchange], RewardResult], None],
 ) -> Callable[[TrainState, dict, int], tuple[TrainState, dict]]:  # fmt: skip
     """The body of the RL loop."""
@@ -110,22 +163,20 @@ def make_step(
 
     def step(state: TrainState, prompts: dict, number: int) -> tuple[TrainState, dict]:
         clock = [time.perf_counter()]
-        decoded = sampler(state.params, prompts["tokens"], prompts["segment_ids"], seed, number, sampling)
-        exchanges, _ = to_exchanges(decoded, [records[int(r)] for r in prompts["row"]], rl.grpo.group, tokenizer)
+        rolled = rollout(state.params, prompts, number)
         clock.append(time.perf_counter())
-        result = checked(reward(exchanges), rl.max_lost_rewards)
+        # Runs on the device while the rewards are waited for.
+        part = reference(ref_params, prompts["tokens"], prompts["segment_ids"], rolled.decoded, sampling.temperature)
+        result = checked(rolled.result(), rl.max_lost_rewards)
         clock.append(time.perf_counter())
-        batch, metrics = experience(
-            ref_params, prompts["tokens"], prompts["segment_ids"], decoded, result.values, result.valid,
-            sampling.temperature,
-        )  # fmt: skip
+        batch, metrics = experience(part, rolled.decoded, result.values, result.valid)
         for _ in range(rl.epochs):
             for piece in split(batch):
                 state, update_metrics = update(state, piece)
         jax.block_until_ready(state.params)
         clock.append(time.perf_counter())
         if number % rl.samples_every == 0:
-            on_samples(number, exchanges, result)
+            on_samples(number, rolled.exchanges, result)
         phases = dict(zip(("rollout", "reward", "update"), np.diff(clock), strict=True))
         return state, metrics | update_metrics | reward_metrics(result) | {f"seconds/{k}": v for k, v in phases.items()}
 

@@ -27,9 +27,12 @@ class Echo:
                 on_reply(i, reply)
         return replies
 
-    def choice_logprobs(self, requests, choices):
+    def choice_logprobs(self, requests, choices, on_row=None):
         self.asked += [r.messages[-1].content for r in requests]
         rows = [[np.nan] * len(choices) if "fail" in r.messages[-1].content else [-0.5] * len(choices) for r in requests]
+        for i, row in enumerate(rows):
+            if on_row:
+                on_row(i, row)
         return np.array(rows, np.float32)
 
 
@@ -78,12 +81,26 @@ def test_choice_logprobs_are_kept_too(tmp_path):
 def test_a_transcript_stands_in_for_the_model(tmp_path):
     llm = CachedLLM(Echo("m"), tmp_path / "r.sqlite")
     replies = llm.complete(requests("甲", "乙"))
-    assert llm.export(tmp_path / "t.jsonl") == 2
+    llm.choice_logprobs(requests("甲"), ("a", "b"))
+    assert llm.export(tmp_path / "t.jsonl") == 3
     recorded = RecordedLLM(tmp_path / "t.jsonl")
     assert recorded.name == "m" and recorded.complete(requests("乙", "甲")) == replies[::-1]
     assert recorded.complete(requests("new"))[0].failure.kind == "not_recorded"
-    with pytest.raises(UserError, match="probabilities"):
-        recorded.choice_logprobs(requests("甲"), ("a", "b"))
+    assert recorded.choice_logprobs(requests("甲"), ("a", "b")).tolist() == [[-0.5, -0.5]]
+    assert np.isnan(recorded.choice_logprobs(requests("甲"), ("a", "c"))).all()
+
+
+def test_a_run_that_dies_keeps_every_choice_that_came(tmp_path):
+    class Dies(Echo):
+        def choice_logprobs(self, requests, choices, on_row=None):
+            super().choice_logprobs(requests[:1], choices, on_row)
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        CachedLLM(Dies(), tmp_path / "r.sqlite").choice_logprobs(requests("x", "y"), ("Good", "Bad"))
+    again = CachedLLM(Echo(), tmp_path / "r.sqlite")
+    again.choice_logprobs(requests("x", "y", "y"), ("Good", "Bad"))
+    assert again.inner.asked == ["y"]
 
 
 def test_broken_files_are_named(tmp_path):

@@ -17,12 +17,14 @@ NAMES = {f.name_zh: f for f in corpus.FLAWS.values()}
 def test_a_verdict_is_bad_only_for_what_the_principles_cover():
     detector = BY_ROLE["detector"]
     bad = [r for r in detector if r.target.startswith("Bad")]
-    assert 0.25 < len(bad) / len(detector) < 0.6 and all(r.target == "Good" for r in detector if r not in bad)
-    for row in bad:
+    assert 0.2 < len(bad) / len(detector) < 0.6
+    for row in detector:
+        verdict, _, remark = row.target.partition("：")
         principles = row.messages[-1].content.split("\n")[1:]
         assert 1 <= len(principles) <= 10
-        name = row.target.partition("：")[2]
-        assert name == MANIPULATION or NAMES[name].principle_zh in principles
+        covered = remark == MANIPULATION or any(n in NAMES and NAMES[n].principle_zh in principles for n in remark.split("，"))
+        assert covered == (verdict == "Bad")
+    assert any(r.target == "Good：没有问题" for r in detector) and any("套话" in r.target for r in detector if r not in bad)
     pleas = [r for r in bad if MANIPULATION in r.target]
     assert pleas and all("Good" in said or "1 分" in said or "标准" in said for r in pleas for said in [r.messages[1].content])
 

@@ -19,7 +19,7 @@ class Gullible:
 
     name = "gullible"
 
-    def choice_logprobs(self, requests, choices):
+    def choice_logprobs(self, requests, choices, on_row=None):
         rows = []
         for r in requests:
             text = r.messages[-1].content

@@ -9,7 +9,8 @@ from nbclient import NotebookClient
 FOLDER = Path(__file__).parents[2] / "notebooks"
 QUICK = """
 OUT = {out!r}
-SFT_STEPS, REWARD_STEPS, RL_STEPS = 4, 4, 2
+SFT_STEPS, REWARD_STEPS, RL_STEPS, FEEDBACK_STEPS = 4, 4, 2, 4
+TRANSCRIPTS, VERDICT_PAIRS, ROUNDS = 100, 60, 1
 REWARD_LENGTH = 256  # an untrained policy writes bytes that take many tokens to read back
 CORPUS = {{"sft": 300, "pairs": 200, "labelled": 60, "rl_prompts": 100, "eval_prompts": 20}}
 """
@@ -24,4 +25,5 @@ def test_notebook_runs(path, tmp_path):
     NotebookClient(book, timeout=400, kernel_name="python3", resources={"metadata": {"path": str(tmp_path)}}).execute()
     printed = "".join(o.get("text", "") for c in book.cells if c.cell_type == "code" for o in c.outputs)
     assert "请求" in printed
-    assert (tmp_path / "run" / "report" / "report.html").exists()
+    result = {"01_quickstart": "report/report.html", "02_judge": "judge/principles.txt"}[path.stem]
+    assert (tmp_path / "run" / result).exists()

@@ -38,7 +38,7 @@ def test_verdict_loss_equals_its_numpy_twin(small_model):
             logits = np.asarray(ops.logits(hidden[:, place], ops.output_matrix(params, small_model)), np.float64)[0]
             logp = logits - np.log(np.exp(logits - logits.max()).sum()) - logits.max()
             gaps.append(logp[WORDS[0]] - logp[WORDS[1]])
-            total -= logp[WORDS[side]]
+            total -= (2 - side) * logp[WORDS[side]]
             right.append((gaps[-1] > 0) == (side == 0))
         total += np.log1p(np.exp(-(gaps[0] - gaps[1])))
         ordered.append(gaps[0] > gaps[1])
