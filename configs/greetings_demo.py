@@ -51,7 +51,7 @@ def config() -> RunConfig:
             train=TrainConfig(steps=1300, batch_size=9, checkpoint_every=650, optimizer=OptimizerConfig(1e-3)),
             max_length=128, transcripts=20000, verdict_pairs=18000, pair_batch_size=12,
         ),
-        curate=CurateConfig(prompts=400, max_tokens=40, with_data_pairs=True),
-        judge=JudgeConfig(game=GameConfig(reflections=6, gate_rows=400)),
+        curate=CurateConfig(prompts=400, max_tokens=40, reply_tokens=48, with_data_pairs=True),
+        judge=JudgeConfig(game=GameConfig(reflections=6, gate_rows=400, temperature=0.3, reply_tokens=48)),
         evaluation=EvaluationConfig(batch_size=64, sampling=sampling),
     )  # fmt: skip

@@ -136,7 +136,6 @@ class RunData:
 
         Held-out rows that stand word for word in the training files of this model, or of SFT, are left out.
         """
-        data = self._cfg
         if cfg.loss == "bradley_terry":
             train, _, every = self.pairs()
             held_out = self.held_out_pairs()

@@ -5,8 +5,8 @@
         fooled -> confession  -> S_D is edited, if the gate lets it
     detector(S_D) wrong on a labelled answer -> reflector -> S_D is edited, if the gate lets it
 
-After arXiv 2508.21476. The gate is ours: an edit of S_D stands only if balanced accuracy on a labelled validation part
-does not fall; every version is kept with its score, and the best one is the result.
+After arXiv 2508.21476. The gate is ours: an edit of S_D stands only if it raises balanced accuracy on a labelled validation
+part; every version is kept with its score, and the best one is the result.
 """
 
 from __future__ import annotations
@@ -38,7 +38,8 @@ _EDITS = ("keep", "add", "replace", "remove")
 @dataclasses.dataclass(frozen=True)
 class GameConfig:
     """`rounds` rounds; in each, `games` queries for the generator and `reflections` labelled answers. Lists hold at most
-    `limit` rules. The gate measures on at most `gate_rows` validation rows (0 = all). Defaults are the reference paper's.
+    `limit` rules. The gate measures on at most `gate_rows` validation rows (0 = all). `temperature` is that of suggestions
+    and edits; a reply has at most `reply_tokens`. Defaults are the reference paper's.
     """
 
     rounds: int = 5
@@ -46,9 +47,11 @@ class GameConfig:
     reflections: int = 4
     limit: int = 10
     gate_rows: int = 0
+    temperature: float = 0.7
+    reply_tokens: int = 128
 
     def __post_init__(self):
-        for field, least in (("rounds", 1), ("games", 0), ("reflections", 0), ("limit", 1), ("gate_rows", 0)):
+        for field, least in (("rounds", 1), ("games", 0), ("reflections", 0), ("limit", 1), ("gate_rows", 0), ("reply_tokens", 1)):
             if getattr(self, field) < least:
                 raise UserError(f"judge.game.{field} is {getattr(self, field)}; expected at least {least}")
         if not self.games + self.reflections:
@@ -122,7 +125,7 @@ class Game:
         strategies = self.strategies.rules(len(self.strategies.rows) - 1)
         queries = rng.sample(self._queries, min(self._cfg.games, len(self._queries)))
         requests = [
-            self._prompts.request("generator", max_tokens=128, temperature=1.0, seed=self._seed * 1000 + number,
+            self._prompts.request("generator", max_tokens=self._cfg.reply_tokens, temperature=1.0, seed=self._seed * 1000 + number,
                                   strategies=strategies, query=q)
             for q in queries
         ]  # fmt: skip
@@ -165,7 +168,8 @@ class Game:
 
     def _suggest(self, events, roles, fields, rng: random.Random) -> None:
         requests = [
-            self._prompts.request(role, max_tokens=128, temperature=0.7, seed=rng.randrange(2**31), **f)
+            self._prompts.request(role, max_tokens=self._cfg.reply_tokens, temperature=self._cfg.temperature,
+                                  seed=rng.randrange(2**31), **f)
             for role, f in zip(roles, fields, strict=True)
         ]
         answers = ask(self._llm, requests, lambda text: parse_json(text, {"suggestion": str}))
@@ -179,8 +183,9 @@ class Game:
         if not event["suggestion"]:
             return "unusable"
         request = self._prompts.request(
-            "optimise", max_tokens=128, temperature=0.7, seed=rng.randrange(2**31), rules=rules, limit=self._cfg.limit,
-            kind="评判标准" if principles else "写坏的手法", suggestion=event["suggestion"],
+            "optimise", max_tokens=self._cfg.reply_tokens, temperature=self._cfg.temperature, seed=rng.randrange(2**31),
+            rules=rules, limit=self._cfg.limit, kind="评判标准" if principles else "写坏的手法",
+            suggestion=event["suggestion"],
         )  # fmt: skip
         answer = ask(self._llm, [request], _parse_edit)[0]
         wording = answer.value and {"text": answer.value["text"] or event["suggestion"]}  # empty: as it was suggested
@@ -192,7 +197,7 @@ class Game:
             return "accepted"
         score = self._measure(edited)["balanced_accuracy"]
         in_force = max((r for r in self.principles.rows if r["accepted"]), key=lambda r: r["version"])
-        accepted = score >= in_force["score"]
+        accepted = score > in_force["score"]  # what changes nothing only makes the list longer
         self.principles.add(edited, score, event["suggestion"], accepted)
         return "accepted" if accepted else "rolled_back"
 

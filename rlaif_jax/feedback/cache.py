@@ -11,7 +11,17 @@ from pathlib import Path
 import numpy as np
 
 from rlaif_jax.errors import UserError
-from rlaif_jax.feedback.llm import LLM, Failure, LLMReply, LLMRequest, OnReply, OnRow, reply_from_json, reply_to_json, request_to_json
+from rlaif_jax.feedback.llm import (
+    LLM,
+    Failure,
+    LLMReply,
+    LLMRequest,
+    OnReply,
+    OnRow,
+    reply_from_json,
+    reply_to_json,
+    request_to_json,
+)
 
 _TABLES = """
 CREATE TABLE IF NOT EXISTS replies (key TEXT PRIMARY KEY, model TEXT, request TEXT, reply TEXT);

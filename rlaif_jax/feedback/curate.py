@@ -33,6 +33,7 @@ class CurateConfig:
     Attributes:
       prompts: how many of the RL prompts to curate (0 = all).
       candidates: K answers per prompt, sampled at `temperature`, of at most `max_tokens` tokens.
+      reply_tokens: bound on what each side of the debate says.
       source: who writes them: "policy" (after SFT) or "llm" (the feedback model).
       examples: retrieved few-shot examples in the prompt; a small model that was not trained for them does better
         with 0.
@@ -49,6 +50,7 @@ class CurateConfig:
     candidates: int = 4
     temperature: float = 1.0
     max_tokens: int = 128
+    reply_tokens: int = 256
     source: str = "policy"
     examples: int = 0
     embedder: str = ""
@@ -64,7 +66,7 @@ class CurateConfig:
             raise UserError(f"curate.candidates is {self.candidates}; pairs need at least 2 answers per prompt")
         if self.source not in ("policy", "llm"):
             raise UserError(f"curate.source is {self.source!r}; expected policy or llm")
-        for field in ("chunk", "pairs_per_prompt", "max_tokens"):
+        for field in ("chunk", "pairs_per_prompt", "max_tokens", "reply_tokens"):
             if getattr(self, field) < 1:
                 raise UserError(f"curate.{field} is {getattr(self, field)}; expected at least 1")
 
@@ -127,7 +129,8 @@ def _curate_chunk(records, author, author_prompts, llm, prompts, retriever, cfg:
                            if r.failure is None and r.finish_reason != "length" and r.text.strip()))
         for i in range(len(queries))
     ]  # fmt: skip
-    debates = debate(llm, prompts, [(q, c) for q, texts in zip(queries, candidates, strict=True) for c in texts])
+    answers = [(q, c) for q, texts in zip(queries, candidates, strict=True) for c in texts]
+    debates = debate(llm, prompts, answers, cfg.reply_tokens)
     out, at = [], 0
     for query, texts, shown in zip(queries, candidates, examples, strict=True):
         own, at = debates[at : at + len(texts)], at + len(texts)

@@ -13,7 +13,7 @@ import numpy as np
 from rlaif_jax.models import ops
 from rlaif_jax.models.model_config import ModelConfig
 from rlaif_jax.sampling.decode import Decoded, decode
-from rlaif_jax.sampling.filters import SamplingParams, row_keys
+from rlaif_jax.sampling.filters import row_keys
 from rlaif_jax.sharding.placement import Placement
 
 Sampler = Callable[..., Decoded]

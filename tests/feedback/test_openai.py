@@ -131,7 +131,7 @@ url, folder, count = sys.argv[1], Path(sys.argv[2]), int(sys.argv[3])
 http = HttpConfig("m", url, "TEST_API_KEY", concurrency=48, timeout=1.0, attempts=14)
 llm, prompts = CachedLLM(OpenAILLM(http), folder / "replies.sqlite"), load_prompts("zh")
 records = [Prompt(f"给{i}号朋友写一条祝福") for i in range(count)]
-cfg = CurateConfig(candidates=2, source="llm", chunk=25)
+cfg = CurateConfig(candidates=2, source="llm", chunk=max(count // 10, 25))
 curate(records, llm, prompts, llm, prompts, None, cfg, folder / "items.jsonl", 0, Console(quiet=True))
 """
 
@@ -175,6 +175,7 @@ def test_curation_survives_faults_and_a_kill(api, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1500)
 def test_a_thousand_items_with_faults_and_kills(api, tmp_path):
     server = curate_with_kills(api, tmp_path, 1000, 3)
     check_curation(server, tmp_path, 1000)
