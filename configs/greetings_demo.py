@@ -7,7 +7,7 @@ fits a request, and GRPO moves the policy there. Seen (seed 0): gold excellence 
 [27.5, 33.9] after RL on 797 prompts; mean length 0.87 and distinct-2 1.01 of SFT's.
 """
 
-from rlaif_jax.algorithms.grpo import GrpoConfig
+from rlaif_jax.algorithms.kl import KlConfig
 from rlaif_jax.config import (
     CorpusConfig,
     DataConfig,
@@ -45,7 +45,7 @@ def config() -> RunConfig:
         rl=RlConfig(
             TrainConfig(steps=100, batch_size=16, checkpoint_every=20, log_every=2,
                         optimizer=OptimizerConfig(2e-4, schedule="linear")),
-            grpo=GrpoConfig(group=8, kl_coefficient=0.05), sampling=sampling, max_prompt=20, minibatches=2,
+            group=8, kl=KlConfig(0.05), sampling=sampling, max_prompt=20, minibatches=2,
         ),
         feedback=FeedbackConfig(
             train=TrainConfig(steps=1300, batch_size=9, checkpoint_every=650, optimizer=OptimizerConfig(1e-3)),

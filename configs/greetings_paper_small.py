@@ -8,7 +8,7 @@ rows are no use for that: without those that stand word for word in the pairs, 6
 them good. The judge's principles stay as they are, since nobody labelled by principle.
 """
 
-from rlaif_jax.algorithms.grpo import GrpoConfig
+from rlaif_jax.algorithms.kl import KlConfig
 from rlaif_jax.config import (
     DataConfig,
     EvaluationConfig,
@@ -73,7 +73,7 @@ def config() -> RunConfig:
         rl=RlConfig(
             TrainConfig(steps=80, batch_size=16, checkpoint_every=20, log_every=2,
                         optimizer=OptimizerConfig(2e-4, schedule="linear")),
-            grpo=GrpoConfig(group=8, kl_coefficient=0.1), sampling=sampling, max_prompt=36, minibatches=2,
+            group=8, kl=KlConfig(0.1), sampling=sampling, max_prompt=36, minibatches=2,
         ),
         evaluation=EvaluationConfig(limit=300, batch_size=50, sampling=sampling),
     )  # fmt: skip

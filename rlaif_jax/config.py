@@ -13,7 +13,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from rlaif_jax.algorithms.grpo import GrpoConfig
 from rlaif_jax.data.corpus.build import CorpusConfig
 from rlaif_jax.errors import UserError
 from rlaif_jax.feedback.adversarial import GameConfig
@@ -23,7 +22,7 @@ from rlaif_jax.models.model_config import ModelConfig
 from rlaif_jax.rewards.rules import RuleConfig
 from rlaif_jax.sampling.filters import SamplingConfig
 from rlaif_jax.sharding.mesh import MeshConfig
-from rlaif_jax.trainers.optimizer import OptimizerConfig
+from rlaif_jax.trainers.settings import DpoConfig, RewardConfig, RlConfig, SftConfig, TrainConfig
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,82 +67,6 @@ class TokenizerConfig:
 
     path: str = ""
     vocab_size: int = 2048
-
-
-@dataclasses.dataclass(frozen=True)
-class TrainConfig:
-    """One training stage. `checkpoint_every` steps it evaluates and saves; `select` is the checkpoint handed on."""
-
-    steps: int = 1000
-    batch_size: int = 64
-    accumulation: int = 1
-    optimizer: OptimizerConfig = OptimizerConfig()
-    log_every: int = 10
-    checkpoint_every: int = 200
-    keep_last: int = 2
-    select: str = "last"  # last | best
-
-    def __post_init__(self):
-        for field in ("steps", "batch_size", "accumulation", "log_every", "checkpoint_every", "keep_last"):
-            if getattr(self, field) < 1:
-                raise UserError(f"train.{field} is {getattr(self, field)}; expected at least 1")
-        if self.batch_size % self.accumulation:
-            raise UserError(f"batch_size {self.batch_size} does not divide into {self.accumulation} micro-batches")
-        if self.select not in ("last", "best"):
-            raise UserError(f"train.select is {self.select!r}; expected last or best")
-
-
-@dataclasses.dataclass(frozen=True)
-class SftConfig:
-    """Supervised fine-tuning; the loss is on the response (EOS included) only."""
-
-    train: TrainConfig = TrainConfig()
-    max_length: int = 96
-    packing: bool = True
-
-
-@dataclasses.dataclass(frozen=True)
-class RewardConfig:
-    """A scalar model: "bradley_terry" on pairs, or "binary" on labelled responses. Starts from SFT or from scratch."""
-
-    train: TrainConfig = TrainConfig()
-    loss: str = "bradley_terry"
-    init: str = "sft"  # sft | base
-    max_length: int = 96
-    centring: float = 0.0
-
-    def __post_init__(self):
-        for field, allowed in (("loss", ("bradley_terry", "binary")), ("init", ("sft", "base"))):
-            if getattr(self, field) not in allowed:
-                raise UserError(f"{field} is {getattr(self, field)!r}; expected one of {', '.join(allowed)}")
-
-
-@dataclasses.dataclass(frozen=True)
-class RlConfig:
-    """GRPO against the reward model. `train.batch_size` counts prompts; each gets `grpo.group` samples.
-
-    A rollout is used for `epochs` passes over `minibatches` updates each. `unfinished_penalty` is taken off the reward
-    of a response that did not end. With `rollout_chunks` > 1 a rollout is sampled in so many parts, and each is rewarded
-    while the next is sampled: worth it where the reward waits for a chat API. Samples and rewards stay the same.
-    """
-
-    train: TrainConfig = TrainConfig(batch_size=32)
-    grpo: GrpoConfig = GrpoConfig()
-    sampling: SamplingConfig = SamplingConfig()
-    max_prompt: int = 48
-    epochs: int = 1
-    minibatches: int = 2
-    rollout_chunks: int = 1
-    unfinished_penalty: float = 1.0
-    eval_prompts: int = 64
-    samples_every: int = 20
-    max_lost_rewards: float = 0.2  # stop if a larger share of a batch has no verdict
-
-    def __post_init__(self):
-        if self.train.batch_size % self.minibatches:
-            raise UserError(f"rl: {self.train.batch_size} prompts do not divide into {self.minibatches} minibatches")
-        if self.rollout_chunks < 1 or self.train.batch_size % self.rollout_chunks:
-            raise UserError(f"rl: {self.train.batch_size} prompts do not divide into {self.rollout_chunks} rollout_chunks")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -216,11 +139,15 @@ class JudgeConfig:
 
 @dataclasses.dataclass(frozen=True)
 class EvaluationConfig:
-    """Held-out comparison: `limit` prompts (0 = all), sampled with these settings, `batch_size` prompts at a time."""
+    """Held-out comparison: `limit` prompts (0 = all), sampled with these settings, `batch_size` prompts at a time.
+
+    `best_of` > 1 adds the baseline that needs no training: the best of so many SFT answers by the reward model.
+    """
 
     limit: int = 0
     batch_size: int = 64
     sampling: SamplingConfig = SamplingConfig()
+    best_of: int = 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -233,7 +160,7 @@ class LoggingConfig:
 @dataclasses.dataclass(frozen=True)
 class RunConfig:
     """One experiment: tokenizer -> SFT -> [feedback model -> curated pairs ->] reward model [-> independent grader]
-    [-> judge's principles] -> RL against the reward model [and RL against the judge] -> evaluation.
+    [-> judge's principles] [-> DPO] -> RL against the reward model [and RL against the judge] -> evaluation.
 
     What is None is left out. `rl_judge` None with a judge: the judge arm trains with the settings of `rl`.
     """
@@ -250,12 +177,12 @@ class RunConfig:
     feedback: FeedbackConfig | None = None
     curate: CurateConfig | None = None
     judge: JudgeConfig | None = None
+    dpo: DpoConfig | None = None
     rl: RlConfig = RlConfig()
     rl_rules: RuleConfig = RuleConfig()
     rl_judge: RlConfig | None = None
     evaluation: EvaluationConfig = EvaluationConfig()
     logging: LoggingConfig = LoggingConfig()
-
 
     def __post_init__(self):
         for field in ("curate", "judge"):

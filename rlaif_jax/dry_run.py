@@ -43,7 +43,7 @@ def plan(cfg: RunConfig, place: Placement) -> list[StagePlan]:
         memory = weights * 4 + _activation_bytes(model, sequences // train.accumulation, length, place)
         steps = f"{train.steps} x {train.batch_size}"
         if name in _RL:  # reference, what gives the reward, and the cache of the rollout
-            group = cfg.rl_of(name).grpo.group
+            group = cfg.rl_of(name).group
             memory += 2 * weights + _cache_bytes(model, train.batch_size * group, length, place)
             steps += f" x {group}"
         rows.append(StagePlan(name, _KINDS.get(name, "scalar model"), parameter_count(model), steps, memory))
@@ -74,7 +74,7 @@ def _shape(cfg: RunConfig, stage: str) -> tuple[int, int]:
     if stage in ("sft", "feedback"):
         return settings.train.batch_size, settings.max_length
     if stage in _RL:
-        sequences = settings.train.batch_size * settings.grpo.group // settings.minibatches
+        sequences = settings.train.batch_size * settings.group // settings.minibatches
         return sequences, settings.max_prompt + settings.sampling.max_tokens
     return settings.train.batch_size * (2 if settings.loss == "bradley_terry" else 1), settings.max_length
 

@@ -17,7 +17,7 @@ from rlaif_jax.models import transformer
 from rlaif_jax.run_models import RunModels
 from rlaif_jax.sampling.filters import SamplingConfig, traced
 from rlaif_jax.sampling.rollout import make_sampler
-from rlaif_jax.trainers.rl import to_exchanges
+from rlaif_jax.trainers.rollout import to_exchanges
 
 
 def open_run(folder, console: Console) -> Experiment:

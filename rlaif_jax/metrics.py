@@ -21,6 +21,60 @@ class Mean(NamedTuple):
         """total / weight; 0 where nothing was counted."""
         return jnp.where(self.weight > 0, self.total / jnp.where(self.weight > 0, self.weight, 1.0), 0.0)
 
+    def merge(self, other: Mean) -> Mean:
+        """The mean over both."""
+        return Mean(self.total + other.total, self.weight + other.weight)
+
+
+class Max(NamedTuple):
+    """The largest value seen."""
+
+    total: jax.Array
+
+    def value(self) -> jax.Array:
+        """The value itself; -inf where nothing was seen."""
+        return self.total
+
+    def merge(self, other: Max) -> Max:
+        """The larger of both."""
+        return Max(jnp.maximum(self.total, other.total))
+
+
+class Min(NamedTuple):
+    """The smallest value seen."""
+
+    total: jax.Array
+
+    def value(self) -> jax.Array:
+        """The value itself; inf where nothing was seen."""
+        return self.total
+
+    def merge(self, other: Min) -> Min:
+        """The smaller of both."""
+        return Min(jnp.minimum(self.total, other.total))
+
+
+Metrics = dict[str, Mean | Max | Min]
+_NOTHING = {Mean: 0.0, Max: -jnp.inf, Min: jnp.inf}
+
+
+def merge(a: Metrics, b: Metrics) -> Metrics:
+    """Metrics over what both have seen; both have the same names."""
+    return {name: m.merge(b[name]) for name, m in a.items()}
+
+
+def over_axis(stacked: Metrics) -> Metrics:
+    """Metrics whose arrays have a leading axis (one entry per update), merged over it."""
+    reduce = {Mean: jnp.sum, Max: jnp.max, Min: jnp.min}
+    return {name: type(m)(*(reduce[type(m)](x, axis=0) for x in m)) for name, m in stacked.items()}
+
+
+def empty(shapes: Metrics) -> Metrics:
+    """Metrics of the same kinds that have seen nothing."""
+    return {
+        name: type(m)(*(jnp.full(x.shape, _NOTHING[type(m)], x.dtype) for x in m)) for name, m in shapes.items()
+    }
+
 
 def mean_of(x: jax.Array, mask: jax.Array | None = None) -> Mean:
     """The mean of x, or of x where mask (same shape, 0/1) is 1."""

@@ -47,7 +47,7 @@ class RunModels:
         return transformer.init(self.config, jax.random.key(self._x.cfg.seed))
 
     def policy(self, stage: str) -> Any:
-        """Weights of "base" (as initialised), "sft", "feedback", "rl" or "rl_judge", in their shardings."""
+        """Weights of "base" (as initialised), "sft", "feedback", "dpo", "rl" or "rl_judge", in their shardings."""
         axes = transformer.logical_axes(self.config)
         abstract = jax.eval_shape(self.fresh_policy)
         shardings = self._x.place.tree(axes, abstract)
@@ -55,12 +55,16 @@ class RunModels:
             return jax.jit(self.fresh_policy, out_shardings=shardings)()
         return self._restore(stage, self._train(stage), abstract_like(abstract, shardings))
 
+    def scalar(self, stage: str) -> Any:
+        """Weights of the stage "reward" or "grader", decoder and head, in their shardings."""
+        abstract = jax.eval_shape(lambda: heads.init(self.config, jax.random.key(0)))
+        shardings = self._x.place.tree(heads.logical_axes(self.config), abstract)
+        return self._restore(stage, getattr(self._x.cfg, stage).train, abstract_like(abstract, shardings))
+
     def reward(self, stage: str, batch_size: int) -> RewardFn:
         """The reward function of the stage "reward" or "grader", scoring `batch_size` rows at a time."""
         cfg: RewardConfig = getattr(self._x.cfg, stage)
-        abstract = jax.eval_shape(lambda: heads.init(self.config, jax.random.key(0)))
-        shardings = self._x.place.tree(heads.logical_axes(self.config), abstract)
-        params = self._restore(stage, cfg.train, abstract_like(abstract, shardings))
+        params = self.scalar(stage)
         return make_reward_model(params, self.config, self.tokenizer, cfg.max_length, self._x.place, batch_size)
 
     def selected(self, stage: str, train: TrainConfig) -> dict[str, Any]:

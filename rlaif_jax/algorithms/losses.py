@@ -1,4 +1,4 @@
-"""Losses as per-token or per-row terms, and how they are summed. All float32."""
+"""How terms are summed, and the losses of reward models, preferences and critics. All float32."""
 
 from __future__ import annotations
 
@@ -8,43 +8,12 @@ import jax.numpy as jnp
 from rlaif_jax.metrics import Mean, mean_of
 
 
-def clipped_policy_terms(
-    logp: jax.Array, old_logp: jax.Array, advantages: jax.Array, clip_low: float, clip_high: float
-) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """PPO's clipped surrogate per token (arXiv 1707.06347, eq. 7), to be minimised.
-
-    logp, old_logp (B, R), advantages (B,) or (B, R). Returns terms, ratio and whether the clip was active, all (B, R).
-    """
-    if advantages.ndim == 1:
-        advantages = advantages[:, None]
-    ratio = jnp.exp(logp - old_logp)
-    clipped = jnp.clip(ratio, 1.0 - clip_low, 1.0 + clip_high)
-    terms = -jnp.minimum(ratio * advantages, clipped * advantages)
-    active = (clipped * advantages < ratio * advantages).astype(jnp.float32)
-    return terms, ratio, active
-
-
-def kl_terms(logp: jax.Array, ref_logp: jax.Array, kind: str = "k3") -> jax.Array:
-    """Per-token estimates of KL(policy || reference) from samples of the policy (Schulman, "Approximating KL").
-
-    k1 = log p/q (unbiased; as a loss its expected on-policy gradient is zero), k2 = (log p/q)^2 / 2,
-    k3 = q/p - 1 - log q/p (unbiased, never negative).
-    """
-    difference = logp - ref_logp
-    if kind == "k1":
-        return difference
-    if kind == "k2":
-        return 0.5 * difference**2
-    if kind == "k3":
-        return jnp.expm1(-difference) + difference
-    raise ValueError(f"unknown KL estimator {kind!r}; expected k1, k2 or k3")
-
-
 def aggregate(terms: jax.Array, mask: jax.Array, how: str, max_length: int = 0) -> Mean:
     """Sums per-token terms (B, R) into a Mean.
 
     token_mean: every token weighs the same (DAPO, arXiv 2503.14476). sequence_mean: the mean over each row's tokens,
-    then over rows (GRPO). fixed_length: the sum over tokens divided by rows * max_length (Dr. GRPO).
+    then over rows (GRPO, GSPO). sequence_sum: the sum over each row's tokens, then the mean over rows.
+    fixed_length: the sum over tokens divided by rows * max_length (Dr. GRPO, arXiv 2503.20783).
     A row without tokens counts nowhere.
     """
     terms = jnp.where(mask > 0, terms, 0.0)
@@ -54,9 +23,11 @@ def aggregate(terms: jax.Array, mask: jax.Array, how: str, max_length: int = 0) 
     rows = jnp.sum(lengths > 0).astype(jnp.float32)
     if how == "sequence_mean":
         return Mean(jnp.sum(jnp.sum(terms * mask, axis=1) / jnp.maximum(lengths, 1.0)), rows)
+    if how == "sequence_sum":
+        return Mean(jnp.sum(terms * mask), rows)
     if how == "fixed_length":
         return Mean(jnp.sum(terms * mask) / max_length, rows)
-    raise ValueError(f"unknown aggregation {how!r}; expected token_mean, sequence_mean or fixed_length")
+    raise ValueError(f"unknown aggregation {how!r}; expected token_mean, sequence_mean, sequence_sum or fixed_length")
 
 
 def bradley_terry(
@@ -82,3 +53,48 @@ def binary_cross_entropy(score: jax.Array, label: jax.Array, weight: jax.Array) 
     terms = jax.nn.softplus(score) - label * score
     right = ((score > 0) == (label > 0.5)).astype(jnp.float32)
     return mean_of(terms, weight), {"accuracy": mean_of(right, weight)}
+
+
+def value_loss(
+    values: jax.Array, old_values: jax.Array, returns: jax.Array, mask: jax.Array, clip: float
+) -> tuple[Mean, dict[str, Mean]]:
+    """Half the squared error of a critic, (B, R) each, over valid tokens.
+
+    With `clip` > 0 a value that moved further than that from the old one gains nothing by it: the larger of the two
+    errors counts (PPO's reference implementation; arXiv 2005.12729, section 3).
+    """
+    errors = (values - returns) ** 2
+    metrics = {"value": mean_of(values, mask), "value_error": mean_of(errors, mask)}
+    if clip > 0:
+        clipped = (old_values + jnp.clip(values - old_values, -clip, clip) - returns) ** 2
+        metrics["value_clip_fraction"] = mean_of((clipped > errors).astype(jnp.float32), mask)
+        errors = jnp.maximum(errors, clipped)
+    return mean_of(0.5 * errors, mask), metrics
+
+
+def preference(
+    chosen: jax.Array, rejected: jax.Array, ref_chosen: jax.Array, ref_rejected: jax.Array, weight: jax.Array,
+    beta: float, kind: str = "sigmoid", smoothing: float = 0.0,
+) -> tuple[Mean, dict[str, Mean]]:  # fmt: skip
+    """Direct preference optimisation from log-probs of whole answers, (B,) each.
+
+    h = (chosen - ref_chosen) - (rejected - ref_rejected), beta * h being the gap of the implicit rewards.
+    sigmoid: -log sigmoid(beta h), DPO (arXiv 2305.18290, eq. 7); with `smoothing` e the label is taken to be wrong with
+    probability e: (1 - e) of that plus e of the loss of the pair turned round (conservative DPO).
+    ipo: (h - 1 / (2 beta))^2 (arXiv 2310.12036, eq. 17); its log-probs are means per token, so that beta does not
+    depend on length.
+    """
+    gap = (chosen - ref_chosen) - (rejected - ref_rejected)
+    if kind == "sigmoid":
+        terms = (1.0 - smoothing) * jax.nn.softplus(-beta * gap) + smoothing * jax.nn.softplus(beta * gap)
+    elif kind == "ipo":
+        terms = (gap - 1.0 / (2.0 * beta)) ** 2
+    else:
+        raise ValueError(f"unknown preference loss {kind!r}; expected sigmoid or ipo")
+    metrics = {
+        "accuracy": mean_of((gap > 0).astype(jnp.float32), weight),
+        "gap": mean_of(beta * gap, weight),
+        "reward_chosen": mean_of(beta * (chosen - ref_chosen), weight),
+        "reward_rejected": mean_of(beta * (rejected - ref_rejected), weight),
+    }
+    return mean_of(terms, weight), metrics

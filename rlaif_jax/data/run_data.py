@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 import jax
 
-from rlaif_jax.config import RewardConfig, SourceConfig
+from rlaif_jax.config import DpoConfig, RewardConfig, SourceConfig
 from rlaif_jax.data import corpus, pipelines
 from rlaif_jax.data.audit import without_leaks
 from rlaif_jax.data.records import LabelledResponse, PreferencePair, Prompt, Record, SftExample
@@ -148,6 +149,15 @@ class RunData:
         (rows, long), (held_rows, held_long) = (make(part, tokenizer, cfg.max_length) for part in (train, held_out))
         self._too_long("answers", long + held_long, cfg.max_length)
         facts = {"examples": len(rows), "held_out": len(held_rows), "leaked_left_out": leaked}
+        return *self._batches(rows, held_rows, cfg.train.batch_size, seed), facts
+
+    def pair_batches(self, cfg: DpoConfig, tokenizer: Tokenizer, seed: int):
+        """(training iterator, held-out pass, facts) for DPO: the reward model's pairs, with a loss mask on the answers."""
+        parts = self.pairs()[0], self.held_out_pairs()
+        made = [pipelines.pair_rows(part, tokenizer, cfg.max_length) for part in parts]
+        self._too_long("answers", made[0][1] + made[1][1], cfg.max_length)
+        rows, held_rows = (dataclasses.replace(rows, with_loss_mask=True) for rows, _ in made)
+        facts = {"examples": len(rows), "held_out": len(held_rows)}
         return *self._batches(rows, held_rows, cfg.train.batch_size, seed), facts
 
     def pairs(self) -> tuple[list[PreferencePair], list[PreferencePair], list[PreferencePair]]:

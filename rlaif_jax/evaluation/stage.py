@@ -32,7 +32,7 @@ from rlaif_jax.rewards.base import Exchange, RewardFn
 from rlaif_jax.run_models import RunModels
 from rlaif_jax.sampling.filters import traced
 from rlaif_jax.sampling.rollout import make_sampler
-from rlaif_jax.trainers.rl import to_exchanges
+from rlaif_jax.trainers.rollout import to_exchanges
 
 SYSTEMS = {
     "base": "the weights that SFT started from", "sft": "after supervised fine-tuning",

@@ -22,8 +22,13 @@ class _ScalarHead(nn.Module):
 
 def init(cfg: ModelConfig, key: jax.Array) -> dict:
     """{"model": decoder, "head": {"score": (D,)}}; the head starts at zero, so that every score starts equal."""
-    head = _ScalarHead(cfg.width).init(key, jnp.zeros((1, cfg.width)))["params"]
-    return {"model": transformer.init(cfg, key), "head": nn.meta.unbox(head)}
+    return {"model": transformer.init(cfg, key), "head": zero_head(cfg)}
+
+
+def zero_head(cfg: ModelConfig) -> dict:
+    """{"score": (D,)} float32 zeros."""
+    head = _ScalarHead(cfg.width).init(jax.random.key(0), jnp.zeros((1, cfg.width)))["params"]
+    return nn.meta.unbox(head)
 
 
 def logical_axes(cfg: ModelConfig) -> dict:

@@ -34,7 +34,7 @@ EvaluateFn = Callable[[TrainState], dict[str, float]]
 
 @dataclasses.dataclass(frozen=True)
 class Stage:
-    """One training stage: its name, folder, config, how to score a checkpoint, and what a step counts."""
+    """One training stage: its name, folder, config, how to score a checkpoint, and who watches its log lines."""
 
     name: str
     folder: Path
@@ -42,6 +42,7 @@ class Stage:
     console: Console
     score: Callable[[dict[str, float]], float] = lambda metrics: 0.0
     wandb_project: str = ""
+    watch: Callable[[int, dict[str, float]], None] = lambda step, means: None
 
 
 def fit(
@@ -65,6 +66,7 @@ def fit(
                 means = window.means()
                 writer.write(step, means)
                 advance(step, means)
+                stage.watch(step, means)
             if step % stage.train.checkpoint_every == 0 or step == stage.train.steps:
                 results = evaluate(state) if evaluate else {}
                 if results:
@@ -83,11 +85,13 @@ def _resume(checkpoints: Checkpoints, state: TrainState, shardings: TrainState, 
         latest, abstract_like(state.params, shardings.params), abstract_like(_rest(state), _rest(shardings))
     )
     batches.set_state(meta["data"])
-    return TrainState(params=params, **rest), latest
+    return state.replace(params=params, **rest), latest
 
 
 def _rest(state: TrainState) -> dict[str, Any]:
-    return {"opt_state": state.opt_state, "step": state.step, "skipped": state.skipped}
+    """All of the state but the parameters, which other stages restore alone."""
+    fields = {f.name: getattr(state, f.name) for f in dataclasses.fields(state) if f.name != "params"}
+    return {name: value for name, value in fields.items() if value is not None}
 
 
 def _save(checkpoints, stage, state, batches, step, results) -> None:

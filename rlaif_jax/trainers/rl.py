@@ -1,35 +1,54 @@
-"""One step of reinforcement learning from AI feedback:
+"""One step of reinforcement learning from AI feedback, GRPO's family or PPO:
 
-    prompts --sampler--> Decoded --tokenizer--> Exchanges --reward--> RewardResult --> advantages --> updates
+    prompts --sampler--> Rollout --annotate--> log-probs, values --experience--> advantages --learn--> new state
+                             `--reward--> RewardResult --------------'
 """
 
 from __future__ import annotations
 
-import dataclasses
 import time
-from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from rlaif_jax.algorithms.advantages import group_advantages, groups_without_signal
-from rlaif_jax.algorithms.grpo import GrpoConfig, grpo_loss
-from rlaif_jax.config import RlConfig
-from rlaif_jax.data.records import Prompt
-from rlaif_jax.data.tokenizer import Tokenizer
-from rlaif_jax.metrics import Mean
-from rlaif_jax.models import transformer
+from rlaif_jax.algorithms import advantages as adv
+from rlaif_jax.algorithms import losses
+from rlaif_jax.algorithms.kl import adapted_coefficient, kl_terms
+from rlaif_jax.algorithms.masked import explained_variance, masked_mean, whiten
+from rlaif_jax.algorithms.policy import policy_loss
+from rlaif_jax.metrics import Mean, Metrics, empty, over_axis
+from rlaif_jax.models import heads, transformer
 from rlaif_jax.models.model_config import ModelConfig
-from rlaif_jax.rewards.base import Exchange, RewardFn, RewardResult, checked
+from rlaif_jax.rewards.base import Exchange, RewardResult, checked
 from rlaif_jax.sampling.decode import Decoded
 from rlaif_jax.sampling.filters import SamplingParams
-from rlaif_jax.sampling.rollout import Sampler, sequences
-from rlaif_jax.sharding.placement import Placement
-from rlaif_jax.trainers.update import TrainState
+from rlaif_jax.sampling.rollout import sequences
+from rlaif_jax.sharding.placement import Placement, constrain
+from rlaif_jax.trainers.rollout import Rollout, RolloutFn
+from rlaif_jax.trainers.settings import RlConfig
+from rlaif_jax.trainers.update import TrainState, Update
+
+
+@chex.dataclass(frozen=True)
+class RlState(TrainState):
+    """The policy's state and whatever else an RL step changes; all of it is in one checkpoint.
+
+    Attributes:
+      critic: the critic's state, or None.
+      reference: the reference's weights where they are refreshed; None where they are SFT's for good.
+      kl_coefficient: () float32, adaptive or not.
+      reward_stats: (3,) float32: count, mean and sum of squared deviations of all rewards so far.
+    """
+
+    critic: TrainState | None
+    reference: Any
+    kl_coefficient: jax.Array
+    reward_stats: jax.Array
 
 
 def response_logprobs(
@@ -41,144 +60,203 @@ def response_logprobs(
     return transformer.logprobs(params, cfg, hidden[:, -length - 1 : -1], tokens[:, -length:], temperature)
 
 
+def response_values(
+    params: Any, cfg: ModelConfig, tokens: jax.Array, segment_ids: jax.Array, positions: jax.Array, length: int,
+    place: Placement | None = None,
+) -> jax.Array:  # fmt: skip
+    """Values (B, R) of the states in which each of the last `length` tokens was chosen."""
+    return heads.values(params, cfg, tokens, segment_ids, positions, place)[:, -length - 1 : -1]
+
+
 def rl_loss(
-    params: Any, batch: dict[str, jax.Array], cfg: ModelConfig, grpo: GrpoConfig, place: Placement | None = None
-) -> tuple[Mean, dict[str, Mean]]:
-    """GRPO on tokens, segment_ids, positions (B, Tp + R); mask, old_logprobs, ref_logprobs (B, R); advantages (B,)."""
+    params: Any, batch: dict[str, jax.Array], cfg: ModelConfig, rl: RlConfig, place: Placement | None = None
+) -> tuple[Mean, Metrics]:
+    """The policy's loss on tokens, segment_ids, positions (B, Tp + R), temperature (B,) and what `policy_loss` reads."""
     logp, entropy = response_logprobs(
         params, cfg, batch["tokens"], batch["segment_ids"], batch["positions"], batch["mask"].shape[1],
         batch["temperature"][0], place,
     )  # fmt: skip
-    return grpo_loss(logp, entropy, batch, grpo)
+    return policy_loss(logp, entropy, batch, rl.policy, rl.kl)
 
 
-def make_reference(cfg: ModelConfig, rl: RlConfig, place: Placement) -> Callable[..., dict]:
-    """Jitted: a rollout -> the part of the batch that needs no reward, the reference's log-probs among it."""
+def critic_loss(
+    params: Any, batch: dict[str, jax.Array], cfg: ModelConfig, rl: RlConfig, place: Placement | None = None
+) -> tuple[Mean, Metrics]:
+    """The critic's loss on tokens, segment_ids, positions (B, Tp + R) and mask, values, returns (B, R)."""
+    values = response_values(
+        params, cfg, batch["tokens"], batch["segment_ids"], batch["positions"], batch["mask"].shape[1], place
+    )
+    return losses.value_loss(values, batch["values"], batch["returns"], batch["mask"], rl.critic.value_clip)
+
+
+def make_annotate(cfg: ModelConfig, rl: RlConfig, place: Placement) -> Callable[..., dict]:
+    """Jitted: a rollout -> the part of the batch that needs no reward: log-probs of old policy and reference, values."""
 
     @jax.jit
-    def reference(ref_params, prompts, segment_ids, decoded: Decoded, temperature):
-        seq = sequences(prompts, segment_ids, decoded, rl.grpo.group)
-        ref = decoded.logprobs
-        if rl.grpo.kl_coefficient > 0:
-            ref, _ = response_logprobs(
-                ref_params, cfg, seq.tokens, seq.segment_ids, seq.positions, decoded.mask.shape[1], temperature, place
-            )
-        return {
+    def annotate(params, reference, critic, prompts, segment_ids, decoded: Decoded, temperature):
+        seq = sequences(prompts, segment_ids, decoded, rl.group)
+        inputs = seq.tokens, seq.segment_ids, seq.positions, decoded.mask.shape[1]
+        part = {
             "tokens": seq.tokens, "segment_ids": seq.segment_ids, "positions": seq.positions,
-            "old_logprobs": decoded.logprobs, "ref_logprobs": ref,
-            "temperature": jnp.full(decoded.mask.shape[:1], temperature),
+            "old_logprobs": decoded.logprobs, "temperature": jnp.full(decoded.mask.shape[:1], temperature),
         }  # fmt: skip
+        if rl.policy.correction != "none":
+            part["sampler_logprobs"] = decoded.logprobs
+            part["old_logprobs"] = response_logprobs(params, cfg, *inputs, temperature, place)[0] * decoded.mask
+        if rl.kl.coefficient > 0:
+            part["ref_logprobs"] = response_logprobs(reference, cfg, *inputs, temperature, place)[0] * decoded.mask
+        if rl.critic is not None:
+            part["values"] = response_values(critic, cfg, *inputs, place) * decoded.mask
+        return part
 
-    return reference
+    return annotate
 
 
-def make_experience(rl: RlConfig) -> Callable[..., tuple[dict, dict]]:
-    """Jitted: that part, the rollout and its rewards -> the batch for the updates, and the rollout's metrics."""
-    group = rl.grpo.group
+def make_experience(rl: RlConfig) -> Callable[..., tuple[dict, dict, jax.Array, jax.Array]]:
+    """Jitted: that part, the rollout, its rewards and valid (B,), KL coefficient and reward statistics
+    -> the batch for the updates, metrics, and the two numbers as they go on."""
 
     @jax.jit
-    def experience(part, decoded: Decoded, rewards, valid):
-        advantages = group_advantages(rewards, valid, group, scale=rl.grpo.advantage_scale)
-        # A row without a verdict is left out of everything, its KL term too.
-        batch = part | {"mask": decoded.mask * valid[:, None], "advantages": advantages}
-        metrics = {
-            "length_tokens": jnp.mean(jnp.sum(decoded.mask, axis=1)),
+    def experience(part, decoded: Decoded, rewards, valid, coefficient, stats):
+        mask = decoded.mask * valid[:, None]  # a row without a verdict is left out of everything, its KL term too
+        lengths = jnp.sum(decoded.mask, axis=1)
+        scores, stats = _shaped(rewards, valid, lengths, decoded.mask.shape[1], stats, rl)
+        batch = part | {"mask": mask, "kl_coefficient": jnp.full(rewards.shape, coefficient)}
+        metrics = {"kl_coefficient": coefficient}
+        penalty = jnp.zeros_like(mask)
+        if rl.kl.coefficient > 0:
+            kl = kl_terms(part["old_logprobs"], part["ref_logprobs"], "k1")
+            metrics["kl_sequence"] = jnp.sum(kl * mask) / jnp.maximum(jnp.sum(valid), 1)
+            if rl.kl.in_reward:
+                penalty = coefficient * kl_terms(part["old_logprobs"], part["ref_logprobs"], rl.kl.estimator) * mask
+            coefficient = adapted_coefficient(coefficient, metrics["kl_sequence"], rewards.shape[0], rl.kl)
+        found, more = _advantages(batch, scores, valid, penalty, rl)
+        metrics |= more | {
+            "length_tokens": jnp.mean(lengths),
             "finished": jnp.mean(decoded.finished.astype(jnp.float32)),
-            "no_signal_groups": groups_without_signal(rewards, valid, group),
+            "no_signal_groups": 1.0 - jnp.mean(adv.groups_with_signal(rewards, valid, rl.group).astype(jnp.float32)),
             "tokens": jnp.sum(part["segment_ids"]).astype(jnp.float32),
         }
-        return batch, metrics
+        return batch | found, metrics, coefficient, stats
 
     return experience
 
 
-def to_exchanges(
-    decoded: Decoded, prompts: Sequence[Prompt], group: int, tokenizer: Tokenizer
-) -> tuple[list[Exchange], Decoded]:
-    """Texts of a rollout (and the rollout on the host); prompt i owns rows i * group to (i + 1) * group - 1."""
-    host = jax.device_get(decoded)
-    lengths = host.mask.sum(axis=1).astype(int)
-    return [
-        Exchange(p.prompt, tokenizer.decode(host.tokens[row, : lengths[row]].tolist()), bool(host.finished[row]), p.system)
-        for i, p in enumerate(prompts)
-        for row in range(i * group, (i + 1) * group)
-    ], host
+def _shaped(rewards, valid, lengths, max_tokens: int, stats, rl: RlConfig):
+    """Scores (B,) after the over-long penalty, running normalisation and clip, and the statistics with them."""
+    shaping, scores = rl.shaping, jnp.where(valid, rewards, 0.0)
+    if shaping.overlong_buffer:
+        scores = scores - shaping.overlong_penalty * adv.overlong_penalty(lengths, max_tokens, shaping.overlong_buffer)
+    if shaping.normalise:
+        stats = running_stats(stats, scores, valid)
+        spread = jnp.sqrt(stats[2] / jnp.maximum(stats[0] - 1.0, 1.0))
+        scores = (scores - stats[1]) / (spread + 1e-6)
+    return (jnp.clip(scores, -shaping.clip, shaping.clip) if shaping.clip else scores), stats
 
 
-def _minibatches(batch: dict, count: int) -> list[dict]:
-    """Interleaved prompt groups, so that every device keeps rows of its own in each minibatch."""
-    return [jax.tree.map(lambda x, i=i: x.reshape(-1, count, *x.shape[1:])[:, i], batch) for i in range(count)]
+def running_stats(stats: jax.Array, x: jax.Array, valid: jax.Array) -> jax.Array:
+    """Count, mean and sum of squared deviations (3,) with the valid values of x (B,) added (Chan et al. 1983)."""
+    count, mean, squares = stats
+    new = jnp.sum(valid)
+    new_mean = masked_mean(x, valid.astype(jnp.float32))
+    total, delta = count + new, new_mean - mean
+    squares = squares + jnp.sum(jnp.where(valid, x - new_mean, 0.0) ** 2) + delta**2 * count * new / jnp.maximum(total, 1.0)
+    return jnp.stack([total, mean + delta * new / jnp.maximum(total, 1.0), squares])
 
 
-@dataclasses.dataclass(frozen=True)
-class Rollout:
-    """Sampled answers of a batch on the device, their texts, and the rewards to come."""
-
-    decoded: Decoded
-    exchanges: list[Exchange]
-    rewards: list[Future[RewardResult]]
-
-    def result(self) -> RewardResult:
-        """Waits for the rewards of all parts and joins them."""
-        parts = [job.result() for job in self.rewards]
-        names = parts[0].components
-        return RewardResult(
-            np.concatenate([p.values for p in parts]), np.concatenate([p.valid for p in parts]),
-            {name: np.concatenate([p.components[name] for p in parts]) for name in names},
-        )  # fmt: skip
+def _advantages(batch: dict, scores, valid, penalty, rl: RlConfig) -> tuple[dict, dict]:
+    """Advantages (B, R), with a critic also returns, and what to log of them."""
+    mask = batch["mask"]
+    if rl.critic is None:
+        return {"advantages": adv.advantages(scores, valid, penalty, mask, rl.group, rl.advantage)}, {}
+    rewards = adv.token_rewards(scores, penalty, mask)
+    found, returns = adv.gae(rewards, batch["values"], mask, rl.critic.gamma, rl.critic.lam)
+    metrics = {"explained_variance": explained_variance(batch["values"], returns, mask)}
+    found = whiten(found, mask) if rl.critic.whiten else found
+    return {"advantages": found, "returns": returns}, metrics
 
 
-def make_rollout(
-    sampler: Sampler, reward: RewardFn, records: Sequence[Prompt], tokenizer: Tokenizer, sampling: SamplingParams,
-    rl: RlConfig, seed: int,
-) -> Callable[[Any, dict, int], Rollout]:  # fmt: skip
-    """rollout(params, prompts, step); a chunk's reward is worked on in a thread while the next chunk is sampled."""
-    judge = ThreadPoolExecutor(1, "reward")
-    join = jax.jit(lambda parts: jax.tree.map(lambda *x: jnp.concatenate(x), *parts))
-    group, size = rl.grpo.group, rl.train.batch_size // rl.rollout_chunks
+def make_learn(
+    policy_update: Update, critic_update: Update | None, rl: RlConfig, shardings: RlState, place: Placement
+) -> Callable[[RlState, dict, int, int], tuple[RlState, dict]]:  # fmt: skip
+    """learn(state, batch, seed, step): all updates of one rollout in one jitted, donated program.
 
-    def rollout(params: Any, prompts: dict, number: int) -> Rollout:
-        parts, exchanges, rewards = [], [], []
-        for start in range(0, len(prompts["row"]), size):
-            rows = slice(start, start + size)
-            decoded = sampler(
-                params, prompts["tokens"][rows], prompts["segment_ids"][rows], seed, number, sampling, start * group
-            )
-            texts, _ = to_exchanges(decoded, [records[int(r)] for r in prompts["row"][rows]], group, tokenizer)
-            rewards.append(judge.submit(reward, texts))
-            parts.append(decoded)
-            exchanges += texts
-        return Rollout(parts[0] if len(parts) == 1 else join(parts), exchanges, rewards)
+    Each epoch shuffles the rows by a key of (seed, step). The policy rests while the critic warms up, and for the rest of
+    the step once its KL from the policy that sampled exceeds `rl.kl_stop`.
+    """
+    may_rest = rl.kl_stop > 0 or (rl.critic is not None and rl.critic.warmup > 0)
 
-    return rollout
+    def policy_turn(state: RlState, piece: dict, rests: jax.Array) -> tuple[RlState, Metrics]:
+        if not may_rest:
+            return policy_update(state, piece)
+        shapes = jax.eval_shape(policy_update, state, piece)[1]
+        return jax.lax.cond(rests, lambda s, p: (s, empty(shapes)), policy_update, state, piece)
+
+    def one(carry, rows, batch):
+        state, rests = carry
+        piece = jax.tree.map(lambda x: constrain(x[rows], ("batch",) + (None,) * (x.ndim - 1), place), batch)
+        state, metrics = policy_turn(state, piece, rests)
+        if rl.kl_stop > 0:
+            rests |= metrics["kl_old"].value() > rl.kl_stop
+        if critic_update is not None:
+            critic, found = critic_update(state.critic, piece)
+            state = state.replace(critic=critic)
+            metrics |= {f"critic/{name}": m for name, m in found.items()}
+        return (state, rests), metrics
+
+    def learn(state: RlState, batch: dict, seed, number):
+        key = jax.random.fold_in(jax.random.key(seed), number)
+        count = batch["mask"].shape[0]
+        orders = jax.vmap(lambda k: jax.random.permutation(k, count))(jax.random.split(key, rl.epochs))
+        rests = number <= (rl.critic.warmup if rl.critic is not None else 0)
+        (state, _), metrics = jax.lax.scan(
+            partial(one, batch=batch), (state, rests), orders.reshape(rl.epochs * rl.minibatches, -1)
+        )
+        # At the first update policy and sampler have the same weights: what differs is arithmetic.
+        gap = jax.tree.map(lambda x: x[0], metrics["logprob_gap"]).value()
+        return state, {name: m.value() for name, m in over_axis(metrics).items()} | {"sampler_gap": gap}
+
+    jitted = jax.jit(learn, donate_argnums=0, out_shardings=(shardings, None))
+    return lambda state, batch, seed, number: jitted(state, batch, np.uint32(seed), np.int32(number))
 
 
 def make_step(
-    rollout: Callable[[Any, dict, int], Rollout], reference: Callable, experience: Callable, update: Callable,
-    ref_params: Any, sampling: SamplingParams, rl: RlConfig,
+    rollout: RolloutFn, refill: Callable[[Any, Rollout, int], tuple[Rollout, dict]] | None, annotate: Callable,
+    experience: Callable, learn: Callable, reference: Any, sampling: SamplingParams, rl: RlConfig, seed: int,
     on_samples: Callable[[int, list[Exchange], RewardResult], None],
-) -> Callable[[TrainState, dict, int], tuple[TrainState, dict]]:  # fmt: skip
+) -> Callable[[RlState, dict, int], tuple[RlState, dict]]:  # fmt: skip
     """The body of the RL loop."""
-    split = jax.jit(partial(_minibatches, count=rl.minibatches))
+    copy = jax.jit(lambda tree: jax.tree.map(jnp.copy, tree))
 
-    def step(state: TrainState, prompts: dict, number: int) -> tuple[TrainState, dict]:
+    def step(state: RlState, prompts: dict, number: int) -> tuple[RlState, dict]:
         clock = [time.perf_counter()]
-        rolled = rollout(state.params, prompts, number)
+        rolled, refilled = rollout(state.params, prompts, number), {}
+        if refill is not None:
+            rolled, refilled = refill(state.params, rolled, number)
         clock.append(time.perf_counter())
         # Runs on the device while the rewards are waited for.
-        part = reference(ref_params, prompts["tokens"], prompts["segment_ids"], rolled.decoded, sampling.temperature)
+        part = annotate(
+            state.params if rl.policy.correction != "none" else None,
+            reference if state.reference is None else state.reference,
+            state.critic.params if state.critic is not None else None,
+            rolled.prompts["tokens"], rolled.prompts["segment_ids"], rolled.decoded, sampling.temperature,
+        )  # fmt: skip
         result = checked(rolled.result(), rl.max_lost_rewards)
         clock.append(time.perf_counter())
-        batch, metrics = experience(part, rolled.decoded, result.values, result.valid)
-        for _ in range(rl.epochs):
-            for piece in split(batch):
-                state, update_metrics = update(state, piece)
+        batch, metrics, coefficient, stats = experience(
+            part, rolled.decoded, result.values, result.valid, state.kl_coefficient, state.reward_stats
+        )
+        state = state.replace(kl_coefficient=coefficient, reward_stats=stats)
+        state, learned = learn(state, batch, seed, number)
+        if rl.kl.refresh and number % rl.kl.refresh == 0:
+            state = state.replace(reference=copy(state.params))
         jax.block_until_ready(state.params)
         clock.append(time.perf_counter())
         if number % rl.samples_every == 0:
             on_samples(number, rolled.exchanges, result)
         phases = dict(zip(("rollout", "reward", "update"), np.diff(clock), strict=True))
-        return state, metrics | update_metrics | reward_metrics(result) | {f"seconds/{k}": v for k, v in phases.items()}
+        seconds = {f"seconds/{k}": v for k, v in phases.items()}
+        return state, metrics | learned | reward_metrics(result) | refilled | seconds
 
     return step
 

@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from rlaif_jax.metrics import Mean, mean_of
+from rlaif_jax.metrics import Mean, Metrics, mean_of, merge
 from rlaif_jax.models import transformer
 from rlaif_jax.models.model_config import ModelConfig
 from rlaif_jax.sharding.placement import Placement, global_batch
@@ -32,16 +32,24 @@ def sft_loss(
     return mean_of(-logp, mask), {"tokens": tokens}
 
 
-def make_step(update: Callable[[TrainState, dict], tuple[TrainState, dict]], place: Placement) -> StepFn:
+Prepare = Callable[[dict], dict]  # what else a batch needs once it is on the mesh
+
+
+def make_step(
+    update: Callable[[TrainState, dict], tuple[TrainState, dict]], place: Placement, prepare: Prepare = lambda batch: batch
+) -> StepFn:
     """One supervised step: this host's rows onto the mesh, then the update."""
 
     def step(state: TrainState, batch: dict, _: int) -> tuple[TrainState, dict]:
-        return update(state, global_batch(batch, place))
+        return update(state, prepare(global_batch(batch, place)))
 
     return step
 
 
-def make_evaluate(loss_fn: Callable[[Any, dict], Any], batches: Callable[[], Iterable[dict]], place: Placement):
+def make_evaluate(
+    loss_fn: Callable[[Any, dict], Any], batches: Callable[[], Iterable[dict]], place: Placement,
+    prepare: Prepare = lambda batch: batch,
+) -> Callable[[TrainState], dict[str, float]]:  # fmt: skip
     """evaluate(state) -> {"loss", ...}: exact means over a whole evaluation set, every row once."""
 
     @jax.jit
@@ -50,10 +58,10 @@ def make_evaluate(loss_fn: Callable[[Any, dict], Any], batches: Callable[[], Ite
         return {"loss": loss} | {k: v for k, v in metrics.items() if k != "tokens"}
 
     def evaluate(state: TrainState) -> dict[str, float]:
-        total: dict[str, Mean] | None = None
+        total: Metrics | None = None
         for batch in batches():
-            sums = jax.device_get(one(state.params, global_batch(batch, place)))
-            total = sums if total is None else jax.tree.map(lambda a, b: a + b, total, sums)
+            sums = jax.device_get(one(state.params, prepare(global_batch(batch, place))))
+            total = sums if total is None else merge(total, sums)
         return {name: float(m.total / m.weight) for name, m in total.items() if m.weight > 0}
 
     return evaluate

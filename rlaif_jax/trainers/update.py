@@ -8,12 +8,13 @@ from typing import Any
 import chex
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
-from rlaif_jax.metrics import Mean
+from rlaif_jax.metrics import Max, Mean, Metrics, empty, merge
 from rlaif_jax.sharding.placement import Placement
 
-LossFn = Callable[[Any, dict], tuple[Mean, dict[str, Mean]]]
+LossFn = Callable[[Any, dict], tuple[Mean, Metrics]]
 
 
 @chex.dataclass(frozen=True)
@@ -26,17 +27,29 @@ class TrainState:
     skipped: jax.Array
 
 
+Update = Callable[[TrainState, dict], tuple[TrainState, Metrics]]
+
+
 def create_state(
     init_params: Callable[[], Any], axes: Any, optimizer: optax.GradientTransformation, place: Placement
 ) -> tuple[TrainState, TrainState]:
     """A sharded state made in place, nothing ever whole on one device, and the tree of its shardings."""
+    shardings = place.tree(axes, jax.eval_shape(init_params))
+    return state_of(jax.jit(init_params, out_shardings=shardings)(), axes, optimizer, place)
 
-    def build() -> TrainState:
-        params = init_params()
+
+def state_of(
+    params: Any, axes: Any, optimizer: optax.GradientTransformation, place: Placement
+) -> tuple[TrainState, TrainState]:
+    """The same around weights that exist; the update will donate them, so they must be nobody else's."""
+
+    def build(params: Any) -> TrainState:
         return TrainState(params=params, opt_state=optimizer.init(params), step=jnp.int32(0), skipped=jnp.int32(0))
 
-    shardings = state_shardings(jax.eval_shape(build), axes, place)
-    return jax.jit(build, out_shardings=shardings)(), shardings
+    shardings = state_shardings(jax.eval_shape(build, params), axes, place)
+    opt_state = jax.jit(optimizer.init, out_shardings=shardings.opt_state)(params)
+    scalars = jax.device_put({"step": np.int32(0), "skipped": np.int32(0)}, place.replicated)
+    return TrainState(params=params, opt_state=opt_state, **scalars), shardings
 
 
 def state_shardings(abstract: TrainState, axes: Any, place: Placement) -> TrainState:
@@ -57,7 +70,7 @@ def _opt_shardings(abstract: TrainState, params: Any, place: Placement) -> Any:
     )
 
 
-def _accumulate(loss_fn: LossFn, params: Any, batch: dict, accumulation: int) -> tuple[Any, Mean, dict[str, Mean]]:
+def _accumulate(loss_fn: LossFn, params: Any, batch: dict, accumulation: int) -> tuple[Any, Mean, Metrics]:
     """Sums of gradients, loss and metrics over micro-batches; the division comes after, so token means are exact."""
 
     def total(p, piece):
@@ -72,23 +85,24 @@ def _accumulate(loss_fn: LossFn, params: Any, batch: dict, accumulation: int) ->
     def split(x):  # row i goes to piece i % accumulation: every device keeps its rows
         return jnp.moveaxis(x.reshape(-1, accumulation, *x.shape[1:]), 1, 0)
 
+    def add(sums, piece):
+        grads, (loss, metrics) = grad(params, piece)
+        return (jax.tree.map(jnp.add, sums[0], grads), sums[1].merge(loss), merge(sums[2], metrics)), None
+
     pieces = jax.tree.map(split, batch)
-    shapes = jax.eval_shape(grad, params, jax.tree.map(lambda x: x[0], pieces))
+    shapes, (_, metric_shapes) = jax.eval_shape(grad, params, jax.tree.map(lambda x: x[0], pieces))
     zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
-    sums, _ = jax.lax.scan(lambda acc, piece: (jax.tree.map(jnp.add, acc, grad(params, piece)), None), zeros, pieces)
-    grads, (loss, metrics) = sums
-    return grads, loss, metrics
+    start = zeros, Mean(jnp.float32(0.0), jnp.float32(0.0)), empty(metric_shapes)
+    return jax.lax.scan(add, start, pieces)[0]
 
 
-def make_update(
-    loss_fn: LossFn, optimizer: optax.GradientTransformation, shardings: TrainState, accumulation: int = 1
-) -> Callable[[TrainState, dict], tuple[TrainState, dict[str, jax.Array]]]:
-    """The jitted, donated update: gradients over `accumulation` micro-batches, clip, AdamW.
+def make_update_fn(loss_fn: LossFn, optimizer: optax.GradientTransformation, accumulation: int = 1) -> Update:
+    """The pure update: gradients over `accumulation` micro-batches, clip, optimiser. Its metrics are still unmerged.
 
     A step whose loss or gradient norm is not finite changes nothing but `skipped` and `step`.
     """
 
-    def update(state: TrainState, batch: dict):
+    def update(state: TrainState, batch: dict) -> tuple[TrainState, Metrics]:
         grads, loss, metrics = _accumulate(loss_fn, state.params, batch, accumulation)
         scale = jnp.where(loss.weight > 0, 1.0 / jnp.where(loss.weight > 0, loss.weight, 1.0), 0.0)
         grads = jax.tree.map(lambda g: g * scale, grads)
@@ -100,8 +114,22 @@ def make_update(
             lambda new, old: jnp.where(finite, new, old), (params, opt_state), (state.params, state.opt_state)
         )
         skipped = state.skipped + (~finite).astype(jnp.int32)
-        new_state = TrainState(params=params, opt_state=opt_state, step=state.step + 1, skipped=skipped)
-        out = {name: m.value() for name, m in metrics.items()}
-        return new_state, out | {"loss": loss.value(), "grad_norm": norm, "skipped": skipped.astype(jnp.float32)}
+        new_state = state.replace(params=params, opt_state=opt_state, step=state.step + 1, skipped=skipped)
+        one = jnp.float32(1.0)
+        extra = {"loss": loss, "grad_norm": Mean(norm, one), "skipped": Max(skipped.astype(jnp.float32))}
+        return new_state, metrics | extra
 
-    return jax.jit(update, donate_argnums=0, out_shardings=(shardings, None))
+    return update
+
+
+def make_update(
+    loss_fn: LossFn, optimizer: optax.GradientTransformation, shardings: TrainState, accumulation: int = 1
+) -> Callable[[TrainState, dict], tuple[TrainState, dict[str, jax.Array]]]:
+    """The jitted, donated update; see `make_update_fn`."""
+    update = make_update_fn(loss_fn, optimizer, accumulation)
+
+    def step(state: TrainState, batch: dict):
+        state, metrics = update(state, batch)
+        return state, {name: m.value() for name, m in metrics.items()}
+
+    return jax.jit(step, donate_argnums=0, out_shardings=(shardings, None))

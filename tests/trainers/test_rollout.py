@@ -7,7 +7,6 @@ import jax
 import numpy as np
 import pytest
 
-from rlaif_jax.algorithms.grpo import GrpoConfig
 from rlaif_jax.config import RlConfig, TrainConfig
 from rlaif_jax.data.records import Prompt
 from rlaif_jax.errors import UserError
@@ -15,9 +14,9 @@ from rlaif_jax.models import transformer
 from rlaif_jax.rewards.base import RewardResult
 from rlaif_jax.sampling.filters import SamplingConfig, traced
 from rlaif_jax.sampling.rollout import make_sampler
-from rlaif_jax.trainers.rl import make_rollout
+from rlaif_jax.trainers.rollout import make_rollout
 
-RL = RlConfig(TrainConfig(batch_size=4), grpo=GrpoConfig(group=3), sampling=SamplingConfig(max_tokens=6))
+RL = RlConfig(TrainConfig(batch_size=4), group=3, sampling=SamplingConfig(max_tokens=6))
 
 
 class Letters:

@@ -1,0 +1,162 @@
+"""The policy objective of PPO and the GRPO family on given log-probs, as sums. All float32.
+
+    ratio = exp(log p - log p_old), per token or per sequence
+    terms = surrogate(ratio, advantage) * sampler correction + KL - entropy bonus, then aggregated
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+
+from rlaif_jax.algorithms.kl import KlConfig, kl_terms
+from rlaif_jax.algorithms.losses import aggregate
+from rlaif_jax.errors import UserError
+from rlaif_jax.metrics import Max, Mean, Metrics, Min, mean_of
+
+_LOG_RATIO_BOUND = 20.0  # e^20: far beyond any clip, and no overflow
+_SAPO_TEMPERATURES = (1.0, 1.05)  # of positive and negative advantages
+
+
+@dataclasses.dataclass(frozen=True)
+class PolicyConfig:
+    """The surrogate objective. Defaults are the reference paper's GRPO.
+
+    Attributes:
+      surrogate: "clip" (PPO, arXiv 1707.06347, eq. 7); "cispo": the clipped ratio as a constant weight of log p, so that
+        clipped tokens keep a gradient (arXiv 2506.13585); "sapo": a smooth gate instead of a clip (arXiv 2511.20347);
+        "gradient": -A log p, no ratio.
+      ratio: "token", or "sequence": the geometric mean over a response's tokens (GSPO, arXiv 2507.18071), with
+        aggregation "sequence_mean" and clips of some 3e-4.
+      clip_low, clip_high: the ratio is held in [1 - clip_low, 1 + clip_high]; a larger clip_high lets unlikely tokens
+        grow (DAPO, arXiv 2503.14476).
+      dual_clip: > 1: where the advantage is negative the loss is bounded by dual_clip * |A| (arXiv 1912.09729); 0 = off.
+      aggregation: see `losses.aggregate`.
+      entropy_coefficient: weight of the entropy bonus, aggregated like the rest.
+      correction: the sampler's log-probs may differ from the trainer's (another precision or engine). With this on, the
+        trainer computes the old log-probs itself and weighs the terms by p_old / p_sampler: "token_truncate" (held in
+        the bounds; arXiv 2510.11370), "token_mask" (0 outside), "sequence_truncate", "sequence_mask" (product over the
+        response) or "geometric_mask" (mean per token). "none": the sampler's log-probs are the old ones.
+      correction_low, correction_high: its bounds.
+    """
+
+    surrogate: str = "clip"
+    ratio: str = "token"
+    clip_low: float = 0.2
+    clip_high: float = 0.2
+    dual_clip: float = 0.0
+    aggregation: str = "token_mean"
+    entropy_coefficient: float = 0.0
+    correction: str = "none"
+    correction_low: float = 0.0
+    correction_high: float = 2.0
+
+    def __post_init__(self):
+        allowed = {
+            "surrogate": ("clip", "cispo", "sapo", "gradient"),
+            "ratio": ("token", "sequence"),
+            "aggregation": ("token_mean", "sequence_mean", "sequence_sum", "fixed_length"),
+            "correction": (
+                "none", "token_truncate", "token_mask", "sequence_truncate", "sequence_mask", "geometric_mask"
+            ),
+        }  # fmt: skip
+        for field, values in allowed.items():
+            if getattr(self, field) not in values:
+                raise UserError(f"policy.{field} is {getattr(self, field)!r}; expected one of {', '.join(values)}")
+        if self.dual_clip and self.dual_clip <= 1.0 + self.clip_high:
+            raise UserError(f"policy.dual_clip is {self.dual_clip}; expected 0 (off) or more than 1 + policy.clip_high")
+        if self.ratio == "sequence" and self.aggregation == "token_mean":
+            raise UserError("policy.ratio=sequence weighs whole responses: set policy.aggregation to sequence_mean")
+
+
+def surrogate_terms(
+    logp: jax.Array, old_logp: jax.Array, advantages: jax.Array, mask: jax.Array, cfg: PolicyConfig
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Per-token terms to be minimised and the ratio, both (B, R), and where the clip was active: -1 low, 1 high, 0 not.
+
+    logp, old_logp, advantages, mask (B, R).
+    """
+    log_ratio = jnp.clip(logp - old_logp, -_LOG_RATIO_BOUND, _LOG_RATIO_BOUND)
+    if cfg.ratio == "sequence":
+        mean = jnp.sum(log_ratio * mask, axis=1, keepdims=True) / jnp.maximum(jnp.sum(mask, axis=1, keepdims=True), 1.0)
+        # The sequence's value, with each token's own gradient (GSPO-token): their sum is the sequence's gradient.
+        log_ratio = jax.lax.stop_gradient(mean) + logp - jax.lax.stop_gradient(logp)
+    ratio = jnp.exp(log_ratio)
+    held = jnp.clip(ratio, 1.0 - cfg.clip_low, 1.0 + cfg.clip_high)
+    if cfg.surrogate == "cispo":
+        terms = -jax.lax.stop_gradient(held) * advantages * logp
+        return terms, ratio, jnp.sign(ratio - held)
+    if cfg.surrogate == "sapo":
+        tau = jnp.where(advantages > 0, *_SAPO_TEMPERATURES)
+        return -4.0 / tau * jax.nn.sigmoid(tau * (ratio - 1.0)) * advantages, ratio, jnp.zeros_like(ratio)
+    if cfg.surrogate == "gradient":
+        return -advantages * logp, ratio, jnp.zeros_like(ratio)
+    terms = -jnp.minimum(ratio * advantages, held * advantages)
+    active = jnp.where(held * advantages < ratio * advantages, jnp.sign(ratio - held), 0.0)
+    if cfg.dual_clip:
+        terms = jnp.where(advantages < 0, jnp.minimum(terms, -cfg.dual_clip * advantages), terms)
+    return terms, ratio, active
+
+
+def correction_weights(
+    old_logp: jax.Array, sampler_logp: jax.Array, mask: jax.Array, cfg: PolicyConfig
+) -> jax.Array:
+    """(B, R) weights p_old / p_sampler, bounded as `cfg.correction` says; no gradient flows through them."""
+    if cfg.correction == "none":
+        return jnp.ones_like(old_logp)
+    level, how = cfg.correction.split("_")
+    difference = jnp.clip(old_logp - sampler_logp, -_LOG_RATIO_BOUND, _LOG_RATIO_BOUND) * mask
+    if level != "token":
+        total = jnp.sum(difference, axis=1, keepdims=True)
+        if level == "geometric":
+            total = total / jnp.maximum(jnp.sum(mask, axis=1, keepdims=True), 1.0)
+        difference = jnp.broadcast_to(total, difference.shape)
+    weight = jnp.exp(jax.lax.stop_gradient(difference))
+    if how == "truncate":
+        return jnp.clip(weight, cfg.correction_low, cfg.correction_high)
+    inside = (weight >= cfg.correction_low) & (weight <= cfg.correction_high)
+    if level == "geometric":  # the mean only chooses responses; what weighs a token is its own ratio
+        weight = jnp.exp(jax.lax.stop_gradient(old_logp - sampler_logp) * mask)
+    return jnp.where(inside, weight, 0.0)
+
+
+def policy_loss(
+    logp: jax.Array, entropy: jax.Array, batch: dict[str, jax.Array], cfg: PolicyConfig, kl: KlConfig
+) -> tuple[Mean, Metrics]:
+    """logp, entropy (B, R) and a batch of mask, old_logprobs, advantages (B, R); with a KL term ref_logprobs (B, R) and
+    kl_coefficient (B,); with a correction sampler_logprobs (B, R) -> (loss, metrics)."""
+    mask = batch["mask"]
+    terms, ratio, active = surrogate_terms(logp, batch["old_logprobs"], batch["advantages"], mask, cfg)
+    metrics = policy_metrics(logp, entropy, batch, ratio, active)
+    if cfg.correction != "none":
+        weights = correction_weights(batch["old_logprobs"], batch["sampler_logprobs"], mask, cfg)
+        terms = terms * weights
+        metrics["correction"] = mean_of(weights, mask)
+    if kl.in_loss:
+        penalty = kl_terms(logp, batch["ref_logprobs"], kl.estimator) * (ratio if kl.corrected else 1.0)
+        terms = terms + batch["kl_coefficient"][:, None] * penalty
+    terms = terms - cfg.entropy_coefficient * entropy
+    return aggregate(terms, mask, cfg.aggregation, mask.shape[1]), metrics
+
+
+def policy_metrics(
+    logp: jax.Array, entropy: jax.Array, batch: dict[str, jax.Array], ratio: jax.Array, active: jax.Array
+) -> Metrics:
+    """What one update says of itself: how far it has gone from the sampled policy and from the reference."""
+    mask = batch["mask"]
+    gap = logp - batch["old_logprobs"]
+    metrics = {
+        "entropy": mean_of(entropy, mask),
+        "clip_low": mean_of((active < 0).astype(jnp.float32), mask),
+        "clip_high": mean_of((active > 0).astype(jnp.float32), mask),
+        "ratio": mean_of(ratio, mask),
+        "ratio_max": Max(jnp.max(jnp.where(mask > 0, ratio, -jnp.inf))),
+        "ratio_min": Min(jnp.min(jnp.where(mask > 0, ratio, jnp.inf))),
+        "kl_old": mean_of(kl_terms(logp, batch["old_logprobs"]), mask),
+        "logprob_gap": mean_of(jnp.abs(gap), mask),
+    }
+    if "ref_logprobs" in batch:
+        metrics["kl"] = mean_of(kl_terms(logp, batch["ref_logprobs"]), mask)
+    return metrics

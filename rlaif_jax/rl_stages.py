@@ -1,0 +1,168 @@
+"""The stages of reinforcement learning: against the reward model, and against the judge."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from functools import partial
+from typing import Any
+
+import jax
+import numpy as np
+
+from rlaif_jax.config import RlConfig
+from rlaif_jax.data import pipelines
+from rlaif_jax.data.run_data import RunData
+from rlaif_jax.experiment import Experiment
+from rlaif_jax.metrics import read_metrics
+from rlaif_jax.models import heads, transformer
+from rlaif_jax.rewards.base import Exchange, RewardFn, RewardResult, checked, with_unfinished_penalty
+from rlaif_jax.rewards.rules import with_rules
+from rlaif_jax.run_models import RunModels
+from rlaif_jax.sampling import filters
+from rlaif_jax.sampling.rollout import make_sampler
+from rlaif_jax.trainers import loop, rl, rollout
+from rlaif_jax.trainers.health import Health
+from rlaif_jax.trainers.optimizer import make_optimizer
+from rlaif_jax.trainers.rl import RlState
+from rlaif_jax.trainers.update import TrainState, make_update_fn, state_of
+
+
+def run_rl(x: Experiment) -> Mapping[str, Any]:
+    """RL from the SFT policy, which is also the reference, against the reward model."""
+    x.require("sft", "reward")
+    cfg = x.cfg.rl
+    return _reinforce(x, "rl", RunModels(x).reward("reward", cfg.train.batch_size * cfg.group))
+
+
+def run_rl_judge(x: Experiment) -> Mapping[str, Any]:
+    """RL from the same policy against the principle-guided judge."""
+    x.require("sft")
+    return _reinforce(x, "rl_judge", RunModels(x).judge(x.cfg.rl_of("rl_judge").group))
+
+
+def _reinforce(x: Experiment, name: str, model_reward: RewardFn) -> Mapping[str, Any]:
+    data, models, cfg = RunData(x), RunModels(x), x.cfg.rl_of(name)
+    model, seed = models.config, x.cfg.seed
+    train, held_out, facts = data.rl_prompts(cfg.eval_prompts)
+    rules = x.cfg.judge.rules if name == "rl_judge" else x.cfg.rl_rules
+    reward = with_unfinished_penalty(with_rules(model_reward, rules), cfg.shaping.unfinished_penalty)
+    sampler = make_sampler(
+        model, transformer.logical_axes(model), x.place, group=cfg.group, max_tokens=cfg.sampling.max_tokens,
+        pad_id=models.tokenizer.pad_id,
+    )  # fmt: skip
+    sampling = filters.traced(cfg.sampling, models.tokenizer.eos_ids)
+    state, shardings, learn = _learner(x, cfg, models)
+    batches = pipelines.prompt_batches(
+        train, models.tokenizer, batch_size=cfg.train.batch_size, max_length=cfg.max_prompt, seed=seed
+    )  # fmt: skip
+    sample = rollout.make_rollout(sampler, reward, train, models.tokenizer, sampling, cfg, seed)
+    refill = rollout.make_refill(sample, lambda: next(batches), cfg) if cfg.refills else None
+    reference = models.policy("sft") if cfg.kl.coefficient > 0 and not cfg.kl.refresh else None
+    step = rl.make_step(
+        sample, refill, rl.make_annotate(model, cfg, x.place), rl.make_experience(cfg), learn, reference, sampling, cfg,
+        seed + 13, SampleTable(x, name).show,
+    )  # fmt: skip
+    evaluate = _rl_evaluate(x, cfg, models, sampler, reward, held_out, sampling)
+    loop.fit(_watched(x, name, cfg), state, shardings, batches, step, evaluate)
+    return facts | models.selected(name, cfg.train)
+
+
+def _watched(x: Experiment, name: str, cfg: RlConfig) -> loop.Stage:
+    """The stage, with warnings on the terminal when its metrics look sick."""
+    rows = read_metrics(x.folder(name) / "metrics.jsonl")
+    health = Health(lambda text: x.console.print(f"{name}: {text}", style="yellow", markup=False), *rows[:1])
+    return loop.Stage(
+        name, x.folder(name), cfg.train, x.console, lambda m: m["reward"], x.cfg.logging.wandb_project, health.look
+    )
+
+
+def _learner(x: Experiment, cfg: RlConfig, models: RunModels):
+    """State, shardings and `learn` of policy and critic, started from the weights of earlier stages."""
+    axes, optimizer = transformer.logical_axes(models.config), make_optimizer(cfg.train.optimizer, cfg.updates)
+    policy, policy_at = state_of(models.policy("sft"), axes, optimizer, x.place)
+    loss_fn = partial(rl.rl_loss, cfg=models.config, rl=cfg, place=x.place)
+    update = make_update_fn(loss_fn, optimizer, cfg.train.accumulation)
+    critic, critic_at, critic_update = (None,) * 3 if cfg.critic is None else _critic(x, cfg, models)
+    refreshed = cfg.kl.refresh > 0 and cfg.kl.coefficient > 0
+    numbers = {"kl_coefficient": np.float32(cfg.kl.coefficient), "reward_stats": np.zeros(3, np.float32)}
+    numbers = jax.device_put(numbers, x.place.replicated)
+    state = RlState(**policy, critic=critic, reference=models.policy("sft") if refreshed else None, **numbers)
+    shardings = RlState(
+        **policy_at, critic=critic_at, reference=policy_at.params if refreshed else None,
+        **dict.fromkeys(numbers, x.place.replicated),
+    )  # fmt: skip
+    return state, shardings, rl.make_learn(update, critic_update, cfg, shardings, x.place)
+
+
+def _critic(x: Experiment, cfg: RlConfig, models: RunModels):
+    """The critic's state, shardings and update."""
+    axes, optimizer = heads.logical_axes(models.config), make_optimizer(cfg.critic.optimizer, cfg.updates)
+    if cfg.critic.init == "reward":
+        x.require("reward")
+        params = models.scalar("reward")
+    else:
+        params = {"model": models.policy("sft"), "head": heads.zero_head(models.config)}
+    state, shardings = state_of(params, axes, optimizer, x.place)
+    loss_fn = partial(rl.critic_loss, cfg=models.config, rl=cfg, place=x.place)
+    return state, shardings, make_update_fn(loss_fn, optimizer, cfg.train.accumulation)
+
+
+def _rl_evaluate(x: Experiment, cfg: RlConfig, models: RunModels, sampler, reward, records, sampling):
+    """Mean reward of sampled answers to held-out training prompts, with the training sampler's shape."""
+    batches = list(
+        pipelines.prompt_eval_batches(
+            records, models.tokenizer, batch_size=cfg.train.batch_size, max_length=cfg.max_prompt
+        )
+    )
+
+    def evaluate(state: TrainState) -> dict[str, float]:
+        kept = []
+        for batch in batches:
+            decoded = sampler(state.params, batch["tokens"], batch["segment_ids"], x.cfg.seed + 7, 0, sampling)
+            rows = [records[int(r)] for r in batch["row"]]
+            exchanges, _ = rollout.to_exchanges(decoded, rows, cfg.group, models.tokenizer)
+            result = checked(reward(exchanges), cfg.max_lost_rewards)
+            kept.append(result.values[result.valid & (np.repeat(batch["row_mask"], cfg.group) > 0)])
+        return {"reward": float(np.concatenate(kept).mean())}
+
+    return evaluate
+
+
+class SampleTable:
+    """Every few steps, a few completions with their rewards: in samples.jsonl, TensorBoard and on the terminal."""
+
+    def __init__(self, x: Experiment, stage: str, rows: int = 8):
+        self._x, self._stage, self._rows, self._seen = x, stage, rows, False
+
+    def show(self, step: int, exchanges: list[Exchange], result: RewardResult) -> None:
+        """Appends the step's first completions."""
+        rows = [
+            {"step": step, "prompt": e.prompt, "response": e.response, "finished": e.finished,
+             "reward": round(float(v), 4) if ok else None}
+            for e, v, ok in list(zip(exchanges, result.values, result.valid, strict=True))[: self._rows]
+        ]  # fmt: skip
+        self._append(step, rows)
+        if self._x.console.is_terminal:
+            self._x.console.print(_sample_rows(step, rows))
+
+    def _append(self, step: int, rows: list[dict]) -> None:
+        path = self._x.folder(self._stage) / "samples.jsonl"
+        if not self._seen and path.exists():  # rows of a run that died after its last checkpoint come again
+            old = path.read_text(encoding="utf-8").split("\n")[:-1]
+            path.write_text("".join(line + "\n" for line in old if json.loads(line)["step"] < step), encoding="utf-8")
+        self._seen = True
+        with path.open("a", encoding="utf-8") as file:
+            file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+
+
+def _sample_rows(step: int, rows: list[dict]) -> Any:
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(title=f"samples at step {step}", show_lines=False)
+    for column in ("reward", "prompt", "response"):
+        table.add_column(column)
+    for row in rows[:4]:
+        table.add_row(str(row["reward"]), Text(row["prompt"]), Text(row["response"]))
+    return table

@@ -1,0 +1,122 @@
+"""The first half of an RL step: prompts --sampler--> Decoded --tokenizer--> Exchanges --reward--> RewardResult."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from rlaif_jax.algorithms.advantages import groups_with_signal
+from rlaif_jax.data.records import Prompt
+from rlaif_jax.data.tokenizer import Tokenizer
+from rlaif_jax.rewards.base import Exchange, RewardFn, RewardResult, checked
+from rlaif_jax.sampling.decode import Decoded
+from rlaif_jax.sampling.filters import SamplingParams
+from rlaif_jax.sampling.rollout import Sampler
+from rlaif_jax.trainers.settings import RlConfig
+
+
+def to_exchanges(
+    decoded: Decoded, prompts: Sequence[Prompt], group: int, tokenizer: Tokenizer
+) -> tuple[list[Exchange], Decoded]:
+    """Texts of a rollout (and the rollout on the host); prompt i owns rows i * group to (i + 1) * group - 1."""
+    host = jax.device_get(decoded)
+    lengths = host.mask.sum(axis=1).astype(int)
+    return [
+        Exchange(p.prompt, tokenizer.decode(host.tokens[row, : lengths[row]].tolist()), bool(host.finished[row]), p.system)
+        for i, p in enumerate(prompts)
+        for row in range(i * group, (i + 1) * group)
+    ], host
+
+
+def joined(parts: Sequence[RewardResult]) -> RewardResult:
+    """The results of several parts of a batch as one."""
+    return RewardResult(
+        np.concatenate([p.values for p in parts]), np.concatenate([p.valid for p in parts]),
+        {name: np.concatenate([p.components[name] for p in parts]) for name in parts[0].components},
+    )  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True)
+class Rollout:
+    """Sampled answers to `prompts` on the device, their texts, and the rewards to come."""
+
+    prompts: dict[str, np.ndarray]
+    decoded: Decoded
+    exchanges: list[Exchange]
+    rewards: Sequence[Future[RewardResult]]
+
+    def result(self) -> RewardResult:
+        """Waits for the rewards of all parts and joins them."""
+        return joined([job.result() for job in self.rewards])
+
+
+RolloutFn = Callable[..., Rollout]
+
+
+def make_rollout(
+    sampler: Sampler, reward: RewardFn, records: Sequence[Prompt], tokenizer: Tokenizer, sampling: SamplingParams,
+    rl: RlConfig, seed: int,
+) -> RolloutFn:  # fmt: skip
+    """rollout(params, prompts, step, first_row=0); a chunk's reward is worked on in a thread while the next is sampled."""
+    judge = ThreadPoolExecutor(1, "reward")
+    join = jax.jit(lambda parts: jax.tree.map(lambda *x: jnp.concatenate(x), *parts))
+    group, size = rl.group, rl.train.batch_size // rl.rollout_chunks
+
+    def rollout(params: Any, prompts: dict, number: int, first_row: int = 0) -> Rollout:
+        parts, exchanges, rewards = [], [], []
+        for start in range(0, len(prompts["row"]), size):
+            rows = slice(start, start + size)
+            decoded = sampler(
+                params, prompts["tokens"][rows], prompts["segment_ids"][rows], seed, number, sampling,
+                first_row + start * group,
+            )  # fmt: skip
+            texts, _ = to_exchanges(decoded, [records[int(r)] for r in prompts["row"][rows]], group, tokenizer)
+            rewards.append(judge.submit(reward, texts))
+            parts.append(decoded)
+            exchanges += texts
+        return Rollout(prompts, parts[0] if len(parts) == 1 else join(parts), exchanges, rewards)
+
+    return rollout
+
+
+def make_refill(
+    rollout: RolloutFn, next_prompts: Callable[[], dict], rl: RlConfig
+) -> Callable[[Any, Rollout, int], tuple[Rollout, dict[str, float]]]:  # fmt: skip
+    """Dynamic sampling (DAPO, arXiv 2503.14476, section 3.2): refill(params, rollout, step) -> (rollout, metrics).
+
+    While some group has no signal, whole further batches of prompts are sampled, at most `rl.refills` of them; groups
+    with signal come first, in the order of sampling. If there are still too few, groups without fill the rest.
+    """
+    group, wanted = rl.group, rl.train.batch_size
+    pick = jax.jit(lambda parts, rows: jax.tree.map(lambda *x: jnp.concatenate(x)[rows], *parts))
+
+    def refill(params: Any, first: Rollout, number: int) -> tuple[Rollout, dict[str, float]]:
+        rounds, results, signal = [first], [], []
+        while True:
+            results.append(checked(rounds[-1].result(), rl.max_lost_rewards))
+            signal += np.asarray(groups_with_signal(results[-1].values, results[-1].valid, group)).tolist()
+            if sum(signal) >= wanted or len(rounds) > rl.refills:
+                break
+            rounds.append(rollout(params, next_prompts(), number, len(rounds) * wanted * group))
+        metrics = {"refills": float(len(rounds) - 1), "no_signal_groups": 1.0 - float(np.mean(signal))}
+        if len(rounds) == 1:
+            return first, metrics
+        chosen = sorted(range(len(signal)), key=lambda g: not signal[g])[:wanted]
+        rows = np.concatenate([np.arange(g * group, (g + 1) * group) for g in chosen])
+        # Fewer rounds than allowed are filled up with the last one, whose copies nobody picks: one compiled shape.
+        parts = [r.decoded for r in rounds] + [rounds[-1].decoded] * (rl.refills + 1 - len(rounds))
+        every = joined(results)
+        kept = RewardResult(every.values[rows], every.valid[rows], {k: v[rows] for k, v in every.components.items()})
+        done: Future[RewardResult] = Future()
+        done.set_result(kept)
+        prompts = {k: np.concatenate([r.prompts[k] for r in rounds])[chosen] for k in first.prompts}
+        exchanges = [e for r in rounds for e in r.exchanges]
+        return Rollout(prompts, pick(parts, rows), [exchanges[i] for i in rows], [done]), metrics
+
+    return refill
