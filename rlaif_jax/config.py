@@ -22,7 +22,13 @@ from rlaif_jax.models.model_config import ModelConfig
 from rlaif_jax.rewards.rules import RuleConfig
 from rlaif_jax.sampling.filters import SamplingConfig
 from rlaif_jax.sharding.mesh import MeshConfig
-from rlaif_jax.trainers.settings import DpoConfig, RewardConfig, RlConfig, SftConfig, TrainConfig
+from rlaif_jax.trainers.settings import (
+    DpoConfig,
+    RewardConfig,
+    RlConfig,
+    SftConfig,
+    TrainConfig,
+)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,9 +1,16 @@
-"""Eight virtual CPU devices for every test: the mesh tests need them, single-device tests use the first."""
+"""Eight virtual CPU devices for every test: the mesh tests need them, single-device tests use the first.
+
+Most of the suite's time is compilation of the same small programs, in this process and in those that tests start: they
+share a cache on disk.
+"""
 
 import os
+from pathlib import Path
 
 os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path(__file__).parents[1] / ".pytest_cache" / "programs"))
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
 
 import jax
 import pytest

@@ -17,6 +17,7 @@ from rlaif_jax.errors import UserError
 from rlaif_jax.metrics import Max, Mean, Metrics, Min, mean_of
 
 _LOG_RATIO_BOUND = 20.0  # e^20: far beyond any clip, and no overflow
+_PER_TOKEN = ("old_logprobs", "ref_logprobs", "sampler_logprobs", "advantages")
 _SAPO_TEMPERATURES = (1.0, 1.05)  # of positive and negative advantages
 
 
@@ -128,6 +129,9 @@ def policy_loss(
     """logp, entropy (B, R) and a batch of mask, old_logprobs, advantages (B, R); with a KL term ref_logprobs (B, R) and
     kl_coefficient (B,); with a correction sampler_logprobs (B, R) -> (loss, metrics)."""
     mask = batch["mask"]
+    # Padding may hold anything; what overflowed there would give NaN times zero in the gradient.
+    logp = jnp.where(mask > 0, logp, 0.0)
+    batch = batch | {k: jnp.where(mask > 0, batch[k], 0.0) for k in _PER_TOKEN if k in batch}
     terms, ratio, active = surrogate_terms(logp, batch["old_logprobs"], batch["advantages"], mask, cfg)
     metrics = policy_metrics(logp, entropy, batch, ratio, active)
     if cfg.correction != "none":

@@ -1,0 +1,24 @@
+"""The demo with PPO in place of GRPO, against the reward model only: critic from the reward model, KL in the reward.
+
+    rlaif run configs/greetings_demo_ppo.py --out runs/demo_ppo
+"""
+
+import dataclasses
+
+from configs import greetings_demo
+from rlaif_jax.algorithms.kl import KlConfig
+from rlaif_jax.config import RlConfig, RunConfig, TrainConfig
+from rlaif_jax.trainers.optimizer import OptimizerConfig
+from rlaif_jax.trainers.settings import CriticConfig
+
+
+def config() -> RunConfig:
+    """The same policy, data and reward model as in the demo."""
+    demo = greetings_demo.config()
+    rl = RlConfig(
+        TrainConfig(steps=60, batch_size=64, checkpoint_every=20, log_every=2, optimizer=OptimizerConfig(2e-4, "linear")),
+        group=2, kl=KlConfig(0.05, place="reward", estimator="k1"), minibatches=2, epochs=2,
+        critic=CriticConfig(OptimizerConfig(5e-4, "constant"), warmup=3),
+        sampling=demo.rl.sampling, max_prompt=demo.rl.max_prompt,
+    )  # fmt: skip
+    return dataclasses.replace(demo, name="greetings_demo_ppo", feedback=None, curate=None, judge=None, rl=rl)
