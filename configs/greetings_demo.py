@@ -43,9 +43,9 @@ def config() -> RunConfig:
             TrainConfig(steps=1000, batch_size=16, checkpoint_every=500, optimizer=OptimizerConfig(5e-4)), max_length=56
         ),
         rl=RlConfig(
-            TrainConfig(steps=100, batch_size=16, checkpoint_every=20, log_every=2,
+            TrainConfig(steps=60, batch_size=32, checkpoint_every=20, log_every=2,
                         optimizer=OptimizerConfig(2e-4, schedule="linear")),
-            group=8, kl=KlConfig(0.05), sampling=sampling, max_prompt=20, minibatches=2,
+            group=4, kl=KlConfig(0.05), sampling=sampling, max_prompt=20, minibatches=2,
         ),
         feedback=FeedbackConfig(
             train=TrainConfig(steps=1300, batch_size=9, checkpoint_every=650, optimizer=OptimizerConfig(1e-3)),

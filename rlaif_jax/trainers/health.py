@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Mapping
 
 Metrics = Mapping[str, float]
@@ -49,7 +50,7 @@ SYMPTOMS = (
             lambda now, first: now.get("explained_variance", 1.0) < -0.5 and now.get("step", 0) > 20,
             "the critic explains less than a constant would ({explained_variance:.2f}). Try critic.warmup or a larger "
             "critic.optimizer.learning_rate"),
-    Symptom("steps skipped", lambda now, first: now.get("skipped", 0.0) > first.get("skipped", 0.0),
+    Symptom("steps skipped", lambda now, first: now.get("skipped", 0.0) > 0,
             "{skipped:.0f} updates had a loss or gradient that is not finite and were skipped. Try a smaller learning rate"),
 )  # fmt: skip
 
@@ -63,7 +64,7 @@ class Health:
 
     def look(self, step: int, means: Metrics) -> None:
         """Checks the metrics of one log line."""
-        now = dict(means) | {"step": step}
+        now = {k: v for k, v in means.items() if v is not None and math.isfinite(v)} | {"step": step}
         self._first = self._first or now
         for symptom in SYMPTOMS:
             if not symptom.holds(now, self._first):

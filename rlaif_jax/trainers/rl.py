@@ -214,7 +214,9 @@ def make_learn(
         )
         # At the first update policy and sampler have the same weights: what differs is arithmetic.
         gap = jax.tree.map(lambda x: x[0], metrics["logprob_gap"]).value()
-        return state, {name: m.value() for name, m in over_axis(metrics).items()} | {"sampler_gap": gap}
+        facts = {"sampler_gap": gap, "skipped": state.skipped}
+        facts |= {"critic/skipped": state.critic.skipped} if state.critic is not None else {}
+        return state, {name: m.value() for name, m in over_axis(metrics).items()} | facts
 
     jitted = jax.jit(learn, donate_argnums=0, out_shardings=(shardings, None))
     return lambda state, batch, seed, number: jitted(state, batch, np.uint32(seed), np.int32(number))

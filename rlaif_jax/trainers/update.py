@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from rlaif_jax.metrics import Max, Mean, Metrics, empty, merge
+from rlaif_jax.metrics import Mean, Metrics, empty, merge
 from rlaif_jax.sharding.placement import Placement
 
 LossFn = Callable[[Any, dict], tuple[Mean, Metrics]]
@@ -115,9 +115,7 @@ def make_update_fn(loss_fn: LossFn, optimizer: optax.GradientTransformation, acc
         )
         skipped = state.skipped + (~finite).astype(jnp.int32)
         new_state = state.replace(params=params, opt_state=opt_state, step=state.step + 1, skipped=skipped)
-        one = jnp.float32(1.0)
-        extra = {"loss": loss, "grad_norm": Mean(norm, one), "skipped": Max(skipped.astype(jnp.float32))}
-        return new_state, metrics | extra
+        return new_state, metrics | {"loss": loss, "grad_norm": Mean(norm, jnp.float32(1.0))}
 
     return update
 
@@ -130,6 +128,6 @@ def make_update(
 
     def step(state: TrainState, batch: dict):
         state, metrics = update(state, batch)
-        return state, {name: m.value() for name, m in metrics.items()}
+        return state, {name: m.value() for name, m in metrics.items()} | {"skipped": state.skipped}
 
     return jax.jit(step, donate_argnums=0, out_shardings=(shardings, None))
