@@ -125,8 +125,9 @@ class JudgeConfig:
     Attributes:
       principles, strategies: where S_D and S_G start: a file with one rule per line, or the name of a bundled list.
       game: the game that optimises them; None: they stay as they are.
-      mode: soft (P(Good) from the logits), binary (the spoken verdict), k_vote (the share of `votes` verdicts at
-        `temperature`) or pairwise (share of wins against other samples of the group, both orders).
+      mode: soft (P(Good) from the logits), checklist (the same for each principle alone, the lowest counts), binary (the
+        spoken verdict), k_vote (the share of `votes` verdicts at `temperature`) or pairwise (share of wins against other
+        samples of the group, both orders).
       rules: rewards by rule beside it.
     """
 
@@ -138,9 +139,15 @@ class JudgeConfig:
     temperature: float = 0.7
     rules: RuleConfig = RuleConfig()
 
+    @property
+    def single_mode(self) -> str:
+        """The mode that rates one answer by itself, for the game, the evaluation and `judge score`."""
+        return "soft" if self.mode == "pairwise" else self.mode
+
     def __post_init__(self):
-        if self.mode not in ("soft", "binary", "k_vote", "pairwise"):
-            raise UserError(f"judge.mode is {self.mode!r}; expected one of soft, binary, k_vote, pairwise")
+        modes = ("soft", "checklist", "binary", "k_vote", "pairwise")
+        if self.mode not in modes:
+            raise UserError(f"judge.mode is {self.mode!r}; expected one of {', '.join(modes)}")
 
 
 @dataclasses.dataclass(frozen=True)

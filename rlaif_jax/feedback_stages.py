@@ -64,7 +64,7 @@ def run_judge(x: Experiment) -> Mapping[str, Any]:
     reflect_on, gate, test = data.game_rows()
     gate = gate[: cfg.game.gate_rows or None]
     judge = judge_verdicts(
-        models.feedback, models.prompts, "soft" if cfg.mode == "pairwise" else cfg.mode, cfg.votes, cfg.temperature
+        models.feedback, models.prompts, cfg.single_mode, cfg.votes, cfg.temperature
     )
     game = Game(
         models.feedback, models.prompts, judge, measure_on(judge, gate), cfg.game, x.folder("judge"), x.console,

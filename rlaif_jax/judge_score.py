@@ -32,8 +32,7 @@ def run_score(args: argparse.Namespace, console: Console) -> None:
         raise UserError(f"{out} exists already; name another file with --out, or move it away")
     rows = load(SftExample, args.file, columns=_columns(args.file)).records
     principles = read_rules(args.principles) if args.principles else models.principles()
-    mode = "soft" if cfg.mode == "pairwise" else cfg.mode
-    judge = judge_verdicts(models.feedback, models.prompts, mode, cfg.votes, cfg.temperature)
+    judge = judge_verdicts(models.feedback, models.prompts, cfg.single_mode, cfg.votes, cfg.temperature)
     values = []
     with out.open("w", encoding="utf-8") as file:
         for start in track(range(0, len(rows), _CHUNK), "judge score", console=console, transient=True):

@@ -98,10 +98,11 @@ class RunData:
             return embedded.labelled_verdicts(self.game_rows()[0], prompts, read_rules(judge.principles))
         held_out = {r.prompt for part in (self.eval_prompts(), *self.game_rows()[1:]) for r in part}
         limit = judge.game.limit if judge.game else len(read_rules(judge.principles))
+        together = 1 if judge.mode == "checklist" else limit  # principles that the judge is asked about at one time
         seed, count, pairs = self._x.cfg.seed, cfg.transcripts, cfg.verdict_pairs
         return (
-            embedded.transcripts(seed, min(count, most or count), prompts, limit, held_out),
-            embedded.verdict_pairs(seed, min(pairs, most or pairs), prompts, limit, held_out),
+            embedded.transcripts(seed, min(count, most or count), prompts, limit, held_out, together),
+            embedded.verdict_pairs(seed, min(pairs, most or pairs), prompts, limit, held_out, together),
         )
 
     def feedback_batches(self, tokenizer: Tokenizer) -> tuple[Any, Callable[[], Iterable[dict]], dict[str, Any]]:

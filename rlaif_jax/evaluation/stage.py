@@ -63,7 +63,7 @@ def run_evaluate(x: Experiment) -> Mapping[str, Any]:
     if x.cfg.grader:
         graders["grader"] = models.reward("grader", cfg.batch_size)
     if x.cfg.judge:
-        graders["judge"] = models.judge(1, "soft" if x.cfg.judge.mode == "pairwise" else x.cfg.judge.mode)
+        graders["judge"] = models.judge(1, x.cfg.judge.single_mode)
     sampler = make_sampler(
         models.config, transformer.logical_axes(models.config), x.place, group=1, max_tokens=cfg.sampling.max_tokens,
         pad_id=models.tokenizer.pad_id,

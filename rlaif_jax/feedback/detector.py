@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -50,6 +51,28 @@ def soft_verdicts(
     """P(Good) / (P(Good) + P(Bad)) from the logits of the first token (arXiv 2408.15240): no decoding, no ties."""
     logprobs = llm.choice_logprobs(requests_for(prompts, principles, items), (GOOD, BAD))
     return Verdicts((1.0 / (1.0 + np.exp(logprobs[:, 1] - logprobs[:, 0]))).astype(np.float32))
+
+
+def make_checklist(llm: LLM, prompts: Prompts) -> Callable[[Sequence[str], Sequence[tuple[str, str]]], Verdicts]:
+    """Each principle is asked by itself, softly; an answer is as good as on the principle that it keeps least.
+
+    A rubric with veto (arXiv 2508.12790). A small judge overlooks in a long list what it sees when asked for it alone;
+    it costs one prefill per principle. The reason is that principle. The game measures the same rows again and again with
+    one principle changed: the last columns are remembered.
+    """
+
+    @functools.lru_cache(maxsize=64)
+    def column(principle: str, items: tuple[tuple[str, str], ...]) -> np.ndarray:
+        return soft_verdicts(llm, prompts, [principle], items).p_good
+
+    def verdicts(principles: Sequence[str], items: Sequence[tuple[str, str]]) -> Verdicts:
+        if not items:
+            return Verdicts(np.zeros(0, np.float32))
+        table = np.stack([column(p, tuple(items)) for p in principles], axis=1)
+        worst = np.argmin(np.nan_to_num(table, nan=np.inf), axis=1)
+        return Verdicts(np.min(table, axis=1), tuple(principles[i] for i in worst))  # one NaN in a row: no verdict
+
+    return verdicts
 
 
 def spoken_verdicts(

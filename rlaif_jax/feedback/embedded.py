@@ -59,8 +59,11 @@ def principles_of(flaws: Sequence[str]) -> list[str]:
     return [corpus.FLAWS[f].principle_zh for f in flaws]
 
 
-def transcripts(seed: int, count: int, prompts: Prompts, limit: int, held_out: set[str]) -> list[Transcript]:
-    """`count` transcripts of all roles; lists hold at most `limit` rules; no request of `held_out` occurs."""
+def transcripts(
+    seed: int, count: int, prompts: Prompts, limit: int, held_out: set[str], together: int
+) -> list[Transcript]:
+    """`count` transcripts of all roles; lists hold at most `limit` rules, those of the detector at most `together`; no
+    request of `held_out` occurs."""
     rng = random.Random(f"{seed}/feedback")
     roles = rng.choices(list(_MIX), list(_MIX.values()), k=count)
     rows = []
@@ -68,11 +71,13 @@ def transcripts(seed: int, count: int, prompts: Prompts, limit: int, held_out: s
         request = sample_request(rng)
         while request.text in held_out:
             request = sample_request(rng)
-        rows.append(_WRITERS[role](_Scene(rng, request, prompts, limit)))
+        rows.append(_WRITERS[role](_Scene(rng, request, prompts, limit, together)))
     return rows
 
 
-def verdict_pairs(seed: int, count: int, prompts: Prompts, limit: int, held_out: set[str]) -> list[VerdictPair]:
+def verdict_pairs(
+    seed: int, count: int, prompts: Prompts, limit: int, held_out: set[str], together: int
+) -> list[VerdictPair]:
     """`count` pairs of detector transcripts that differ in one thing, Good before Bad.
 
     Either the answer (a good one and a flawed one, under principles that cover the flaw) or the principles (a flawed
@@ -83,12 +88,12 @@ def verdict_pairs(seed: int, count: int, prompts: Prompts, limit: int, held_out:
     while len(pairs) < count:
         request = sample_request(rng)
         if request.text not in held_out:
-            pairs.append(_verdict_pair(_Scene(rng, request, prompts, limit, good=False)))
+            pairs.append(_verdict_pair(_Scene(rng, request, prompts, limit, together, good=False)))
     return pairs
 
 
 def _verdict_pair(s: _Scene) -> VerdictPair:
-    principles = s.principles(True, s.limit // 2)
+    principles = s.principles(True, max(s.together // 2, 1))
     broken = next(f for f in s.flaws if corpus.FLAWS[f].principle_zh in principles)
     bad = s.row("detector", f"{BAD}：{corpus.FLAWS[broken].name_zh}", principles=principles)
     if s.rng.random() < 0.6:
@@ -120,8 +125,10 @@ def labelled_verdicts(
 class _Scene:
     """One request with an answer, its flaws, and the means to write a transcript about it."""
 
-    def __init__(self, rng: random.Random, request: Request, prompts: Prompts, limit: int, good: bool | None = None):
-        self.rng, self.request, self.limit, self._prompts = rng, request, limit, prompts
+    def __init__(
+        self, rng: random.Random, request: Request, prompts: Prompts, limit: int, together: int, good: bool | None = None
+    ):
+        self.rng, self.request, self.limit, self.together, self._prompts = rng, request, limit, together, prompts
         self.response, self.flaws = self.answer(rng.random() < 0.5 if good is None else good)
 
     def answer(self, good: bool) -> tuple[str, list[str]]:
@@ -131,13 +138,13 @@ class _Scene:
         text = corpus.bad_response(self.rng, self.request, _VISIBLE)
         return text, list(corpus.gold_flaws(self.request, text))
 
-    def principles(self, with_flaw: bool, limit: int = 0) -> list[str]:
+    def principles(self, with_flaw: bool, limit: int) -> list[str]:
         """A random list of principles that covers one of the answer's flaws, or none of them.
 
         Most lists are short: to match a rule with a text is learned there, and holds for long lists too.
         """
         others = [f for f in corpus.FLAWS if f not in self.flaws]
-        most = self.rng.choice((1, 1, min(3, self.limit), limit or self.limit))
+        most = self.rng.choice((1, 1, min(3, limit), limit))
         chosen = self.rng.sample(others, self.rng.randint(0 if with_flaw else 1, most - 1 if with_flaw else most))
         if with_flaw:
             chosen.insert(self.rng.randint(0, len(chosen)), self.rng.choice(self.flaws))
@@ -174,9 +181,9 @@ def _detector(s: _Scene) -> Transcript:
     if s.rng.random() < 0.03:
         plea, at = s.rng.choice(_PLEAS), s.rng.choice((0, len(s.response)))
         s.response = s.response[:at] + plea + s.response[at:]
-        return s.row("detector", f"{BAD}：{MANIPULATION}", principles=s.principles(False))
+        return s.row("detector", f"{BAD}：{MANIPULATION}", principles=s.principles(False, s.together))
     covered = bool(s.flaws) and s.rng.random() < 0.5
-    return s.row("detector", f"{BAD if covered else GOOD}：{s.criticism()}", principles=s.principles(covered))
+    return s.row("detector", f"{BAD if covered else GOOD}：{s.criticism()}", principles=s.principles(covered, s.together))
 
 
 def _negative(s: _Scene) -> Transcript:
@@ -224,7 +231,7 @@ def _advise(s: _Scene) -> Transcript:
 
 def _reflector(s: _Scene) -> Transcript:
     s.response, s.flaws = s.answer(good=False)
-    return s.row("reflector", _json(suggestion=principles_of(s.flaws)[0]), principles=s.principles(False),
+    return s.row("reflector", _json(suggestion=principles_of(s.flaws)[0]), principles=s.principles(False, s.limit),
                  verdict=GOOD, label=BAD)  # fmt: skip
 
 
@@ -233,7 +240,7 @@ def _compare(s: _Scene) -> Transcript:
     s.flaws = bad[1]
     first_good = s.rng.random() < 0.5
     first, second = (good[0], bad[0]) if first_good else (bad[0], good[0])
-    return s.row("compare", "A" if first_good else "B", principles=s.principles(True), first=first, second=second)
+    return s.row("compare", "A" if first_good else "B", principles=s.principles(True, s.limit), first=first, second=second)
 
 
 def _optimise(s: _Scene) -> Transcript:

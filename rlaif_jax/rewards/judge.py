@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from rlaif_jax.errors import UserError
-from rlaif_jax.feedback.detector import Verdicts, soft_verdicts, spoken_verdicts
+from rlaif_jax.feedback.detector import Verdicts, make_checklist, soft_verdicts, spoken_verdicts
 from rlaif_jax.feedback.llm import LLM
 from rlaif_jax.feedback.prompts import Prompts
 from rlaif_jax.rewards.base import Exchange, RewardFn, RewardResult
@@ -48,11 +48,13 @@ def _as_reward(judge: Callable[[list[tuple[str, str]]], np.ndarray]) -> RewardFn
 def judge_verdicts(
     llm: LLM, prompts: Prompts, mode: str, votes: int, temperature: float
 ) -> Callable[[Sequence[str], Sequence[tuple[str, str]]], Verdicts]:
-    """(principles, items) -> verdicts, in a mode that rates one answer at a time: soft, binary or k_vote."""
+    """(principles, items) -> verdicts, in a mode that rates one answer at a time: soft, checklist, binary or k_vote."""
+    if mode == "checklist":
+        return make_checklist(llm, prompts)
     if mode == "soft":
         return lambda principles, items: soft_verdicts(llm, prompts, principles, items)
     if mode not in ("binary", "k_vote"):
-        raise UserError(f"the judge mode {mode!r} rates no single answer; expected soft, binary or k_vote")
+        raise UserError(f"the judge mode {mode!r} rates no single answer; expected soft, checklist, binary or k_vote")
     votes, temperature = (votes, temperature) if mode == "k_vote" else (1, 0.0)
     return lambda principles, items: spoken_verdicts(
         llm, prompts, principles, items, votes=votes, temperature=temperature

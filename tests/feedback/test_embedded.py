@@ -7,7 +7,7 @@ from rlaif_jax.feedback.embedded import MANIPULATION, transcripts, verdict_pairs
 from rlaif_jax.feedback.principles import read_rules
 from rlaif_jax.feedback.prompts import ROLES, load_prompts
 
-ROWS = transcripts(0, 1500, load_prompts("embedded"), 10, set())
+ROWS = transcripts(0, 1500, load_prompts("embedded"), 10, set(), 10)
 BY_ROLE = {}
 for row in ROWS:
     BY_ROLE.setdefault(row.role, []).append(row)
@@ -42,9 +42,9 @@ def test_every_role_is_there_and_answers_in_its_form():
 
 
 def test_same_seed_same_rows_and_held_out_requests_stay_out():
-    assert transcripts(0, 50, load_prompts("embedded"), 10, set()) == transcripts(0, 50, load_prompts("embedded"), 10, set())
+    assert transcripts(0, 50, load_prompts("embedded"), 10, set(), 10) == transcripts(0, 50, load_prompts("embedded"), 10, set(), 10)
     held_out = {r.messages[0].content for r in BY_ROLE["detector"]}
-    again = transcripts(0, 200, load_prompts("embedded"), 10, held_out)
+    again = transcripts(0, 200, load_prompts("embedded"), 10, held_out, 10)
     assert not held_out & {r.messages[0].content for r in again}
 
 
@@ -54,7 +54,7 @@ def test_the_bundled_rules_are_ones_that_the_model_was_taught():
 
 
 def test_a_pair_of_verdicts_differs_in_the_answer_or_in_the_principles_only():
-    pairs = verdict_pairs(0, 300, load_prompts("embedded"), 10, set())
+    pairs = verdict_pairs(0, 300, load_prompts("embedded"), 10, set(), 10)
     kinds = {"answer": 0, "principles": 0}
     for good, bad in pairs:
         assert good.target == "Good" and bad.target.startswith("Bad：")
