@@ -1,5 +1,5 @@
-"""Packaging of rlaif_jax. Extras: tpu, cuda (accelerator wheels of jax), judge (chat APIs), embeddings (retrieval by a
-sentence encoder), wandb (optional logger), notebook, dev."""
+"""Packaging of rlaif_jax. Extras: tpu, cuda (accelerator wheels of jax), tpu-aot (the TPU compiler for `rlaif plan`), judge
+(chat APIs), embeddings (retrieval by a sentence encoder), wandb (optional logger), notebook, dev."""
 
 from pathlib import Path
 
@@ -41,6 +41,7 @@ setup(
     extras_require={
         "tpu": ["jax[tpu]"],
         "cuda": ["jax[cuda13]"],
+        "tpu-aot": ["libtpu==0.0.42.*"],  # the compiler alone, for `rlaif plan`; the version that jax 0.10.2 names
         "judge": JUDGE,
         "embeddings": ["sentence-transformers>=5.0"],
         "wandb": ["wandb>=0.19"],

@@ -32,8 +32,7 @@ class StagePlan:
 
 def plan(cfg: RunConfig, place: Placement) -> list[StagePlan]:
     """What each stage will run. Memory: parameters, gradients, AdamW moments, other models held, logits, cache."""
-    tokens = Tokenizer.load(cfg.tokenizer.path).vocab_size if cfg.tokenizer.path else cfg.tokenizer.vocab_size
-    model = cfg.model.with_vocab(tokens)
+    model = planned_model(cfg)
     weights = _weight_bytes(model, place)
     rows = []
     for name in pipeline.stages(cfg):
@@ -52,6 +51,12 @@ def plan(cfg: RunConfig, place: Placement) -> list[StagePlan]:
             steps += f" x {rl.group}"
         rows.append(StagePlan(name, _KINDS.get(name, "scalar model"), parameter_count(model), steps, memory))
     return rows
+
+
+def planned_model(cfg: RunConfig) -> ModelConfig:
+    """The run's model with the vocabulary that its tokenizer has or will have."""
+    tokens = Tokenizer.load(cfg.tokenizer.path).vocab_size if cfg.tokenizer.path else cfg.tokenizer.vocab_size
+    return cfg.model.with_vocab(tokens)
 
 
 _RL = ("rl", "rl_judge")
