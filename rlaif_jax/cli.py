@@ -45,6 +45,11 @@ def _parser() -> argparse.ArgumentParser:
     score.add_argument("--run", type=Path, required=True, metavar="RUN", help="the run whose judge rates")
     score.add_argument("--principles", default="", help="a file with one principle per line (default: the run's best)")
     score.add_argument("--out", type=Path, default=None, help="where the rated rows go (default: FILE.rated.jsonl)")
+    plan = commands.add_parser("plan", help="compile a run's programs for TPUs that are not here: memory, FLOPs, traffic, time")
+    _add_config(plan, out=False)
+    plan.add_argument("--topology", required=True, metavar="VERSION:SHAPE", help="v5e:8x8, v5p:4x4x2, v6e:4x8, v4:2x2x2 ...")
+    plan.add_argument("--program", action="append", default=[], metavar="NAME", help="only this one of the table (repeatable)")
+    plan.add_argument("--json", type=Path, default=None, metavar="FILE", help="write the rows there, for scripts")
     generate = commands.add_parser("generate", help="answer prompts, or chat, with a checkpoint of a run")
     generate.add_argument("run", type=Path, metavar="RUN", help="the run's folder, for example runs/demo")
     generate.add_argument("--stage", choices=("base", "sft", "rl", "rl_judge"), default="rl", help="whose weights (default: rl)")
@@ -58,9 +63,10 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _add_config(parser: argparse.ArgumentParser) -> None:
+def _add_config(parser: argparse.ArgumentParser, out: bool = True) -> None:
     parser.add_argument("config", type=Path, metavar="CONFIG", help="a config file, for example configs/greetings_demo.py")
-    parser.add_argument("--out", type=Path, default=None, help="the run's folder (default: runs/<name of the config>)")
+    if out:
+        parser.add_argument("--out", type=Path, default=None, help="the run's folder (default: runs/<name of the config>)")
     parser.add_argument(
         "--set", action="append", default=[], dest="overrides", metavar="FIELD=VALUE",
         help="change one field of the config, for example --set rl.train.steps=20 (repeatable)",
@@ -101,6 +107,10 @@ def _dispatch(args: argparse.Namespace, console: Console) -> int:
     if args.command == "run" and args.dry_run:
         print_plan(cfg, console)
         return 0
+    if args.command == "plan":
+        from rlaif_jax.aot.plan import run_plan
+
+        return 0 if run_plan(cfg, args.topology, args.program, args.json, console) else 1
     experiment = open_experiment(cfg, args.out or Path("runs") / cfg.name, console)
     stages = pipeline.stages(cfg) if args.command == "run" else {args.command: pipeline.ALL_STAGES[args.command]}
     pipeline.run(experiment, stages)

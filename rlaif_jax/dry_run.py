@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 
 import jax
+from jax.sharding import AbstractMesh, AxisType, Mesh
 from rich.console import Console
 from rich.table import Table
 
@@ -13,7 +15,8 @@ from rlaif_jax.config import RunConfig, TrainConfig
 from rlaif_jax.data.tokenizer import Tokenizer
 from rlaif_jax.models import heads, transformer
 from rlaif_jax.models.model_config import ModelConfig, parameter_count
-from rlaif_jax.sharding import Placement, bytes_per_device, make_mesh
+from rlaif_jax.sharding import MeshConfig, Placement, bytes_per_device, make_mesh
+from rlaif_jax.sharding.mesh import AXES
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,8 +32,7 @@ class StagePlan:
 
 def plan(cfg: RunConfig, place: Placement) -> list[StagePlan]:
     """What each stage will run. Memory: parameters, gradients, AdamW moments, other models held, logits, cache."""
-    tokens = Tokenizer.load(cfg.tokenizer.path).vocab_size if cfg.tokenizer.path else cfg.tokenizer.vocab_size
-    model = cfg.model.with_vocab(tokens)
+    model = planned_model(cfg)
     weights = _weight_bytes(model, place)
     rows = []
     for name in pipeline.stages(cfg):
@@ -42,12 +44,19 @@ def plan(cfg: RunConfig, place: Placement) -> list[StagePlan]:
         sequences, length = _shape(cfg, name)
         memory = weights * 4 + _activation_bytes(model, sequences // train.accumulation, length, place)
         steps = f"{train.steps} x {train.batch_size}"
-        if name in _RL:  # reference, what gives the reward, and the cache of the rollout
-            group = cfg.rl_of(name).group
-            memory += 2 * weights + _cache_bytes(model, train.batch_size * group, length, place)
-            steps += f" x {group}"
+        if name in _RL:  # reference, what gives the reward, critic; the cache of the rollout
+            rl = cfg.rl_of(name)
+            memory += (2 if rl.critic is None else 6) * weights + _sampler_bytes(model, place)
+            memory += _cache_bytes(model, train.batch_size * rl.group, length, place)
+            steps += f" x {rl.group}"
         rows.append(StagePlan(name, _KINDS.get(name, "scalar model"), parameter_count(model), steps, memory))
     return rows
+
+
+def planned_model(cfg: RunConfig) -> ModelConfig:
+    """The run's model with the vocabulary that its tokenizer has or will have."""
+    tokens = Tokenizer.load(cfg.tokenizer.path).vocab_size if cfg.tokenizer.path else cfg.tokenizer.vocab_size
+    return cfg.model.with_vocab(tokens)
 
 
 _RL = ("rl", "rl_judge")
@@ -84,6 +93,12 @@ def _weight_bytes(model: ModelConfig, place: Placement) -> int:
     return bytes_per_device(transformer.logical_axes(model), abstract, dict(place.mesh.shape), place.rules)
 
 
+def _sampler_bytes(model: ModelConfig, place: Placement) -> int:
+    """The weights that a rollout reads: in the compute dtype and gathered over fsdp."""
+    size = 2 if model.compute_dtype == "bfloat16" else 4
+    return _weight_bytes(dataclasses.replace(model, param_dtype="float32"), place.without("fsdp")) * size // 4
+
+
 def _activation_bytes(model: ModelConfig, rows: int, length: int, place: Placement) -> int:
     """Residuals between blocks, the inside of one block (all blocks without remat), and one chunk of float32 logits."""
     rows = max(rows // place.row_shards, 1)
@@ -98,11 +113,23 @@ def _cache_bytes(model: ModelConfig, rows: int, length: int, place: Placement) -
     return 2 * model.layers * max(rows // place.row_shards, 1) * length * model.kv_heads * model.head_dim * size
 
 
+def planned_mesh(cfg: MeshConfig) -> Mesh | AbstractMesh:
+    """The run's mesh; where its sizes ask for more devices than this machine has, one that nobody needs to have."""
+    sizes = tuple(getattr(cfg, axis) for axis in AXES)
+    if -1 in sizes or math.prod(sizes) <= len(jax.devices()):
+        return make_mesh(cfg)
+    cfg.sizes(math.prod(sizes))  # refuses what no number of devices allows
+    return AbstractMesh(sizes, AXES, axis_types=(AxisType.Auto,) * len(AXES))
+
+
 def print_plan(cfg: RunConfig, console: Console) -> None:
     """The plan as a table."""
-    place = Placement(make_mesh(cfg.mesh))
+    place = Placement(planned_mesh(cfg.mesh))
     shape = ", ".join(f"{k} {v}" for k, v in place.mesh.shape.items())
-    console.print(f"{cfg.name}: mesh {shape} on {jax.devices()[0].platform}; nothing is run")
+    where = f"on {jax.devices()[0].platform}"
+    if isinstance(place.mesh, AbstractMesh):
+        where = f"({place.mesh.size} devices; this machine has {len(jax.devices())})"
+    console.print(f"{cfg.name}: mesh {shape} {where}; nothing is run")
     table = Table("stage", "model", "parameters", "steps x batch", "memory per device (estimate)")
     for row in plan(cfg, place):
         parameters = f"{row.parameters:,}" if row.parameters else "-"

@@ -219,7 +219,12 @@ def make_learn(
         return state, {name: m.value() for name, m in over_axis(metrics).items()} | facts
 
     jitted = jax.jit(learn, donate_argnums=0, out_shardings=(shardings, None))
-    return lambda state, batch, seed, number: jitted(state, batch, np.uint32(seed), np.int32(number))
+
+    def run(state: RlState, batch: dict, seed: int, number: int):
+        return jitted(state, batch, np.uint32(seed), np.int32(number))
+
+    run.compiled = jitted  # for `rlaif plan`
+    return run
 
 
 def make_step(

@@ -1,0 +1,107 @@
+"""What the configs of real accelerators share: the paper's task with Qwen2.5-7B, and where it runs.
+
+A config is `greetings_7b(target, algorithm)`; the files qwen25_7b_*.py say no more than that. Nothing here has been run on
+the accelerators it names. How the memory estimates come out: `rlaif run CONFIG --out X --dry-run`, on any machine.
+
+What differs from the paper, since a config cannot say it yet: weights start fresh (no Hugging Face weights), and the reward
+model is trained whole, with a lower learning rate (the paper: LoRA of rank 16, 2e-4).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+from configs.greetings_paper_small import paper_data
+from rlaif_jax.algorithms.kl import KlConfig
+from rlaif_jax.config import (
+    EvaluationConfig,
+    FeedbackConfig,
+    HttpConfig,
+    JudgeConfig,
+    MeshConfig,
+    RewardConfig,
+    RlConfig,
+    RunConfig,
+    SftConfig,
+    TrainConfig,
+)  # fmt: skip
+from rlaif_jax.models.model_config import preset
+from rlaif_jax.sampling.filters import SamplingConfig
+from rlaif_jax.trainers.optimizer import OptimizerConfig
+from rlaif_jax.trainers.settings import CriticConfig
+
+
+@dataclasses.dataclass(frozen=True)
+class Target:
+    """One set of accelerators.
+
+    Attributes:
+      accelerator: gcloud's accelerator type, or "" for GPUs. v5p-N counts TensorCores, two per chip.
+      mesh: rows go over data x fsdp, so that a mini-batch of 64 samples and a rollout of 32 prompts divide. The sampler
+        holds bf16 weights split over tensor alone (15 GB / tensor per chip), which is what small chips need tensor for.
+      memory: bytes of one chip.
+    """
+
+    accelerator: str
+    mesh: MeshConfig
+    memory: int
+
+
+TARGETS = {
+    "v5e-64": Target("v5litepod-64", MeshConfig(data=1, fsdp=16, tensor=4), 16 * 2**30),
+    "v5p-32": Target("v5p-32", MeshConfig(data=1, fsdp=16, tensor=1), 95 * 2**30),
+    "v5p-128": Target("v5p-128", MeshConfig(data=1, fsdp=32, tensor=2), 95 * 2**30),
+    "v6e-32": Target("v6e-32", MeshConfig(data=1, fsdp=16, tensor=2), 32 * 2**30),
+    "gpu-8": Target("", MeshConfig(data=1, fsdp=8, tensor=1), 80 * 10**9),
+}
+
+
+def greetings_7b(target: str, algorithm: str = "grpo", judge: str = "Qwen/Qwen2.5-7B-Instruct") -> RunConfig:
+    """The paper's task on `target`, with "grpo" or "ppo", against the reward model and against a served judge."""
+    rl = {"grpo": _grpo, "ppo": _ppo}[algorithm]()
+    mesh = TARGETS[target].mesh
+    pairs = max(16, mesh.data * mesh.fsdp)  # at one time: as in the paper, or one for each part of the rows
+    return RunConfig(
+        name=f"qwen25_7b_{algorithm}_{target.replace('-', '_')}",
+        data=paper_data(),
+        model=preset("qwen2.5-7b"),
+        mesh=mesh,
+        # 3 epochs of 4,000 examples.
+        sft=SftConfig(
+            TrainConfig(steps=188, batch_size=64, checkpoint_every=47, select="best", optimizer=OptimizerConfig(1e-5)),
+            max_length=768,
+        ),
+        # 5 epochs of 6,310 pairs in batches of 128, as in the paper.
+        reward=RewardConfig(
+            TrainConfig(
+                steps=247, batch_size=128, accumulation=128 // pairs, checkpoint_every=50, optimizer=OptimizerConfig(1e-5)
+            ),
+            max_length=768,
+        ),
+        feedback=FeedbackConfig(backend="http", http=HttpConfig(judge, "http://localhost:8000/v1", "", concurrency=64)),
+        judge=JudgeConfig(principles="principles_general", game=None),
+        rl=rl,
+        # The judge's answers are waited for: sample one half while the other is judged.
+        rl_judge=dataclasses.replace(rl, rollout_chunks=2),
+        evaluation=EvaluationConfig(batch_size=32, sampling=rl.sampling),
+    )  # fmt: skip
+
+
+def _train(prompts: int) -> TrainConfig:
+    return TrainConfig(
+        steps=500, batch_size=prompts, checkpoint_every=50, log_every=1,
+        optimizer=OptimizerConfig(3e-7, schedule="constant"),
+    )  # fmt: skip
+
+
+def _grpo() -> RlConfig:
+    """The paper's: 32 prompts x 4, mini-batches of 16 prompts, k3 KL of 0.001 in the loss, 256 + 512 tokens, 5 epochs."""
+    return RlConfig(_train(32), group=4, minibatches=2, max_prompt=256, sampling=SamplingConfig(max_tokens=512))
+
+
+def _ppo() -> RlConfig:
+    """PPO with as many samples per step: 128 prompts once each, a critic from the reward model, KL in the reward."""
+    return RlConfig(
+        _train(128), group=1, minibatches=2, max_prompt=256, sampling=SamplingConfig(max_tokens=512),
+        critic=CriticConfig(OptimizerConfig(1e-5, "constant"), warmup=10), kl=KlConfig(0.001, "reward", "k1"),
+    )  # fmt: skip

@@ -1,0 +1,20 @@
+r"""Qwen2.5-7B, GRPO at the paper's setting, on a TPU v6e-32 (32 chips of 32 GiB, 4 x 8).
+
+Against the reward model, then against a served judge.
+
+    export RLAIF_ACCELERATOR=v6e-32 RLAIF_NAME=... RLAIF_PROJECT=... RLAIF_ZONE=... RLAIF_MOUNT=...
+    tpu_scripts/supervise.sh --delete-when-done -- rlaif run configs/qwen25_7b_grpo_v6e_32.py --out /mnt/rlaif/grpo \
+        --set data.root=/mnt/rlaif/data --set tokenizer.path=/mnt/rlaif/Qwen2.5-7B-Instruct \
+        --set feedback.http.base_url=http://HOST:8000/v1
+
+Not run yet: nothing is known of its speed or its results; `--dry-run` gives the estimate of memory. What differs from the
+paper stands in configs/_targets.py. Without the judge's arm: `--set judge=none --set feedback=none`.
+"""
+
+from configs._targets import greetings_7b
+from rlaif_jax.config import RunConfig
+
+
+def config() -> RunConfig:
+    """The paper's GRPO on this accelerator."""
+    return greetings_7b("v6e-32")

@@ -1,0 +1,18 @@
+r"""Qwen2.5-7B, GRPO at the paper's setting, on a TPU v5p-128 (128 cores: 64 chips of 95 GiB), judged by Qwen2.5-72B.
+
+    export RLAIF_ACCELERATOR=v5p-128 RLAIF_NAME=... RLAIF_PROJECT=... RLAIF_ZONE=... RLAIF_MOUNT=...
+    tpu_scripts/supervise.sh --delete-when-done -- rlaif run configs/qwen25_7b_judge72b_v5p_128.py --out /mnt/rlaif/j72 \
+        --set data.root=/mnt/rlaif/data --set tokenizer.path=/mnt/rlaif/Qwen2.5-7B-Instruct \
+        --set feedback.http.base_url=http://HOST:8000/v1
+
+The judge is served elsewhere by any server that speaks OpenAI's protocol: a config has one model of its own so far, so the
+72B weights cannot lie on the same mesh beside the policy yet. Not run yet: nothing is known of its speed or its results.
+"""
+
+from configs._targets import greetings_7b
+from rlaif_jax.config import RunConfig
+
+
+def config() -> RunConfig:
+    """The paper's GRPO with a larger judge."""
+    return greetings_7b("v5p-128", judge="Qwen/Qwen2.5-72B-Instruct")

@@ -1,0 +1,261 @@
+"""The jitted programs of a run with abstract arguments: the very functions that the stages call, and nothing allocated."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from rlaif_jax.config import RunConfig
+from rlaif_jax.models import heads, ops, transformer
+from rlaif_jax.models.model_config import ModelConfig
+from rlaif_jax.sampling import filters
+from rlaif_jax.sampling.decode import Decoded
+from rlaif_jax.sampling.rollout import make_sampler
+from rlaif_jax.sharding import Placement
+from rlaif_jax.trainers import rl, sft
+from rlaif_jax.trainers.optimizer import make_optimizer
+from rlaif_jax.trainers.reward import label_loss, pair_loss
+from rlaif_jax.trainers.settings import RlConfig, TrainConfig
+from rlaif_jax.trainers.update import TrainState, make_update, make_update_fn, state_shardings
+
+Abstract = Any  # a tree of jax.ShapeDtypeStruct with shardings
+
+
+@dataclasses.dataclass(frozen=True)
+class Program:
+    """One compiled function of a run.
+
+    Attributes:
+      name: "sft", "reward", "rl: rollout", "rl: log-probs", "rl: scores" or "rl: update".
+      function: jitted; `function.trace(*arguments)`.
+      held: what else the stage keeps on the chips meanwhile.
+      read: bytes of weights and cache that one chip reads over and over beside arguments and results: the least that a
+        program of this kind can do, for the roofline.
+      loop_trips: how often a loop runs whose end depends on data (the response's limit).
+      remedies: settings to try where it does not fit, best first.
+    """
+
+    name: str
+    function: Callable
+    arguments: tuple
+    held: tuple[Abstract, ...] = ()
+    read: float = 0.0
+    loop_trips: int = 1
+    remedies: tuple[tuple[str, ...], ...] = ()
+
+
+def chip_bytes(tree: Abstract) -> int:
+    """Bytes that one chip holds of a tree with shardings."""
+    leaves = jax.tree.leaves(tree)
+    return sum(jnp.dtype(x.dtype).itemsize * math.prod(x.sharding.shard_shape(x.shape)) for x in leaves)
+
+
+def build_programs(cfg: RunConfig, model: ModelConfig, place: Placement) -> list[Program]:
+    """SFT and reward-model updates, and the rollout, log-probs, scores and updates of an RL step against the reward model."""
+    return [_sft(cfg, model, place), _reward(cfg, model, place), *_rl(cfg, model, place)]
+
+
+def _on(tree: Any, shardings: Any) -> Abstract:
+    return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), tree, shardings)
+
+
+def _rows(tree: Any, place: Placement) -> Abstract:
+    """Arrays whose first axis is rows, split over the mesh."""
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place.rows(x.shape[0])), tree)
+
+
+def _array(shape: tuple[int, ...], dtype: Any) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(shape, dtype)
+
+
+def _scalar(dtype: Any, place: Placement) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct((), dtype, sharding=place.replicated)
+
+
+def _policy(model: ModelConfig, place: Placement) -> tuple[Any, Abstract]:
+    axes = transformer.logical_axes(model)
+    weights = jax.eval_shape(lambda: transformer.init(model, jax.random.key(0)))
+    return axes, _on(weights, place.tree(axes, weights))
+
+
+def _scalar_model(model: ModelConfig, place: Placement) -> tuple[Any, Abstract]:
+    axes = heads.logical_axes(model)
+    weights = jax.eval_shape(lambda: heads.init(model, jax.random.key(0)))
+    return axes, _on(weights, place.tree(axes, weights))
+
+
+def _state(params: Abstract, axes: Any, optimizer: Any, place: Placement) -> tuple[TrainState, TrainState]:
+    """The abstract twin of `update.state_of`."""
+
+    def build(params: Any) -> TrainState:
+        return TrainState(params=params, opt_state=optimizer.init(params), step=jnp.int32(0), skipped=jnp.int32(0))
+
+    abstract = jax.eval_shape(build, params)
+    shardings = state_shardings(abstract, axes, place)
+    return _on(abstract, shardings), shardings
+
+
+def _gathered(model: ModelConfig, place: Placement) -> int:
+    """Bytes of the weights that one chip reads in one pass: compute dtype, gathered over fsdp, split over tensor."""
+    weights = _policy(model, place.without("fsdp"))[1]
+    return chip_bytes(weights) * jnp.dtype(model.compute_dtype).itemsize // jnp.dtype(model.param_dtype).itemsize
+
+
+def _passes(model: ModelConfig) -> int:
+    """How often an update reads the weights: forward and backward, and forward again where activations are recomputed."""
+    return 2 if model.remat == "none" else 3
+
+
+def _text(rows: tuple[int, ...], length: int) -> dict[str, jax.ShapeDtypeStruct]:
+    return {name: _array((*rows, length), jnp.int32) for name in ("tokens", "segment_ids", "positions")}
+
+
+def _more_accumulation(stage: str, train: TrainConfig) -> tuple[tuple[str, ...], ...]:
+    options = (train.accumulation * 2, train.accumulation * 4)
+    return tuple((f"{stage}.train.accumulation={n}",) for n in options if train.batch_size % n == 0)
+
+
+def _update(name: str, train: TrainConfig, loss_fn: Any, weights: Any, batch: Any, model: ModelConfig, place: Placement) -> Program:
+    axes, params = weights
+    optimizer = make_optimizer(train.optimizer, train.steps)
+    state, shardings = _state(params, axes, optimizer, place)
+    update = make_update(loss_fn, optimizer, shardings, train.accumulation)
+    read = _passes(model) * train.accumulation * _gathered(model, place)
+    return Program(name, update, (state, _rows(batch, place)), read=read, remedies=_more_accumulation(name, train))
+
+
+def _sft(cfg: RunConfig, model: ModelConfig, place: Placement) -> Program:
+    rows, length = cfg.sft.train.batch_size, cfg.sft.max_length
+    batch = _text((rows,), length) | {"loss_mask": _array((rows, length), jnp.float32)}
+    loss_fn = partial(sft.sft_loss, cfg=model, place=place)
+    return _update("sft", cfg.sft.train, loss_fn, _policy(model, place), batch, model, place)
+
+
+def _reward(cfg: RunConfig, model: ModelConfig, place: Placement) -> Program:
+    rows, length = cfg.reward.train.batch_size, cfg.reward.max_length
+    if cfg.reward.loss == "bradley_terry":
+        batch = _text((rows, 2), length) | {"margin": _array((rows,), jnp.float32)}
+        loss_fn = partial(pair_loss, cfg=model, centring=cfg.reward.centring, place=place)
+    else:
+        batch = _text((rows,), length) | {"label": _array((rows,), jnp.float32)}
+        loss_fn = partial(label_loss, cfg=model, place=place)
+    return _update("reward", cfg.reward.train, loss_fn, _scalar_model(model, place), batch, model, place)
+
+
+def _rl(cfg: RunConfig, model: ModelConfig, place: Placement) -> list[Program]:
+    settings = cfg.rl
+    state, learn = _rl_state(settings, model, place)
+    reference = _policy(model, place)[1] if settings.kl.coefficient > 0 and not settings.kl.refresh else None
+    scorer = _scalar_model(model, place)[1]
+    rows = settings.train.batch_size * settings.group
+    prompts = {k: _array((settings.train.batch_size, settings.max_prompt), jnp.int32) for k in ("tokens", "segment_ids")}
+    temperature = _scalar(jnp.float32, place)
+    decoded = _decoded(rows, settings.sampling.max_tokens, place)
+    annotate = rl.make_annotate(model, settings, place)
+    critic = None if state.critic is None else state.critic.params
+    policy = state.params if settings.policy.correction != "none" else None
+    inputs = (policy, state.reference if reference is None else reference, critic)
+    annotated = (*inputs, *_rows(prompts, place).values(), decoded, temperature)
+    batch = _batch(settings, annotate, annotated, decoded, place)
+    weights, passes = _gathered(model, place), sum(x is not None for x in inputs)
+    score = jax.jit(lambda params, tokens, ids: heads.scores(params, model, tokens, ids, ops.positions_of(ids), place))
+    text = _rows({k: _array((rows, cfg.reward.max_length), jnp.int32) for k in ("tokens", "segment_ids")}, place)
+    accumulation = settings.train.accumulation
+    updates = settings.epochs * settings.minibatches * (1 if critic is None else 2)
+    more = [n for n in (2 * accumulation, 4 * accumulation) if rows // settings.minibatches % n == 0]
+    number = _scalar(jnp.uint32, place)
+    return [
+        _rollout(settings, model, state, prompts, (reference, scorer), place),
+        Program("rl: log-probs", annotate, annotated, (_without(state, inputs), scorer), passes * weights),
+        Program("rl: scores", score, (scorer, *text.values()), (state, reference), weights),
+        Program(
+            "rl: update", learn, (state, batch, number, _scalar(jnp.int32, place)), (reference, scorer),
+            updates * accumulation * _passes(model) * weights,
+            remedies=tuple((f"rl.train.accumulation={n}",) for n in more),
+        ),
+    ]  # fmt: skip
+
+
+def _rollout(
+    settings: RlConfig, model: ModelConfig, state: rl.RlState, prompts: dict, held: tuple, place: Placement
+) -> Program:
+    count = settings.train.batch_size // settings.rollout_chunks
+    limit = settings.sampling.max_tokens
+    sampler = make_sampler(
+        model, transformer.logical_axes(model), place, group=settings.group, max_tokens=limit, pad_id=0
+    )  # fmt: skip
+    sampling = jax.eval_shape(lambda: filters.traced(settings.sampling, (0,)))
+    sampling = _on(sampling, jax.tree.map(lambda _: place.replicated, sampling))
+    text = _rows({k: _array((count, x.shape[1]), x.dtype) for k, x in prompts.items()}, place)
+    numbers = _scalar(jnp.uint32, place), _scalar(jnp.uint32, place)
+    arguments = (state.params, *text.values(), *numbers, sampling, _scalar(jnp.int32, place))
+    read = (limit + 1) * _gathered(model, place) + limit * _cache(model, count * settings.group, settings, place)
+    chunks = [n for n in (2 * settings.rollout_chunks, 4 * settings.rollout_chunks) if settings.train.batch_size % n == 0]
+    remedies = tuple((f"rl.rollout_chunks={n}",) for n in chunks) + _more_tensor(place)
+    return Program("rl: rollout", sampler.compiled, arguments, (_without(state, (state.params,)), *held), read, limit, remedies)
+
+
+def _more_tensor(place: Placement) -> tuple[tuple[str, ...], ...]:
+    """Half the fsdp axis, twice the tensor axis: the sampler gathers its weights over fsdp alone."""
+    fsdp, tensor = place.mesh.shape["fsdp"], place.mesh.shape["tensor"]
+    return ((f"mesh.fsdp={fsdp // 2}", f"mesh.tensor={tensor * 2}"),) if fsdp % 2 == 0 else ()
+
+
+def _cache(model: ModelConfig, rows: int, settings: RlConfig, place: Placement) -> int:
+    """Bytes of the cache on one chip; every step reads all of it."""
+    length, tensor = settings.max_prompt + settings.sampling.max_tokens, place.mesh.shape["tensor"]
+    own_heads = model.kv_heads // tensor if model.kv_heads % tensor == 0 else model.kv_heads
+    kept = max(rows // place.row_shards, 1) * length * own_heads * model.head_dim
+    return 2 * model.layers * kept * jnp.dtype(model.compute_dtype).itemsize
+
+
+def _decoded(rows: int, limit: int, place: Placement) -> Decoded:
+    decoded = Decoded(
+        tokens=_array((rows, limit), jnp.int32), mask=_array((rows, limit), jnp.float32),
+        logprobs=_array((rows, limit), jnp.float32), finished=_array((rows,), jnp.bool_),
+    )  # fmt: skip
+    return _rows(decoded, place)
+
+
+def _batch(settings: RlConfig, annotate: Callable, annotated: tuple, decoded: Decoded, place: Placement) -> Abstract:
+    """The batch of the updates, as annotate and experience would make it."""
+    rows = decoded.finished.shape[0]
+    part = jax.eval_shape(annotate, *annotated)
+    batch = jax.eval_shape(
+        rl.make_experience(settings), part, decoded, _array((rows,), jnp.float32), _array((rows,), jnp.bool_),
+        _array((), jnp.float32), _array((3,), jnp.float32),
+    )[0]  # fmt: skip
+    return _rows(batch, place)
+
+
+def _without(state: rl.RlState, trees: tuple) -> Abstract:
+    """The leaves of the state that are not in `trees`."""
+    used = {id(leaf) for leaf in jax.tree.leaves(trees)}
+    return [leaf for leaf in jax.tree.leaves(state) if id(leaf) not in used]
+
+
+def _rl_state(settings: RlConfig, model: ModelConfig, place: Placement) -> tuple[rl.RlState, Callable]:
+    """Abstract state and the jitted updates of policy and critic, as `rl_stages` makes them."""
+    axes, params = _policy(model, place)
+    optimizer = make_optimizer(settings.train.optimizer, settings.updates)
+    policy, policy_at = _state(params, axes, optimizer, place)
+    update = make_update_fn(partial(rl.rl_loss, cfg=model, rl=settings, place=place), optimizer, settings.train.accumulation)
+    critic = critic_at = critic_update = None
+    if settings.critic is not None:
+        critic_axes, critic_params = _scalar_model(model, place)
+        optimizer = make_optimizer(settings.critic.optimizer, settings.updates)
+        critic, critic_at = _state(critic_params, critic_axes, optimizer, place)
+        loss_fn = partial(rl.critic_loss, cfg=model, rl=settings, place=place)
+        critic_update = make_update_fn(loss_fn, optimizer, settings.train.accumulation)
+    refreshed = settings.kl.refresh > 0 and settings.kl.coefficient > 0
+    numbers = {"kl_coefficient": _array((), jnp.float32), "reward_stats": _array((3,), jnp.float32)}
+    at = dict.fromkeys(numbers, place.replicated)
+    state = rl.RlState(**policy, critic=critic, reference=_policy(model, place)[1] if refreshed else None, **_on(numbers, at))
+    shardings = rl.RlState(**policy_at, critic=critic_at, reference=policy_at.params if refreshed else None, **at)
+    return state, rl.make_learn(update, critic_update, settings, shardings, place).compiled

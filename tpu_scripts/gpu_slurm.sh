@@ -1,0 +1,44 @@
+#!/usr/bin/env bash
+# Several GPU hosts with SLURM, one process per host:
+#
+#   RLAIF_SECRETS=OPENAI_API_KEY sbatch --nodes=8 tpu_scripts/gpu_slurm.sh rlaif run CONFIG --out /shared/runs/x
+#
+# Submit it from the checkout, which must lie on a folder that all hosts see, with .venv made by `make install` there.
+# Secrets: sbatch hands the submitting shell's environment on, so nothing of them stands on a command line.
+# After a preemption (or `scontrol requeue`) the same command resumes from its newest checkpoint.
+#SBATCH --job-name=rlaif
+#SBATCH --nodes=8
+#SBATCH --ntasks-per-node=1
+#SBATCH --gpus-per-node=8
+#SBATCH --cpus-per-task=64
+#SBATCH --exclusive
+#SBATCH --requeue
+#SBATCH --open-mode=append
+#SBATCH --output=rlaif-%j.log
+set -euo pipefail
+
+if [ $# -eq 0 ]; then
+  echo "gpu_slurm.sh: error: no command; for example: sbatch tpu_scripts/gpu_slurm.sh rlaif run CONFIG --out /shared/x" >&2
+  exit 2
+fi
+secrets=${RLAIF_SECRETS:-}
+for name in ${secrets//,/ }; do
+  [ -n "${!name:-}" ] || { echo "gpu_slurm.sh: error: RLAIF_SECRETS names $name, but it is not set" >&2 && exit 2; }
+  case "$*" in
+    *"${!name}"*) echo "gpu_slurm.sh: error: the value of $name stands in the command line" >&2 && exit 2 ;;
+  esac
+done
+code=${SLURM_SUBMIT_DIR:-$PWD}
+export PATH=$code/.venv/bin:$PATH
+# JAX finds coordinator, number of processes and own rank in SLURM's variables, and would then give each process one GPU.
+gpus=${SLURM_GPUS_ON_NODE:-8}
+JAX_LOCAL_DEVICE_IDS=$(seq -s, 0 $((gpus - 1)))
+export JAX_LOCAL_DEVICE_IDS
+launch=(srun --kill-on-bad-exit=1 --label python "$code/tpu_scripts/probe_flags.py" "${RLAIF_FLAGS:-h100}" -- "$@")
+if [ -n "${RLAIF_DRY_RUN:-}" ]; then
+  printf '%q ' "${launch[@]}"
+  echo
+  exit 0
+fi
+cd "$code"
+exec "${launch[@]}"
