@@ -42,7 +42,8 @@ def test_every_role_is_there_and_answers_in_its_form():
 
 
 def test_same_seed_same_rows_and_held_out_requests_stay_out():
-    assert transcripts(0, 50, load_prompts("embedded"), 10, set(), 10) == transcripts(0, 50, load_prompts("embedded"), 10, set(), 10)
+    a, b = (transcripts(0, 50, load_prompts("embedded"), 10, set(), 10) for _ in range(2))
+    assert a == b
     held_out = {r.messages[0].content for r in BY_ROLE["detector"]}
     again = transcripts(0, 200, load_prompts("embedded"), 10, held_out, 10)
     assert not held_out & {r.messages[0].content for r in again}
