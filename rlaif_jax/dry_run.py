@@ -100,7 +100,7 @@ def _cache_bytes(model: ModelConfig, rows: int, length: int, place: Placement) -
 
 def print_plan(cfg: RunConfig, console: Console) -> None:
     """The plan as a table."""
-    place = Placement(make_mesh(cfg.mesh))
+    place = Placement.of(make_mesh(cfg.mesh), cfg.mesh.rules)
     shape = ", ".join(f"{k} {v}" for k, v in place.mesh.shape.items())
     console.print(f"{cfg.name}: mesh {shape} on {jax.devices()[0].platform}; nothing is run")
     table = Table("stage", "model", "parameters", "steps x batch", "memory per device (estimate)")

@@ -74,7 +74,7 @@ def open_experiment(cfg: RunConfig, out: Path, console: Console) -> Experiment:
         raise UserError(f"{out} is not empty and holds no run; choose another --out")
     else:
         write_json(saved, wanted)
-    return Experiment(cfg, out, Placement(make_mesh(cfg.mesh)), console)
+    return Experiment(cfg, out, Placement.of(make_mesh(cfg.mesh), cfg.mesh.rules), console)
 
 
 def _differences(a: Any, b: Any, path: str = "") -> list[str]:
