@@ -45,7 +45,7 @@ class Description:
 
     def _cells(self) -> list[tuple[str, ...]]:
         return [
-            (line.name, _shape(line.shape), line.dtype, _spec(line.spec), _shape(line.part), f"{line.size:,}",
+            (line.name, _shape(line.shape), line.dtype, spec_text(line.spec), _shape(line.part), f"{line.size:,}",
              f"{line.device_size:,}", line.note)
             for line in self.lines
         ]  # fmt: skip
@@ -110,6 +110,7 @@ def _shape(shape: Sequence[int]) -> str:
     return " x ".join(str(n) for n in shape) or "scalar"
 
 
-def _spec(spec: PartitionSpec) -> str:
+def spec_text(spec: PartitionSpec) -> str:
+    """A spec in words, the same with every version of JAX: "-, fsdp, tensor", "data+fsdp", or "whole"."""
     parts = ("-" if p is None else p if isinstance(p, str) else "+".join(p) for p in spec)
     return ", ".join(parts) or "whole"
