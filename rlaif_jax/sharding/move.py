@@ -36,7 +36,7 @@ def shard(tree: Any, shardings: Any, max_bytes: int = CHUNK) -> Any:
         shardings = jax.tree.map(lambda _: shardings, tree)
 
     def one(path, x, sharding):
-        if isinstance(x, jax.Array):
+        if isinstance(x, jax.Array) and (sharding.is_fully_addressable or not x.is_fully_addressable):
             return _reshard_leaf(x, sharding, max_bytes, leaf_name(path))
         pieces, under_way = [], 0
         for device, index in sharding.addressable_devices_indices_map(x.shape).items():
