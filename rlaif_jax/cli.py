@@ -8,7 +8,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from rlaif_jax.errors import UserError
+from rlaif_jax.errors import EXIT_RESTART, EXIT_USER_ERROR, Preempted, UserError
 
 _STAGE_HELP = {
     "tokenizer": "write the bundled corpus (where no data.root is set) and train or copy the tokenizer",
@@ -50,6 +50,7 @@ def _parser() -> argparse.ArgumentParser:
     plan.add_argument("--topology", required=True, metavar="VERSION:SHAPE", help="v5e:8x8, v5p:4x4x2, v6e:4x8, v4:2x2x2 ...")
     plan.add_argument("--program", action="append", default=[], metavar="NAME", help="only this one of the table (repeatable)")
     plan.add_argument("--json", type=Path, default=None, metavar="FILE", help="write the rows there, for scripts")
+    _add_launch(commands.add_parser("launch", help="start the processes of a run, and all of them again when one dies"))
     generate = commands.add_parser("generate", help="answer prompts, or chat, with a checkpoint of a run")
     generate.add_argument("run", type=Path, metavar="RUN", help="the run's folder, for example runs/demo")
     generate.add_argument("--stage", choices=("base", "sft", "rl", "rl_judge"), default="rl", help="whose weights (default: rl)")
@@ -63,6 +64,29 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _add_launch(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--local", type=int, default=0, metavar="N", help="N processes here, with virtual CPU devices (default: "
+                        "one process, in the environment as it is: on each host of a TPU or GPU cluster)")  # fmt: skip
+    parser.add_argument("--devices-per-process", type=int, default=1, metavar="M", help="virtual CPU devices of each (default: 1)")
+    parser.add_argument("--restarts", type=int, default=5, help="restarts in a row before it gives up (default: 5)")
+    parser.add_argument("--backoff", type=float, default=1.0, help="seconds before the first restart; doubled each time")
+    parser.epilog = "After -- stands an rlaif command: rlaif launch --local 2 --devices-per-process 4 -- run CONFIG --out DIR"
+
+
+def _launch(args: argparse.Namespace, command: list[str]) -> int:
+    from rlaif_jax.launch import Launch, supervise
+
+    known = ("run", *_STAGE_HELP)
+    if command[:2] != ["judge", "optimize"] and command[:1] not in ([name] for name in known):
+        found = repr(" ".join(command)) if command else "nothing"
+        raise UserError(f"launch: after -- comes one of {', '.join(known)}, judge optimize; found {found}")
+    if args.local < 0 or args.devices_per_process < 1 or args.restarts < 0 or args.backoff < 0:
+        raise UserError("launch: --local, --restarts and --backoff are at least 0, --devices-per-process is at least 1")
+    cfg = Launch(args.local, args.devices_per_process, args.restarts, args.backoff)
+    python = [sys.executable, "-m", "rlaif_jax.cli", *command]
+    return supervise(python, cfg, lambda text: print(f"rlaif launch: {text}", file=sys.stderr, flush=True))
+
+
 def _add_config(parser: argparse.ArgumentParser, out: bool = True) -> None:
     parser.add_argument("config", type=Path, metavar="CONFIG", help="a config file, for example configs/greetings_demo.py")
     if out:
@@ -74,13 +98,23 @@ def _add_config(parser: argparse.ArgumentParser, out: bool = True) -> None:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Runs one command; a user's mistake is one line on standard error and exit code 2."""
-    args = _parser().parse_args(argv)
+    """Runs one command; a user's mistake is one line on standard error and exit code 2.
+
+    A run that is told to stop (SIGTERM) while it trains saves and ends with exit code 75: start the same command again.
+    """
+    argv = sys.argv[1:] if argv is None else argv
+    end = argv.index("--") if argv[:1] == ["launch"] and "--" in argv else len(argv)
+    args = _parser().parse_args(argv[:end])
     try:
+        if args.command == "launch":
+            return _launch(args, argv[end + 1 :])
         return _dispatch(args, Console(highlight=False))
     except UserError as error:
         print(f"rlaif: error: {error}", file=sys.stderr)
-        return 2
+        return EXIT_USER_ERROR
+    except Preempted as notice:
+        print(f"rlaif: {notice}; the same command goes on from there", file=sys.stderr)
+        return EXIT_RESTART
     except KeyboardInterrupt:
         print("rlaif: interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
         return 130
@@ -102,7 +136,12 @@ def _dispatch(args: argparse.Namespace, console: Console) -> int:
     from rlaif_jax.config import load_config
     from rlaif_jax.dry_run import print_plan
     from rlaif_jax.experiment import open_experiment
+    from rlaif_jax.launch import end_with_supervisor
+    from rlaif_jax.sharding.distributed import init_distributed
 
+    processes = init_distributed()
+    end_with_supervisor()
+    console.quiet = processes.index > 0
     cfg = load_config(args.config, args.overrides)
     if args.command == "run" and args.dry_run:
         print_plan(cfg, console)

@@ -124,7 +124,7 @@ def planned_mesh(cfg: MeshConfig) -> Mesh | AbstractMesh:
 
 def print_plan(cfg: RunConfig, console: Console) -> None:
     """The plan as a table."""
-    place = Placement(planned_mesh(cfg.mesh))
+    place = Placement.of(planned_mesh(cfg.mesh), cfg.mesh.rules)
     shape = ", ".join(f"{k} {v}" for k, v in place.mesh.shape.items())
     where = f"on {jax.devices()[0].platform}"
     if isinstance(place.mesh, AbstractMesh):

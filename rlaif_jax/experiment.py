@@ -13,11 +13,13 @@ from rich.console import Console
 
 from rlaif_jax.config import RunConfig, from_dict, to_dict
 from rlaif_jax.errors import UserError
-from rlaif_jax.sharding import Placement, make_mesh
+from rlaif_jax.sharding import Placement, barrier, is_first, make_mesh, on_first
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Writes JSON whole or not at all (temporary file, then rename)."""
+    """Writes JSON whole or not at all (temporary file, then rename). With several processes only the first writes."""
+    if not is_first():
+        return
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_suffix(path.suffix + ".tmp")
     temporary.write_text(json.dumps(value, ensure_ascii=False, indent=1, sort_keys=True), encoding="utf-8")
@@ -38,7 +40,7 @@ class Experiment:
         return self.out / stage
 
     def is_done(self, stage: str) -> bool:
-        """Whether the stage has finished in this folder."""
+        """Whether the stage has finished in this folder, as this process sees it."""
         return (self.folder(stage) / "done.json").exists()
 
     def require(self, *stages: str) -> None:
@@ -48,9 +50,10 @@ class Experiment:
                 raise UserError(f"stage {stage!r} has not finished in {self.out}: run `rlaif run` there, or that stage")
 
     def mark_done(self, stage: str, began: float, facts: Mapping[str, Any]) -> None:
-        """Writes the stage's facts; from now on it is skipped."""
+        """Writes the stage's facts; from now on it is skipped. No process goes on before they are there."""
         seconds = round(time.perf_counter() - began, 1)
         write_json(self.folder(stage) / "done.json", {"seconds": seconds, **facts})
+        barrier("stage done")
 
     def facts(self, stage: str) -> dict[str, Any]:
         """What a finished stage wrote about itself."""
@@ -58,8 +61,16 @@ class Experiment:
 
 
 def open_experiment(cfg: RunConfig, out: Path, console: Console) -> Experiment:
-    """Makes the run folder, or opens it again. A folder that holds a run of another config is refused, not changed."""
+    """Makes the run folder, or opens it again. A folder that holds a run of another config is refused, not changed.
+
+    With several processes the folder must be one that all of them see; the first one makes it.
+    """
     out = Path(out)
+    on_first(lambda: _claim(cfg, out), "open")
+    return Experiment(cfg, out, Placement.of(make_mesh(cfg.mesh), cfg.mesh.rules), console)
+
+
+def _claim(cfg: RunConfig, out: Path) -> None:
     saved, wanted = out / "config.json", json.loads(json.dumps(to_dict(cfg)))
     if saved.exists():
         # Through the dataclass: a field that is newer than the run has its default there.
@@ -74,7 +85,6 @@ def open_experiment(cfg: RunConfig, out: Path, console: Console) -> Experiment:
         raise UserError(f"{out} is not empty and holds no run; choose another --out")
     else:
         write_json(saved, wanted)
-    return Experiment(cfg, out, Placement(make_mesh(cfg.mesh)), console)
 
 
 def _differences(a: Any, b: Any, path: str = "") -> list[str]:

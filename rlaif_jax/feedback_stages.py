@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
+import jax
 import numpy as np
 
 from rlaif_jax.data.records import LabelledResponse, SftExample
@@ -16,9 +18,11 @@ from rlaif_jax.experiment import Experiment, write_json
 from rlaif_jax.feedback.adversarial import Game
 from rlaif_jax.feedback.cache import CachedLLM
 from rlaif_jax.feedback.curate import curate
+from rlaif_jax.feedback.llm import LLM
 from rlaif_jax.feedback.principles import diff, read_rules
-from rlaif_jax.feedback.prompts import load_prompts
+from rlaif_jax.feedback.prompts import Prompts, load_prompts
 from rlaif_jax.feedback.retrieval import Retriever, sentence_embedder, tfidf_embedder
+from rlaif_jax.feedback.shared import lead
 from rlaif_jax.rewards.judge import judge_verdicts
 from rlaif_jax.run_models import RunModels
 
@@ -26,16 +30,19 @@ from rlaif_jax.run_models import RunModels
 def run_curate(x: Experiment) -> Mapping[str, Any]:
     """Arm A: candidates for the RL prompts, debated, into preference pairs; curate/items.jsonl holds every word."""
     x.require("sft")
-    data, models, cfg = RunData(x), RunModels(x), x.cfg.curate
+    models = RunModels(x)
+    policy = models.as_llm("sft", x.cfg.feedback.batch_size) if x.cfg.curate.source == "policy" else models.feedback
+    return lead(partial(_curate, x, models.prompts), policy, models.feedback)
+
+
+def _curate(x: Experiment, prompts: Prompts, author: LLM, feedback: LLM) -> Mapping[str, Any]:
+    data, cfg = RunData(x), x.cfg.curate
     records = data.rl_prompts(x.cfg.rl.eval_prompts)[0][: cfg.prompts or None]
-    if cfg.source == "policy":
-        author, author_prompts = models.as_llm("sft", x.cfg.feedback.batch_size), load_prompts("embedded")
-    else:
-        author, author_prompts = models.feedback, models.prompts
+    author_prompts = load_prompts("embedded") if cfg.source == "policy" else prompts
     retriever = _retriever(x, data) if cfg.examples else None
     path = x.folder("curate") / "items.jsonl"
     items = curate(
-        records, author, author_prompts, models.feedback, models.prompts, retriever, cfg, path, x.cfg.seed, x.console
+        records, author, author_prompts, feedback, prompts, retriever, cfg, path, x.cfg.seed, x.console
     )
     debates = [d for item in items for d in item["debates"]]
     decided = [d for d in debates if d["final"] is not None]
@@ -47,27 +54,33 @@ def run_curate(x: Experiment) -> Mapping[str, Any]:
     }  # fmt: skip
     if not facts["pairs"]:
         raise UserError("curation found no pair: no prompt has both an accepted and a rejected candidate (curate/items.jsonl)")
-    return facts | _spending(models)
+    return facts | _spending(feedback)
 
 
 def _retriever(x: Experiment, data: RunData) -> Retriever:
-    """Over the SFT examples: the texts that the project holds for good ones."""
+    """Over the SFT examples: the texts that the project holds for good ones. On the devices of this process alone."""
     cfg, examples = x.cfg.curate, data.records(SftExample, x.cfg.data.sft)
     embed = sentence_embedder(cfg.embedder) if cfg.embedder else tfidf_embedder([e.prompt for e in examples])
-    return Retriever(examples, embed, x.place, cfg.popularity_weight)
+    place = x.place if jax.process_count() == 1 else x.place.local()
+    return Retriever(examples, embed, place, cfg.popularity_weight)
 
 
 def run_judge(x: Experiment) -> Mapping[str, Any]:
     """Arm B: the game that optimises the judge's principles; judge/ holds every version, round and event."""
     x.require("tokenizer")
-    data, models, cfg = RunData(x), RunModels(x), x.cfg.judge
+    models = RunModels(x)
+    return lead(partial(_play, x, models.prompts), models.feedback)
+
+
+def _play(x: Experiment, prompts: Prompts, feedback: LLM) -> Mapping[str, Any]:
+    data, cfg = RunData(x), x.cfg.judge
     reflect_on, gate, test = data.game_rows()
     gate = gate[: cfg.game.gate_rows or None]
     judge = judge_verdicts(
-        models.feedback, models.prompts, cfg.single_mode, cfg.votes, cfg.temperature
+        feedback, prompts, cfg.single_mode, cfg.votes, cfg.temperature
     )
     game = Game(
-        models.feedback, models.prompts, judge, measure_on(judge, gate), cfg.game, x.folder("judge"), x.console,
+        feedback, prompts, judge, measure_on(judge, gate), cfg.game, x.folder("judge"), x.console,
         queries=[r.prompt for r in data.rl_prompts(x.cfg.rl.eval_prompts)[0]], labelled=reflect_on, seed=x.cfg.seed,
     )  # fmt: skip
     start = read_rules(cfg.principles)
@@ -81,7 +94,7 @@ def run_judge(x: Experiment) -> Mapping[str, Any]:
     x.console.print(diff(start, best), markup=False, highlight=False)
     names = ("balanced_accuracy", "kappa", "accuracy")
     return {f"test_{n}_{when}": scores[n] for n in names for when, scores in (("before", before), ("after", after))} | {
-        "principles": len(best), "n": after["n"], **_spending(models)
+        "principles": len(best), "n": after["n"], **_spending(feedback)
     }  # fmt: skip
 
 
@@ -102,9 +115,8 @@ def measure_on(judge: Callable, rows: Sequence[LabelledResponse]) -> Callable[[S
     return measure
 
 
-def _spending(models: RunModels) -> dict[str, Any]:
+def _spending(llm: LLM) -> dict[str, Any]:
     """What a chat API was paid in this process; what the cache answered cost nothing."""
-    llm = models.feedback
     if not isinstance(llm, CachedLLM):
         return {}
     account = llm.inner.account

@@ -86,14 +86,17 @@ def mean_of(x: jax.Array, mask: jax.Array | None = None) -> Mean:
 class MetricsWriter:
     """Appends to metrics.jsonl, to TensorBoard, and to W&B where it is installed and asked for.
 
-    After a restart from step s, lines of later steps (written by the run that died) are dropped first.
+    After a restart from step s, lines of later steps (written by the run that died) are dropped first. With several
+    processes only the first writes; the others' writers do nothing.
     """
 
     def __init__(self, folder: Path, resume_step: int, wandb_project: str = "", name: str = ""):
         from tensorboardX import SummaryWriter
 
+        self.path, self._silent = folder / "metrics.jsonl", jax.process_index() > 0
+        if self._silent:
+            return
         folder.mkdir(parents=True, exist_ok=True)
-        self.path = folder / "metrics.jsonl"
         kept = [row for row in read_metrics(self.path) if row["step"] <= resume_step]
         text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in kept)
         self.path.write_text(text, encoding="utf-8")
@@ -103,6 +106,8 @@ class MetricsWriter:
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
         """One line {"step", ...}; a value that is not finite is written as null and shows as a gap."""
+        if self._silent:
+            return
         row = {k: (float(v) if v == v and abs(v) != float("inf") else None) for k, v in values.items()}
         self._file.write(json.dumps({"step": step, **row}, ensure_ascii=False) + "\n")
         self._file.flush()
@@ -114,10 +119,13 @@ class MetricsWriter:
 
     def text(self, step: int, name: str, text: str) -> None:
         """A text panel in TensorBoard, for samples to read."""
-        self._board.add_text(name, text, step)
+        if not self._silent:
+            self._board.add_text(name, text, step)
 
     def close(self) -> None:
         """Flushes everything."""
+        if self._silent:
+            return
         self._file.close()
         self._board.close()
         if self._wandb is not None:

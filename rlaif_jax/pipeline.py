@@ -20,6 +20,7 @@ from rlaif_jax.feedback_stages import run_curate, run_judge
 from rlaif_jax.models import heads, transformer
 from rlaif_jax.rl_stages import run_rl, run_rl_judge
 from rlaif_jax.run_models import RunModels
+from rlaif_jax.sharding import on_first
 from rlaif_jax.trainers import dpo, loop, sft
 from rlaif_jax.trainers.feedback import feedback_loss
 from rlaif_jax.trainers.optimizer import make_optimizer
@@ -32,7 +33,7 @@ StageFn = Callable[[Experiment], Mapping[str, Any]]
 def run(experiment: Experiment, todo: Mapping[str, StageFn]) -> None:
     """Runs the stages in order and prints what each took."""
     for name, stage in todo.items():
-        if experiment.is_done(name):
+        if on_first(partial(experiment.is_done, name), "is done"):  # not a question that processes may answer differently
             experiment.console.print(f"{name}: done before, skipped")
             continue
         began = time.perf_counter()
@@ -49,9 +50,11 @@ def _short(facts: Mapping[str, Any]) -> str:
 def run_tokenizer(x: Experiment) -> Mapping[str, Any]:
     """Writes the bundled corpus where none is given; trains or copies the tokenizer."""
     data = RunData(x)
-    facts = data.prepare()
-    tokenizer = data.make_tokenizer()
-    return facts | {"tokens": tokenizer.vocab_size}
+
+    def make() -> dict[str, Any]:
+        return data.prepare() | {"tokens": data.make_tokenizer().vocab_size}
+
+    return on_first(make, "tokenizer")
 
 
 def _train_scalar(x: Experiment, name: str, cfg: RewardConfig, seed: int) -> Mapping[str, Any]:

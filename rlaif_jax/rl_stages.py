@@ -21,6 +21,7 @@ from rlaif_jax.rewards.rules import with_rules
 from rlaif_jax.run_models import RunModels
 from rlaif_jax.sampling import filters
 from rlaif_jax.sampling.rollout import make_sampler
+from rlaif_jax.sharding import is_first
 from rlaif_jax.trainers import loop, rl, rollout
 from rlaif_jax.trainers.health import Health
 from rlaif_jax.trainers.optimizer import make_optimizer
@@ -136,7 +137,9 @@ class SampleTable:
         self._x, self._stage, self._rows, self._seen = x, stage, rows, False
 
     def show(self, step: int, exchanges: list[Exchange], result: RewardResult) -> None:
-        """Appends the step's first completions."""
+        """Appends the step's first completions; process 0 alone does."""
+        if not is_first():
+            return
         rows = [
             {"step": step, "prompt": e.prompt, "response": e.response, "finished": e.finished,
              "reward": round(float(v), 4) if ok else None}

@@ -18,6 +18,7 @@ from rlaif_jax.feedback.llm import LLM
 from rlaif_jax.feedback.openai_llm import OpenAILLM
 from rlaif_jax.feedback.principles import Versions, read_rules
 from rlaif_jax.feedback.prompts import Prompts, load_prompts
+from rlaif_jax.feedback.shared import AsksOnFirst
 from rlaif_jax.metrics import read_metrics
 from rlaif_jax.models import heads, transformer
 from rlaif_jax.models.model_config import ModelConfig
@@ -94,9 +95,12 @@ class RunModels:
             raise UserError("the config has no feedback section; see configs/greetings_demo.py for one")
         if cfg.backend == "recorded":
             return RecordedLLM(cfg.transcript, cfg.model)
-        if cfg.backend == "http":
-            return CachedLLM(OpenAILLM(cfg.http), self._x.out / "replies.sqlite")
-        return self.as_llm("feedback", cfg.batch_size)
+        if cfg.backend == "http" and jax.process_count() > 1:
+            return AsksOnFirst(self._paid)
+        return self._paid() if cfg.backend == "http" else self.as_llm("feedback", cfg.batch_size)
+
+    def _paid(self) -> CachedLLM:
+        return CachedLLM(OpenAILLM(self._x.cfg.feedback.http), self._x.out / "replies.sqlite")
 
     @property
     def prompts(self) -> Prompts:

@@ -166,14 +166,16 @@ def _collate(rows: Rows, indices: Sequence[int], length: int) -> Batch:
     return batch | {name: np.stack([item.scalars[name] for item in items]) for name in items[0].scalars}
 
 
-def _shape(rows: Rows, buckets: Sequence[int], batch_size: int, host: int, hosts: int) -> tuple[list[int], slice]:
-    """Padded lengths, ascending (max_length is one, for rows longer than every bucket), and this host's share."""
+def _shape(rows: Rows, buckets: Sequence[int], batch_size: int, mine: Sequence[int] | None) -> tuple[list[int], np.ndarray]:
+    """Padded lengths, ascending (max_length is one, for rows longer than every bucket), and this process's positions."""
     if any(b < 1 or b > rows.max_length for b in buckets):
         raise UserError(f"buckets: expected lengths from 1 to max_length {rows.max_length}, found {tuple(buckets)}")
-    if batch_size < 1 or batch_size % hosts:
-        raise UserError(f"batch_size: expected a positive multiple of the {hosts} hosts, found {batch_size}")
-    share = batch_size // hosts
-    return sorted({*buckets, rows.max_length}), slice(host * share, (host + 1) * share)
+    if batch_size < 1:
+        raise UserError(f"batch_size: expected a positive number, found {batch_size}")
+    positions = np.arange(batch_size) if mine is None else np.asarray(mine)
+    if not len(positions) or positions.min() < 0 or positions.max() >= batch_size:
+        raise UserError(f"mine: expected positions in a batch of {batch_size} rows, found {positions.tolist()}")
+    return sorted({*buckets, rows.max_length}), positions
 
 
 def _epoch_plan(bucket_of: np.ndarray, batch_size: int, seed: int, epoch: int) -> list[tuple[int, np.ndarray]]:
@@ -241,21 +243,22 @@ class JoinedBatches:
 
 def train_batches(
     rows: Rows, *, batch_size: int, seed: int, buckets: Sequence[int] = (), epochs: int | None = None,
-    host_index: int = 0, host_count: int = 1,
+    mine: Sequence[int] | None = None,
 ) -> Batches:  # fmt: skip
     """Batches shuffled anew each epoch, endless without `epochs`; see `_epoch_plan` for the order.
 
-    `batch_size` is the global one; each host gets its contiguous share. With `buckets`, rows of like length go together
-    and a batch is padded to its bucket: one compiled shape each. Without, every batch is `rows.max_length` wide.
+    `batch_size` is the global one; with several processes `mine` are the positions that this one feeds (`host_rows`).
+    With `buckets`, rows of like length go together and a batch is padded to its bucket: one compiled
+    shape each. Without, every batch is `rows.max_length` wide.
     """
-    widths, mine = _shape(rows, buckets, batch_size, host_index, host_count)
+    widths, positions = _shape(rows, buckets, batch_size, mine)
     bucket_of = np.searchsorted(widths, [row.length for row in rows])
     plan_of = functools.lru_cache(maxsize=2)(functools.partial(_epoch_plan, bucket_of, batch_size, seed))
     per_epoch = len(plan_of(0))  # the same in every epoch
 
     def batch_at(number: int) -> Batch:
         bucket, indices = plan_of(number // per_epoch)[number % per_epoch]
-        return _collate(rows, indices[mine], widths[bucket])
+        return _collate(rows, indices[positions], widths[bucket])
 
     data = grain.MapDataset.range(sys.maxsize if epochs is None else epochs * per_epoch).map(batch_at)
     content = zlib.crc32(np.concatenate([ids for row in rows for line in row.lines for ids, _ in line]).tobytes())
@@ -264,15 +267,15 @@ def train_batches(
 
 
 def eval_batches(
-    rows: Rows, batch_size: int, *, buckets: Sequence[int] = (), host_index: int = 0, host_count: int = 1
+    rows: Rows, batch_size: int, *, buckets: Sequence[int] = (), mine: Sequence[int] | None = None
 ) -> Iterator[Batch]:
     """Every row once, in order; the last batch is filled with copies whose "row_mask" (B,) is 0 (loss_mask, too)."""
-    widths, mine = _shape(rows, buckets, batch_size, host_index, host_count)
+    widths, positions = _shape(rows, buckets, batch_size, mine)
     for start in range(0, len(rows), batch_size):
         indices = np.minimum(np.arange(start, start + batch_size), len(rows) - 1)
         width = widths[int(np.searchsorted(widths, max(rows[i].length for i in indices)))]
-        batch = _collate(rows, indices[mine], width)
-        batch["row_mask"] = (np.arange(start, start + batch_size) < len(rows)).astype(np.float32)[mine]
+        batch = _collate(rows, indices[positions], width)
+        batch["row_mask"] = (np.arange(start, start + batch_size) < len(rows)).astype(np.float32)[positions]
         if "loss_mask" in batch:
             mask = batch["loss_mask"]
             batch["loss_mask"] = mask * batch["row_mask"].reshape(-1, *[1] * (mask.ndim - 1))
@@ -281,47 +284,43 @@ def eval_batches(
 
 def sft_batches(
     examples: Sequence[SftExample], tokenizer: Tokenizer, *, batch_size: int, max_length: int, seed: int, packing: bool,
-    buckets: Sequence[int] = (), epochs: int | None = None, too_long: str = "drop", host_index: int = 0,
-    host_count: int = 1,
+    buckets: Sequence[int] = (), epochs: int | None = None, too_long: str = "drop",
+    mine: Sequence[int] | None = None,
 ) -> Batches:  # fmt: skip
     """tokens, segment_ids (0 = padding), positions (B, T) int32; loss_mask (B, T) float32, 1 on tokens to predict."""
     encoded = encode_sft(examples, tokenizer, max_length, too_long)
     rows = sft_rows(encoded, max_length, tokenizer.pad_id, packing=packing, seed=seed)
-    return train_batches(rows, batch_size=batch_size, seed=seed, buckets=buckets, epochs=epochs,
-                         host_index=host_index, host_count=host_count)  # fmt: skip
+    return train_batches(rows, batch_size=batch_size, seed=seed, buckets=buckets, epochs=epochs, mine=mine)
 
 
 def pair_batches(
     pairs: Sequence[PreferencePair], tokenizer: Tokenizer, *, batch_size: int, max_length: int, seed: int,
-    buckets: Sequence[int] = (), epochs: int | None = None, too_long: str = "drop", host_index: int = 0,
-    host_count: int = 1,
+    buckets: Sequence[int] = (), epochs: int | None = None, too_long: str = "drop",
+    mine: Sequence[int] | None = None,
 ) -> Batches:  # fmt: skip
     """tokens, segment_ids, positions (B, 2, T) int32, chosen first; margin (B,) float32."""
     rows, _ = pair_rows(pairs, tokenizer, max_length, too_long)
-    return train_batches(rows, batch_size=batch_size, seed=seed, buckets=buckets, epochs=epochs,
-                         host_index=host_index, host_count=host_count)  # fmt: skip
+    return train_batches(rows, batch_size=batch_size, seed=seed, buckets=buckets, epochs=epochs, mine=mine)
 
 
 def labelled_batches(
     items: Sequence[LabelledResponse], tokenizer: Tokenizer, *, batch_size: int, max_length: int, seed: int,
-    buckets: Sequence[int] = (), epochs: int | None = None, too_long: str = "drop", host_index: int = 0,
-    host_count: int = 1,
+    buckets: Sequence[int] = (), epochs: int | None = None, too_long: str = "drop",
+    mine: Sequence[int] | None = None,
 ) -> Batches:  # fmt: skip
     """tokens, segment_ids, positions (B, T) int32; label (B,) float32."""
     rows, _ = labelled_rows(items, tokenizer, max_length, too_long)
-    return train_batches(rows, batch_size=batch_size, seed=seed, buckets=buckets, epochs=epochs,
-                         host_index=host_index, host_count=host_count)  # fmt: skip
+    return train_batches(rows, batch_size=batch_size, seed=seed, buckets=buckets, epochs=epochs, mine=mine)
 
 
 def prompt_batches(
     records: Sequence[Prompt], tokenizer: Tokenizer, *, batch_size: int, max_length: int, seed: int,
-    buckets: Sequence[int] = (), epochs: int | None = None, too_long: str = "drop", host_index: int = 0,
-    host_count: int = 1,
+    buckets: Sequence[int] = (), epochs: int | None = None, too_long: str = "drop",
+    mine: Sequence[int] | None = None,
 ) -> Batches:  # fmt: skip
     """Left-padded tokens, segment_ids (P, Tp) int32; row (P,) int64, the index into `records`."""
     rows, _ = prompt_rows(records, tokenizer, max_length, too_long)
-    return train_batches(rows, batch_size=batch_size, seed=seed, buckets=buckets, epochs=epochs,
-                         host_index=host_index, host_count=host_count)  # fmt: skip
+    return train_batches(rows, batch_size=batch_size, seed=seed, buckets=buckets, epochs=epochs, mine=mine)
 
 
 def prompt_eval_batches(records: Sequence[Prompt], tokenizer: Tokenizer, *, batch_size: int, max_length: int) -> Iterator[Batch]:

@@ -7,8 +7,6 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-import jax
-
 from rlaif_jax.config import DpoConfig, RewardConfig, SourceConfig
 from rlaif_jax.data import corpus, pipelines
 from rlaif_jax.data.audit import without_leaks
@@ -20,6 +18,7 @@ from rlaif_jax.feedback import embedded
 from rlaif_jax.feedback.curate import read_items
 from rlaif_jax.feedback.principles import read_rules
 from rlaif_jax.feedback.prompts import load_prompts
+from rlaif_jax.sharding import host_rows
 
 _TOKENIZER_ROWS = 4000  # of the transcripts: a tokenizer needs no more of them
 
@@ -224,10 +223,9 @@ class RunData:
         return list(unique.values())[: limit or None]
 
     def _batches(self, rows, held_rows, batch_size: int, seed: int):
-        train = pipelines.train_batches(
-            rows, batch_size=batch_size, seed=seed, host_index=jax.process_index(), host_count=jax.process_count()
-        )
-        return train, lambda: pipelines.eval_batches(held_rows, batch_size)
+        mine = host_rows(self._x.place, batch_size)
+        train = pipelines.train_batches(rows, batch_size=batch_size, seed=seed, mine=mine)
+        return train, lambda: pipelines.eval_batches(held_rows, batch_size, mine=mine)
 
     def _too_long(self, what: str, count: int, max_length: int) -> None:
         if count:

@@ -6,6 +6,7 @@ import dataclasses
 import json
 import platform
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,7 @@ from rlaif_jax.rewards.base import Exchange, RewardFn
 from rlaif_jax.run_models import RunModels
 from rlaif_jax.sampling.filters import traced
 from rlaif_jax.sampling.rollout import make_sampler
+from rlaif_jax.sharding import on_first
 from rlaif_jax.trainers.rollout import to_exchanges
 
 SYSTEMS = {
@@ -154,7 +156,11 @@ def load_systems(folder: Path, names: Sequence[str]) -> tuple[System, ...]:
 
 
 def run_report(x: Experiment) -> Mapping[str, Any]:
-    """Writes report.html, report.md and report.json and prints the comparison."""
+    """Writes report.html, report.md and report.json and prints the comparison; process 0 alone does."""
+    return on_first(partial(_report, x), "report")
+
+
+def _report(x: Experiment) -> Mapping[str, Any]:
     x.require("evaluate")
     systems = load_systems(x.folder("evaluate"), systems_of(x.cfg))
     trained = [s for s in ("sft", "feedback", "reward", "grader", "rl", "rl_judge") if x.is_done(s)]

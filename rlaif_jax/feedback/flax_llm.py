@@ -18,6 +18,7 @@ from rlaif_jax.models.model_config import ModelConfig
 from rlaif_jax.sampling.decode import decode
 from rlaif_jax.sampling.filters import SamplingConfig, traced
 from rlaif_jax.sampling.rollout import for_sampling
+from rlaif_jax.sharding.move import gather, shard
 from rlaif_jax.sharding.placement import Placement
 
 _WIDTHS = (32, 64, 96, 128, 192, 256, 512, 1024, 2048, 4096)  # of prompts; one compiled program each
@@ -26,6 +27,8 @@ _REPLIES = (16, 48, 128, 512, 2048)  # bounds on replies; the same
 
 class FlaxLLM:
     """An `LLM` from parameters. A reply depends on its request alone, not on what else is in the batch.
+
+    With several processes all of them make the same calls (see `shared.lead` for work that one of them does).
 
     Args:
       params, cfg, tokenizer: the model; its own chat template turns messages into tokens.
@@ -83,7 +86,7 @@ class FlaxLLM:
                 arrays = self._batch([encoded[i] for i in rows], width)
                 seeds = self._rows([requests[i].seed & 0xFFFFFFFF for i in rows])
                 texts = self._rows([zlib.crc32(np.array(encoded[i], np.int32).tobytes()) for i in rows])
-                decoded = jax.device_get(self._sample(self._params, *arrays, seeds, texts, sampling, max_tokens=bound))
+                decoded = gather(self._sample(self._params, *arrays, seeds, texts, sampling, max_tokens=bound))
                 for row, i in enumerate(rows):
                     arrived(i, self._reply(decoded, row, len(encoded[i]), requests[i].max_tokens))
         return replies
@@ -105,7 +108,7 @@ class FlaxLLM:
             for start in range(0, len(members), self._batch_size):
                 rows = members[start : start + self._batch_size]
                 arrays = self._batch([encoded[i] for i in rows], width)
-                found = jax.device_get(self._choose(self._params, *arrays, np.array(tokens, np.int32)))
+                found = gather(self._choose(self._params, *arrays, np.array(tokens, np.int32)))
                 out[rows] = found[: len(rows)]
                 for i in rows if on_row else ():
                     on_row(i, out[i].tolist())
@@ -121,8 +124,7 @@ class FlaxLLM:
         for row in range(self._batch_size):
             ids = encoded[row if row < len(encoded) else 0]
             tokens[row, width - len(ids) :], segments[row, width - len(ids) :] = ids, 1
-        rows = self._place.rows(self._batch_size)
-        return jax.device_put(tokens, rows), jax.device_put(segments, rows)
+        return shard((tokens, segments), self._place.rows(self._batch_size))
 
     def _rows(self, values: list[int]) -> np.ndarray:
         return np.array(values + [0] * (self._batch_size - len(values)), np.uint32)

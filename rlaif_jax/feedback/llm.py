@@ -106,6 +106,11 @@ def request_to_json(request: LLMRequest) -> dict[str, Any]:
     return dataclasses.asdict(request)
 
 
+def request_from_json(values: dict[str, Any]) -> LLMRequest:
+    """The request that `request_to_json` wrote."""
+    return LLMRequest(**{**values, "messages": tuple(Message(**m) for m in values["messages"])})
+
+
 def reply_to_json(reply: LLMReply) -> dict[str, Any]:
     """The reply as a JSON-able dict."""
     return dataclasses.asdict(reply)

@@ -12,6 +12,7 @@ from rlaif_jax.data.tokenizer import Tokenizer
 from rlaif_jax.models import heads, ops
 from rlaif_jax.models.model_config import ModelConfig
 from rlaif_jax.rewards.base import Exchange, RewardFn, RewardResult
+from rlaif_jax.sharding.move import gather, shard
 from rlaif_jax.sharding.placement import Placement
 
 
@@ -35,7 +36,10 @@ def encode_exchanges(exchanges: Sequence[Exchange], tokenizer: Tokenizer, max_le
 def make_reward_model(
     params: Any, cfg: ModelConfig, tokenizer: Tokenizer, max_length: int, place: Placement, batch_size: int
 ) -> RewardFn:
-    """The reward function of a scalar model; scores are computed `batch_size` rows at a time in one compiled shape."""
+    """The reward function of a scalar model; scores are computed `batch_size` rows at a time in one compiled shape.
+
+    With several processes all of them ask for the same exchanges; each scores the rows that its devices hold.
+    """
 
     @jax.jit
     def score(params, tokens, segment_ids):
@@ -49,8 +53,7 @@ def make_reward_model(
             count = len(piece[0])
             piece = [np.pad(a, ((0, batch_size - count), (0, 0))) for a in piece]
             rows = place.rows(batch_size)
-            out = score(params, *(jax.device_put(a, rows) for a in piece))
-            values.append(np.asarray(jax.device_get(out))[:count])
+            values.append(gather(score(params, *shard(piece, rows)))[:count])
         return RewardResult(np.concatenate(values), fits)
 
     return reward

@@ -14,6 +14,7 @@ from rlaif_jax.models import ops
 from rlaif_jax.models.model_config import ModelConfig
 from rlaif_jax.sampling.decode import Decoded, decode
 from rlaif_jax.sampling.filters import row_keys
+from rlaif_jax.sharding.move import shard
 from rlaif_jax.sharding.placement import Placement
 
 Sampler = Callable[..., Decoded]
@@ -33,6 +34,7 @@ def make_sampler(
 ) -> Sampler:
     """sampler(params, prompts (P, Tp), segment_ids, seed, step, sampling, first_row=0) -> Decoded with P * group rows.
 
+    Prompts are the whole batch, the same on every process.
     Seed, step, first_row (the place of the first of these rows in the whole batch) and sampling values are traced.
     """
 
@@ -48,7 +50,7 @@ def make_sampler(
 
     def sampler(params, prompts, segment_ids, seed, step, sampling, first_row=0):
         rows = place.rows(prompts.shape[0])
-        prompts, segment_ids = (jax.device_put(a, rows) for a in (prompts, segment_ids))
+        prompts, segment_ids = shard((prompts, segment_ids), rows)
         return jitted(params, prompts, segment_ids, np.uint32(seed), np.uint32(step), sampling, np.int32(first_row))
 
     sampler.compiled = jitted  # for tests that count compilations

@@ -1,17 +1,29 @@
-"""Mesh, rules and placement of parameter trees; usable alone by other JAX projects.
+"""Mesh, rules, placement and movement of parameter trees; usable alone by other JAX projects (see docs/sharding.md).
 
     mesh = make_mesh(MeshConfig(data=-1, fsdp=2, tensor=2))
     place = Placement(mesh)
     shardings = place.tree(logical_axes, abstract_params)
     params = jax.jit(init, out_shardings=shardings)(key)
+
+Importing sets no flag and starts nothing.
 """
 
-from rlaif_jax.sharding.mesh import MeshConfig, make_mesh
-from rlaif_jax.sharding.placement import Placement, constrain, global_batch
-from rlaif_jax.sharding.plan import bytes_per_device
-from rlaif_jax.sharding.rules import DEFAULT_RULES, Repair, Rules, spec_for
+from rlaif_jax.sharding.describe import Description, describe
+from rlaif_jax.sharding.distributed import Processes, init_distributed
+from rlaif_jax.sharding.hosts import all_values, barrier, broadcast, is_first, on_first
+from rlaif_jax.sharding.mesh import MeshConfig, abstract_mesh, make_mesh
+from rlaif_jax.sharding.move import gather, gather_each, reshard, shard
+from rlaif_jax.sharding.optimizer import optimizer_shardings
+from rlaif_jax.sharding.picture import draw
+from rlaif_jax.sharding.placement import Placement, constrain, global_batch, host_rows, local_rows, sharded_init
+from rlaif_jax.sharding.plan import Memory, bytes_per_device, estimate, sharded_bytes
+from rlaif_jax.sharding.rules import DEFAULT_RULES, RULE_SETS, Repair, Rules, spec_for
+from rlaif_jax.sharding.trees import Coverage, axes_by_pattern, axes_of, coverage, named_leaves
 
 __all__ = [
-    "DEFAULT_RULES", "MeshConfig", "Placement", "Repair", "Rules", "bytes_per_device", "constrain", "global_batch",
-    "make_mesh", "spec_for",
+    "DEFAULT_RULES", "RULE_SETS", "Coverage", "Description", "Memory", "MeshConfig", "Placement", "Processes", "Repair", "Rules",
+    "abstract_mesh", "all_values", "axes_by_pattern", "axes_of", "barrier", "broadcast", "bytes_per_device", "constrain",
+    "coverage", "describe", "draw", "estimate", "gather", "gather_each", "global_batch", "host_rows", "init_distributed",
+    "is_first", "local_rows", "make_mesh", "named_leaves", "on_first", "optimizer_shardings", "reshard", "shard", "sharded_bytes",
+    "sharded_init", "spec_for",
 ]  # fmt: skip

@@ -1,45 +1,157 @@
-"""The device mesh: data and fsdp split rows, fsdp also splits parameters, tensor splits heads and ffn."""
+"""The device mesh: data and fsdp split rows, fsdp also splits parameters, tensor splits heads and ffn.
+
+Across slow links (slices of TPUs joined by the data-centre network, DCN; hosts of GPUs) an axis has an outer part, which
+crosses the links, and an inner part, which stays inside one granule (slice or process):
+
+    data = dcn_data x (data inside a granule),   fsdp = dcn_fsdp x (fsdp inside a granule)
+"""
 
 from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import jax
-from jax.sharding import AxisType, Mesh
+import numpy as np
+from jax.experimental import mesh_utils
+from jax.sharding import AbstractMesh, AxisType, Mesh
 
 from rlaif_jax.errors import UserError
+from rlaif_jax.sharding.rules import RULE_SETS
 
 AXES = ("data", "fsdp", "tensor", "context")
 
 
 @dataclasses.dataclass(frozen=True)
 class MeshConfig:
-    """Sizes of the mesh axes; at most one may be -1, "all devices that are left". context is reserved (keep 1)."""
+    """Sizes of the mesh axes; at most one may be -1, "all devices that are left". context is reserved (keep 1).
+
+    Attributes:
+      dcn_data, dcn_fsdp: the parts of data and fsdp that cross granules; dcn_data -1 = all granules that dcn_fsdp leaves.
+      granule: what the slow links join: slice, process, or auto (slices where there are several, else processes where a
+        dcn size above 1 asks for them, else everything is one granule).
+      rules: the rule set of the parameters, a name in `RULE_SETS`.
+    """
 
     data: int = -1
     fsdp: int = 1
     tensor: int = 1
     context: int = 1
+    dcn_data: int = -1
+    dcn_fsdp: int = 1
+    granule: str = "auto"
+    rules: str = "default"
+
+    def __post_init__(self):
+        if self.granule not in ("auto", "slice", "process"):
+            raise UserError(f"mesh.granule is {self.granule!r}; expected auto, slice or process")
+        if self.rules not in RULE_SETS:
+            raise UserError(f"mesh.rules is {self.rules!r}; expected one of {', '.join(RULE_SETS)}")
 
     def sizes(self, devices: int) -> tuple[int, ...]:
         """Axis sizes for that many devices; a mesh that does not use them all is refused."""
-        sizes = [getattr(self, axis) for axis in AXES]
-        if any(s < 1 and s != -1 for s in sizes) or sizes.count(-1) > 1:
-            raise UserError(f"mesh {dict(zip(AXES, sizes, strict=True))}: sizes are >= 1, and at most one is -1")
         if self.context != 1:
             raise UserError("mesh.context is reserved and must be 1: sequences are not split yet")
-        fixed = math.prod(s for s in sizes if s != -1)
-        if -1 in sizes:
-            sizes[sizes.index(-1)] = max(devices // fixed, 1)
-        if math.prod(sizes) != devices:
-            raise UserError(f"mesh {dict(zip(AXES, sizes, strict=True))} needs {math.prod(sizes)} devices, but there are {devices}")
-        return tuple(sizes)
+        return tuple(fill_sizes({axis: getattr(self, axis) for axis in AXES}, devices).values())
+
+    @property
+    def dcn(self) -> dict[str, int]:
+        """The parts of the axes that cross granules, for `make_mesh`."""
+        return {"data": self.dcn_data, "fsdp": self.dcn_fsdp}
 
 
-def make_mesh(cfg: MeshConfig, devices: Sequence[jax.Device] | None = None) -> Mesh:
-    """The mesh over `devices` (default: all). Axes are Auto: the compiler places what the rules do not name."""
-    devices = jax.devices() if devices is None else devices
-    sizes = cfg.sizes(len(devices))
-    return jax.make_mesh(sizes, AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices)
+def fill_sizes(sizes: Mapping[str, int], devices: int) -> dict[str, int]:
+    """The sizes with a -1 replaced by "all devices that are left"; UserError unless they then use every device."""
+    sizes = dict(sizes)
+    open_axes = [axis for axis, size in sizes.items() if size == -1]
+    if any(s < 1 and s != -1 for s in sizes.values()) or len(open_axes) > 1:
+        raise UserError(f"mesh {sizes}: sizes are >= 1, and at most one is -1")
+    filled = dict(sizes)
+    for axis in open_axes:
+        filled[axis] = max(devices // math.prod(s for s in sizes.values() if s != -1), 1)
+    if math.prod(filled.values()) != devices:
+        raise UserError(f"mesh {filled} needs {math.prod(filled.values())} devices, but there are {devices}")
+    return filled
+
+
+def make_mesh(
+    cfg: MeshConfig | Mapping[str, int], devices: Sequence[Any] | None = None, *, dcn: Mapping[str, int] | None = None,
+    granule: str = "auto",
+) -> Mesh:  # fmt: skip
+    """The mesh over `devices` (default: all). Axes are Auto: the compiler places what the rules do not name.
+
+    `cfg` is a MeshConfig, or axis name -> size for axes of your own; then `dcn` gives the parts that cross granules
+    (default: the first axis crosses them all) and `granule` says what these are, as in MeshConfig.
+    """
+    devices = list(jax.devices() if devices is None else devices)
+    if isinstance(cfg, MeshConfig):
+        sizes, dcn, granule = dict(zip(AXES, cfg.sizes(len(devices)), strict=True)), cfg.dcn, cfg.granule
+    else:
+        sizes = fill_sizes(cfg, len(devices))
+        dcn = {next(iter(sizes)): -1} if dcn is None else dcn
+    groups = granules(devices, granule, wanted=any(s > 1 for s in dcn.values()))
+    types = (AxisType.Auto,) * len(sizes)
+    if len(groups) == 1:
+        return jax.make_mesh(tuple(sizes.values()), tuple(sizes), axis_types=types, devices=devices)
+    return Mesh(_hybrid(sizes, dcn_sizes(sizes, dcn, len(groups)), groups), tuple(sizes), axis_types=types)
+
+
+def abstract_mesh(cfg: MeshConfig | Mapping[str, int], devices: int) -> AbstractMesh:
+    """A mesh of that many devices that nobody needs to have: for specs, memory estimates and tables."""
+    wanted = {axis: getattr(cfg, axis) for axis in AXES} if isinstance(cfg, MeshConfig) else cfg
+    sizes = fill_sizes(wanted, devices)
+    return AbstractMesh(tuple(sizes.values()), tuple(sizes), axis_types=(AxisType.Auto,) * len(sizes))
+
+
+def granules(devices: Sequence[Any], granule: str = "auto", wanted: bool = False) -> list[list[Any]]:
+    """The devices grouped by slice or process, in order; "auto" takes slices if there are several, else processes if
+    `wanted`, else one group of all. UserError if the groups differ in size."""
+    by_slice = _grouped(devices, "slice_index")
+    if granule == "auto" and len(by_slice) == 1 and not wanted:
+        return [list(devices)]
+    slices = granule == "slice" or (granule == "auto" and len(by_slice) > 1)
+    groups = by_slice if slices else _grouped(devices, "process_index")
+    if len({len(g) for g in groups}) > 1:
+        raise UserError(f"the granules have {[len(g) for g in groups]} devices; a mesh needs as many in each")
+    return groups
+
+
+def _grouped(devices: Sequence[Any], attribute: str) -> list[list[Any]]:
+    groups: dict[int, list[Any]] = {}
+    for device in devices:  # CPU devices know no slice
+        groups.setdefault(getattr(device, attribute, 0) or 0, []).append(device)
+    return [groups[key] for key in sorted(groups)]
+
+
+def dcn_sizes(sizes: Mapping[str, int], dcn: Mapping[str, int], count: int) -> dict[str, int]:
+    """How often each axis crosses granules, for `count` of them; -1 in `dcn` is filled in. UserError where it can't be."""
+    outer = {axis: 1 for axis in sizes} | fill_dcn(dcn, count)
+    for axis, size in outer.items():
+        if axis not in sizes:
+            raise UserError(f"dcn names the axis {axis!r}; the mesh has {', '.join(sizes)}")
+        if sizes[axis] % size:
+            raise UserError(
+                f"mesh axis {axis} of size {sizes[axis]} does not divide over {size} granules (slices or hosts); "
+                f"set the dcn sizes (dcn_data, dcn_fsdp) so that their product is {count} and each divides its axis"
+            )
+    return outer
+
+
+def fill_dcn(dcn: Mapping[str, int], count: int) -> dict[str, int]:
+    """`dcn` with -1 filled in, so that the product is the number of granules."""
+    try:
+        return fill_sizes(dcn, count)
+    except UserError as error:
+        raise UserError(f"dcn sizes {dict(dcn)}: their product must be {count}, the number of granules") from error
+
+
+def _hybrid(sizes: Mapping[str, int], outer: Mapping[str, int], groups: list[list[Any]]) -> np.ndarray:
+    """Devices of every granule in its own best order, the granules as blocks of the whole."""
+    inner = tuple(size // outer[axis] for axis, size in sizes.items())
+    blocks = [mesh_utils.create_device_mesh(inner, g, allow_split_physical_axes=True) for g in groups]
+    stacked = np.stack(blocks).reshape(*outer.values(), *inner)
+    rank = len(sizes)
+    pairs = [axis for i in range(rank) for axis in (i, rank + i)]  # outer 0, inner 0, outer 1, ...
+    return stacked.transpose(pairs).reshape(tuple(sizes.values()))

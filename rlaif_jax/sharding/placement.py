@@ -1,32 +1,53 @@
-"""Where arrays live: a mesh and the rules, as one hashable value that functions take as an argument."""
+"""Where arrays live: a mesh and the rules, as one hashable value that functions take as an argument; and rows of batches.
+
+Each process feeds the rows that its devices hold, and reads them back:
+
+    positions = host_rows(place, batch_size)      # which rows of the global batch are this process's share
+    batch = global_batch({"x": rows[positions]}, place)
+    mine = local_rows(batch["x"])                 # the same rows, on the host again
+"""
 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 
-from rlaif_jax.sharding.rules import DEFAULT_RULES, Repair, Rules, spec_for
-
-
-def _is_axes(node: Any) -> bool:
-    return isinstance(node, tuple) and all(a is None or isinstance(a, str) for a in node)
+from rlaif_jax.errors import UserError
+from rlaif_jax.sharding.mesh import MeshConfig, make_mesh
+from rlaif_jax.sharding.rules import DEFAULT_RULES, RULE_SETS, Axes, Repair, Rules, spec_for
+from rlaif_jax.sharding.trees import leaf_name
 
 
 @dataclasses.dataclass(frozen=True)
 class Placement:
-    """A mesh with its rules. `rules` is a tuple of items, so that a Placement can be a static jit argument."""
+    """A mesh with its rules. `rules` is a tuple of items, so that a Placement can be a static jit argument.
 
-    mesh: Mesh
+    With an AbstractMesh it gives specs, tables and estimates for devices that are not there.
+    """
+
+    mesh: Mesh | AbstractMesh
     rule_items: tuple[tuple[str, tuple[str, ...]], ...] = tuple(DEFAULT_RULES.items())
+
+    @classmethod
+    def of(cls, mesh: Mesh | AbstractMesh, rules: str | Rules = "default") -> Placement:
+        """With a named rule set (see `RULE_SETS`) or rules of your own: logical axis -> tuple of mesh axes."""
+        table = RULE_SETS[rules] if isinstance(rules, str) else rules
+        return cls(mesh, tuple((k, (v,) if isinstance(v, str) else tuple(v)) for k, v in table.items()))
 
     @property
     def rules(self) -> Rules:
         """Logical axis -> mesh axes."""
         return dict(self.rule_items)
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """Mesh axis -> size."""
+        return dict(self.mesh.shape)
 
     def without(self, *mesh_axes: str) -> Placement:
         """The same placement of *parameters* with some mesh axes unused, e.g. weights gathered over fsdp to sample.
@@ -36,23 +57,30 @@ class Placement:
         kept = {k: v if k == "batch" else tuple(a for a in v if a not in mesh_axes) for k, v in self.rule_items}
         return dataclasses.replace(self, rule_items=tuple(kept.items()))
 
-    def array(self, axes: tuple[str | None, ...], shape: tuple[int, ...]) -> NamedSharding:
+    def local(self) -> Placement:
+        """The same rules over this process's own devices, all on the mesh's data axis: for work that it does alone."""
+        return dataclasses.replace(self, mesh=make_mesh(MeshConfig(), jax.local_devices()))
+
+    def array(self, axes: Axes, shape: tuple[int, ...]) -> NamedSharding:
         """Sharding of one array."""
-        return NamedSharding(self.mesh, spec_for(axes, shape, dict(self.mesh.shape), self.rules)[0])
+        return NamedSharding(self.mesh, spec_for(axes, shape, self.sizes, self.rules)[0])
 
     def tree(self, axes: Any, abstract: Any) -> Any:
         """Shardings for a tree of arrays (or ShapeDtypeStructs) from the tree of their logical axes."""
-        return jax.tree.map(lambda a, x: self.array(a, x.shape), axes, abstract, is_leaf=_is_axes)
+
+        def one(path, x, a):
+            return NamedSharding(self.mesh, spec_for(a, x.shape, self.sizes, self.rules, leaf_name(path))[0])
+
+        return jax.tree_util.tree_map_with_path(one, abstract, axes)
 
     def repairs(self, axes: Any, abstract: Any) -> list[Repair]:
-        """Every parameter dimension that stays whole because it does not divide."""
+        """Every parameter dimension that stays whole although the rules would split it."""
         found: list[Repair] = []
-        sizes = dict(self.mesh.shape)
 
-        def visit(path, a, x):
-            found.extend(spec_for(a, x.shape, sizes, self.rules, jax.tree_util.keystr(path))[1])
+        def visit(path, x, a):
+            found.extend(spec_for(a, x.shape, self.sizes, self.rules, leaf_name(path))[1])
 
-        jax.tree_util.tree_map_with_path(visit, axes, abstract, is_leaf=_is_axes)
+        jax.tree_util.tree_map_with_path(visit, abstract, axes)
         return found
 
     @property
@@ -67,19 +95,68 @@ class Placement:
     @property
     def row_shards(self) -> int:
         """Into how many parts a batch is split."""
-        return int(np.prod([self.mesh.shape[a] for a in self.rules["batch"]]))
+        return int(np.prod([self.sizes.get(a, 1) for a in self.rules["batch"]]))
 
 
-def constrain(x: jax.Array, axes: tuple[str | None, ...], place: Placement | None) -> jax.Array:
+def constrain(x: jax.Array, axes: Axes, place: Placement | None) -> jax.Array:
     """Asks the compiler to keep an intermediate array as the rules say; without a placement, nothing."""
     return x if place is None else jax.lax.with_sharding_constraint(x, place.array(axes, x.shape))
 
 
+def sharded_init(init: Callable[..., Any], axes: Any, place: Placement, *args: Any) -> Any:
+    """init(*args) with every array made where it lies: it is whole on no device and on no host.
+
+    `axes` is the tree of axes of what `init` returns, or a function of its abstract tree that gives it
+    (`axes_of`, or `functools.partial(axes_by_pattern, patterns)`).
+    """
+    abstract = jax.eval_shape(init, *args)
+    if not jax.tree.leaves(abstract):
+        raise UserError("sharded_init: the function returns no array")
+    found = axes(abstract) if callable(axes) else axes
+    return jax.jit(init, out_shardings=place.tree(found, abstract))(*args)
+
+
+def host_rows(place: Placement, count: int) -> np.ndarray:
+    """Positions (int64, ascending) of this process's rows in a batch of `count` rows.
+
+    They need not be contiguous, and several processes hold the same rows where the mesh splits no rows between them.
+    UserError if, with several processes, the count does not divide by the mesh's row shards.
+    """
+    if jax.process_count() > 1 and count % place.row_shards:
+        raise UserError(f"with several processes, a batch of {count} rows must be a multiple of the {place.row_shards} row shards")
+    indices = place.rows(count).addressable_devices_indices_map((count,)).values()
+    return np.unique(np.concatenate([np.arange(count)[index] for index in indices]))
+
+
 def global_batch(batch: Any, place: Placement) -> Any:
-    """Host-local NumPy rows (this process's share) -> global arrays split over the mesh's row axes."""
+    """Host-local NumPy rows (this process's share, see `host_rows`) -> global arrays split over the mesh's row axes."""
 
     def put(x):
         x = np.asarray(x)
-        return jax.make_array_from_process_local_data(place.rows(x.shape[0] * jax.process_count()), x)
+        if jax.process_count() == 1:
+            return jax.make_array_from_process_local_data(place.rows(x.shape[0]), x)
+        own = len(host_rows(place, place.row_shards))
+        if x.shape[0] % own:
+            raise UserError(f"this process holds {own} row shards, but its share of the batch is {x.shape[0]} rows")
+        count = x.shape[0] // own * place.row_shards
+        rows = host_rows(place, count)
+
+        def block(index):
+            return x[np.searchsorted(rows, np.arange(count)[index[0]])]
+
+        return jax.make_array_from_callback((count, *x.shape[1:]), place.rows(count), block)
 
     return jax.tree.map(put, batch)
+
+
+def local_rows(x: jax.Array) -> np.ndarray:
+    """This process's rows of a global array, in order: the inverse of `global_batch` for one array."""
+    spans = [np.arange(x.shape[0])[shard.index[0]] for shard in x.addressable_shards]
+    rows = np.unique(np.concatenate(spans))
+    out, filled = np.empty((len(rows), *x.shape[1:]), x.dtype), np.zeros((len(rows), *x.shape[1:]), bool)
+    for shard, span in zip(x.addressable_shards, spans, strict=True):
+        where = (slice(*np.searchsorted(rows, [span[0], span[-1] + 1])), *shard.index[1:])
+        out[where], filled[where] = np.asarray(shard.data), True
+    if not filled.all():
+        raise UserError("this process holds only parts of its rows: gather the array, or split its rows alone")
+    return out

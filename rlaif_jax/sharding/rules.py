@@ -1,4 +1,4 @@
-"""From logical axis names to mesh axes, with repair of what does not divide."""
+"""From logical axis names to mesh axes, with repair of what cannot be split."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import NamedTuple
 from jax.sharding import PartitionSpec
 
 Rules = Mapping[str, tuple[str, ...]]
+Axes = tuple[str | tuple[str, ...] | None, ...]  # one entry per dimension: a name, several, or None = whole
 
 DEFAULT_RULES: Rules = {
     "batch": ("data", "fsdp"),
@@ -22,37 +23,74 @@ DEFAULT_RULES: Rules = {
     "mlp": ("tensor",),
     "norm": (),
 }
+_WHOLE: Rules = {axis: () for axis in DEFAULT_RULES}
+
+# default: weights over fsdp and tensor. fsdp: every weight over both axes along its width, no tensor parallelism.
+# tensor: over tensor alone, whole over fsdp. replicated: pure data parallelism.
+RULE_SETS: Mapping[str, Rules] = {
+    "default": DEFAULT_RULES,
+    "fsdp": {**_WHOLE, "batch": ("data", "fsdp", "tensor"), "context": ("context",), "embed": ("fsdp", "tensor")},
+    "tensor": {**DEFAULT_RULES, "embed": ()},
+    "replicated": {**_WHOLE, "batch": ("data", "fsdp", "tensor"), "context": ("context",)},
+}
 
 
 class Repair(NamedTuple):
-    """A dimension that stays whole because the mesh axes do not divide it."""
+    """A dimension that stays whole although a rule would split it, and why."""
 
     name: str
     dimension: int
     size: int
     mesh_axes: tuple[str, ...]
+    reason: str = ""
 
     def __str__(self) -> str:
-        return f"{self.name}: dimension {self.dimension} of size {self.size} does not divide by {self.mesh_axes}; whole"
+        reason = self.reason or f"does not divide by {self.mesh_axes}"
+        return f"{self.name}: dimension {self.dimension} of size {self.size} {reason}; whole"
 
 
 def spec_for(
-    axes: tuple[str | None, ...], shape: tuple[int, ...], mesh_sizes: Mapping[str, int], rules: Rules, name: str = ""
+    axes: Axes, shape: tuple[int, ...], mesh_sizes: Mapping[str, int], rules: Rules, name: str = ""
 ) -> tuple[PartitionSpec, tuple[Repair, ...]]:
     """The PartitionSpec of one array and what had to be repaired.
 
-    JAX raises in `device_put` and silently replicates in a constraint where sizes do not divide; here both are the
-    same decision, and it is reported. Errors: an axis name that no rule names (KeyError with the known names).
+    An entry of `axes` is a logical axis (a name in `rules`), a mesh axis itself, a tuple of either, or None. JAX raises in
+    `device_put` and silently replicates in a constraint where sizes do not divide, and refuses a mesh axis that is used
+    twice; here each is one decision, and it is reported. Errors: a name that is neither (KeyError with the known names);
+    as many axes as dimensions are needed (ValueError).
     """
-    parts, repairs = [], []
+    if len(axes) != len(shape):
+        raise ValueError(f"{name}: {len(axes)} axes {axes} for an array of shape {tuple(shape)}")
+    parts, repairs, used = [], [], set()
     for dimension, (axis, size) in enumerate(zip(axes, shape, strict=True)):
-        if axis is not None and axis not in rules:
-            raise KeyError(f"{name}: no rule for logical axis {axis!r}; known: {', '.join(rules)}")
-        mesh_axes = tuple(a for a in (rules[axis] if axis else ()) if mesh_sizes.get(a, 1) > 1)
-        if size % math.prod(mesh_sizes[a] for a in mesh_axes):
+        wanted = _mesh_axes(axis, mesh_sizes, rules, name)
+        mesh_axes = tuple(a for a in wanted if mesh_sizes.get(a, 1) > 1)
+        if taken := used.intersection(mesh_axes):
+            repairs.append(Repair(name, dimension, size, mesh_axes, f"cannot use {', '.join(sorted(taken))} a second time"))
+            mesh_axes = ()
+        elif size % math.prod(mesh_sizes[a] for a in mesh_axes):
             repairs.append(Repair(name, dimension, size, mesh_axes))
             mesh_axes = ()
+        used.update(mesh_axes)
         parts.append(mesh_axes if len(mesh_axes) > 1 else (mesh_axes[0] if mesh_axes else None))
     while parts and parts[-1] is None:
         parts.pop()
     return PartitionSpec(*parts), tuple(repairs)
+
+
+def _mesh_axes(axis, mesh_sizes: Mapping[str, int], rules: Rules, name: str) -> tuple[str, ...]:
+    if axis is None:
+        return ()
+    if isinstance(axis, tuple):
+        return tuple(a for part in axis for a in _mesh_axes(part, mesh_sizes, rules, name))
+    if axis in rules:
+        return tuple(rules[axis])
+    if axis in mesh_sizes:
+        return (axis,)
+    raise KeyError(f"{name}: no rule for logical axis {axis!r}; known: {', '.join([*rules, *mesh_sizes])}")
+
+
+def split_axes(spec: PartitionSpec, rank: int) -> list[tuple[str, ...]]:
+    """The mesh axes of each of `rank` dimensions of a PartitionSpec."""
+    parts = [() if p is None else (p,) if isinstance(p, str) else tuple(p) for p in spec]
+    return parts + [()] * (rank - len(parts))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import math
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -16,7 +17,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from rlaif_jax.checkpoint import Checkpoints, abstract_like
 from rlaif_jax.config import TrainConfig
+from rlaif_jax.errors import Preempted
 from rlaif_jax.metrics import MetricsWriter
+from rlaif_jax.trainers.preemption import preemption_notice
 from rlaif_jax.trainers.update import TrainState
 
 
@@ -52,13 +55,14 @@ def fit(
     """Runs the steps that are left, from the newest checkpoint or from `state`, and saves the last one.
 
     A run that was killed anywhere and started again ends with the same parameters, bit for bit: the checkpoint holds
-    parameters, optimiser, step and data position, and every random key comes from (seed, step, row).
+    parameters, optimiser, step and data position, and every random key comes from (seed, step, row). Told to stop, it
+    saves after the step at hand and raises Preempted. With several processes all of them call it alike.
     """
     checkpoints = Checkpoints(stage.folder / "checkpoints", stage.train.keep_last)
     state, start = _resume(checkpoints, state, shardings, batches)
     writer = MetricsWriter(stage.folder, start, stage.wandb_project, stage.name)
-    window = _Window()
-    with _progress(stage, start) as advance:
+    window, saved = _Window(), start
+    with _progress(stage, start) as advance, preemption_notice() as told:
         for step in range(start + 1, stage.train.steps + 1):
             state, metrics = step_fn(state, next(batches), step)
             window.add(metrics)
@@ -71,7 +75,14 @@ def fit(
                 results = evaluate(state) if evaluate else {}
                 if results:
                     writer.write(step, {f"eval/{k}": v for k, v in results.items()})
-                _save(checkpoints, stage, state, batches, step, results)
+                _save(checkpoints, stage, state, batches, step, stage.score(results), results)
+                saved = step
+            if told():
+                if saved != step:  # without an evaluation, hence never the best
+                    _save(checkpoints, stage, state, batches, step, -math.inf, {})
+                checkpoints.close()
+                writer.close()
+                raise Preempted(f"{stage.name} was told to stop and is saved at step {step} of {stage.train.steps}")
     checkpoints.close()
     writer.close()
     return state
@@ -94,9 +105,9 @@ def _rest(state: TrainState) -> dict[str, Any]:
     return {name: value for name, value in fields.items() if value is not None}
 
 
-def _save(checkpoints, stage, state, batches, step, results) -> None:
+def _save(checkpoints, stage, state, batches, step, score, results) -> None:
     meta = {"data": batches.get_state(), "step": step, "metrics": results}
-    checkpoints.save(step, state.params, _rest(state), meta, stage.score(results))
+    checkpoints.save(step, state.params, _rest(state), meta, score)
 
 
 class _Window:

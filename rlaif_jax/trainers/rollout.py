@@ -18,14 +18,18 @@ from rlaif_jax.rewards.base import Exchange, RewardFn, RewardResult, checked
 from rlaif_jax.sampling.decode import Decoded
 from rlaif_jax.sampling.filters import SamplingParams
 from rlaif_jax.sampling.rollout import Sampler
+from rlaif_jax.sharding.move import gather
 from rlaif_jax.trainers.settings import RlConfig
 
 
 def to_exchanges(
     decoded: Decoded, prompts: Sequence[Prompt], group: int, tokenizer: Tokenizer
 ) -> tuple[list[Exchange], Decoded]:
-    """Texts of a rollout (and the rollout on the host); prompt i owns rows i * group to (i + 1) * group - 1."""
-    host = jax.device_get(decoded)
+    """Texts of a rollout (and the rollout on the host); prompt i owns rows i * group to (i + 1) * group - 1.
+
+    Every process gets all of them: tokens are small, and then all processes go on alike.
+    """
+    host = gather(decoded)
     lengths = host.mask.sum(axis=1).astype(int)
     return [
         Exchange(p.prompt, tokenizer.decode(host.tokens[row, : lengths[row]].tolist()), bool(host.finished[row]), p.system)
@@ -59,12 +63,21 @@ class Rollout:
 RolloutFn = Callable[..., Rollout]
 
 
+def _later(judge: ThreadPoolExecutor | None, reward: RewardFn, texts: list[Exchange]) -> Future[RewardResult]:
+    """The reward, worked on in a thread; without one at once: several processes must give their devices work in one order."""
+    if judge is not None:
+        return judge.submit(reward, texts)
+    done: Future[RewardResult] = Future()
+    done.set_result(reward(texts))
+    return done
+
+
 def make_rollout(
     sampler: Sampler, reward: RewardFn, records: Sequence[Prompt], tokenizer: Tokenizer, sampling: SamplingParams,
     rl: RlConfig, seed: int,
 ) -> RolloutFn:  # fmt: skip
     """rollout(params, prompts, step, first_row=0); a chunk's reward is worked on in a thread while the next is sampled."""
-    judge = ThreadPoolExecutor(1, "reward")
+    judge = ThreadPoolExecutor(1, "reward") if jax.process_count() == 1 else None
     join = jax.jit(lambda parts: jax.tree.map(lambda *x: jnp.concatenate(x), *parts))
     group, size = rl.group, rl.train.batch_size // rl.rollout_chunks
 
@@ -77,7 +90,7 @@ def make_rollout(
                 first_row + start * group,
             )  # fmt: skip
             texts, _ = to_exchanges(decoded, [records[int(r)] for r in prompts["row"][rows]], group, tokenizer)
-            rewards.append(judge.submit(reward, texts))
+            rewards.append(_later(judge, reward, texts))
             parts.append(decoded)
             exchanges += texts
         return Rollout(prompts, parts[0] if len(parts) == 1 else join(parts), exchanges, rewards)

@@ -12,6 +12,8 @@ import numpy as np
 import optax
 
 from rlaif_jax.metrics import Mean, Metrics, empty, merge
+from rlaif_jax.sharding.move import shard
+from rlaif_jax.sharding.optimizer import optimizer_shardings
 from rlaif_jax.sharding.placement import Placement
 
 LossFn = Callable[[Any, dict], tuple[Mean, Metrics]]
@@ -47,6 +49,7 @@ def state_of(
         return TrainState(params=params, opt_state=optimizer.init(params), step=jnp.int32(0), skipped=jnp.int32(0))
 
     shardings = state_shardings(jax.eval_shape(build, params), axes, place)
+    params = shard(params, shardings.params)  # what lies elsewhere (a fresh head) could not be donated
     opt_state = jax.jit(optimizer.init, out_shardings=shardings.opt_state)(params)
     scalars = jax.device_put({"step": np.int32(0), "skipped": np.int32(0)}, place.replicated)
     return TrainState(params=params, opt_state=opt_state, **scalars), shardings
@@ -55,19 +58,8 @@ def state_of(
 def state_shardings(abstract: TrainState, axes: Any, place: Placement) -> TrainState:
     """Shardings of a state: optimiser moments lie where their parameters do, scalars everywhere."""
     params = place.tree(axes, abstract.params)
-    opt_state = _opt_shardings(abstract, params, place)
+    opt_state = optimizer_shardings(abstract.opt_state, abstract.params, params)
     return TrainState(params=params, opt_state=opt_state, step=place.replicated, skipped=place.replicated)
-
-
-def _opt_shardings(abstract: TrainState, params: Any, place: Placement) -> Any:
-    structure = jax.tree.structure(abstract.params)
-
-    def like_params(node):
-        return jax.tree.structure(node) == structure
-
-    return jax.tree.map(
-        lambda node: params if like_params(node) else place.replicated, abstract.opt_state, is_leaf=like_params
-    )
 
 
 def _accumulate(loss_fn: LossFn, params: Any, batch: dict, accumulation: int) -> tuple[Any, Mean, Metrics]:

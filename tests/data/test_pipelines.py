@@ -228,13 +228,13 @@ def test_buckets_bound_the_shapes(tokenizer):
 @pytest.mark.parametrize("name", NAMES)
 def test_hosts_share_the_global_batch(tokenizer, name):
     whole = makers(tokenizer, buckets=(16, 24))[name]()
-    parts = [makers(tokenizer, buckets=(16, 24), host_index=i, host_count=2)[name]() for i in (0, 1)]
+    parts = [makers(tokenizer, buckets=(16, 24), mine=mine)[name]() for mine in ([0, 3], [1, 2])]  # as a mesh may have it
     for _ in range(15):
         expected, shares = next(whole), [next(p) for p in parts]
-        assert_same({k: np.concatenate([s[k] for s in shares]) for k in expected}, expected)
+        assert_same({k: np.concatenate([s[k] for s in shares])[[0, 2, 3, 1]] for k in expected}, expected)
     assert parts[0].get_state() == parts[1].get_state() == whole.get_state()
-    with pytest.raises(UserError, match="multiple of the 3 hosts, found 4"):
-        makers(tokenizer, host_count=3)[name]()
+    with pytest.raises(UserError, match=r"positions in a batch of 4 rows, found \[4\]"):
+        makers(tokenizer, mine=[4])[name]()
 
 
 def test_evaluation_keeps_every_row(tokenizer):
@@ -253,7 +253,7 @@ def test_filled_rows_weigh_nothing_in_sft_evaluation(tokenizer):
     total = sum(len(tokenizer.encode_response(e.response)) for e in EXAMPLES)
     for size in (1, 8, 64):
         assert sum(b["loss_mask"].sum() for b in pipelines.eval_batches(rows, size)) == total
-    halves = [list(pipelines.eval_batches(rows, 8, buckets=(16, 24), host_index=i, host_count=2)) for i in (0, 1)]
+    halves = [list(pipelines.eval_batches(rows, 8, buckets=(16, 24), mine=mine)) for mine in (range(4), range(4, 8))]
     whole = list(pipelines.eval_batches(rows, 8, buckets=(16, 24)))
     assert {b["tokens"].shape[1] for b in whole} <= {16, 24, 64} and len(whole) == 6
     for a, b, both in zip(*halves, whole, strict=True):

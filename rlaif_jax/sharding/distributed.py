@@ -1,0 +1,83 @@
+"""One call that makes several processes one program: on Cloud TPU, on hosts with GPUs, or on this machine alone.
+
+    init_distributed()        # before anything else touches a device; with one process it does nothing
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.util
+import os
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from rlaif_jax.errors import UserError
+
+VARIABLES = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
+_SLURM = ("SLURM_JOB_ID", "SLURM_STEP_NODELIST", "SLURM_NTASKS", "SLURM_PROCID", "SLURM_LOCALID")
+
+
+@dataclasses.dataclass(frozen=True)
+class Processes:
+    """Which process this is, of how many, and what said so: "one", "variables", "slurm" or "tpu"."""
+
+    index: int
+    count: int
+    source: str
+
+
+def init_distributed(timeout: int = 300, env: Mapping[str, str] | None = None) -> Processes:
+    """Joins the processes of this program, as the environment says; see `settings`. Waits `timeout` seconds for the others.
+
+    Several processes on CPU devices talk through gloo. UserError for variables that make no sense.
+    """
+    env = os.environ if env is None else env
+    source, found = settings(env, on_tpu_host())
+    if source == "one":
+        return Processes(0, 1, source)
+    jax.config.update("jax_cpu_collectives_implementation", "gloo")
+    jax.distributed.initialize(**found, initialization_timeout=timeout)
+    return Processes(jax.process_index(), jax.process_count(), source)
+
+
+def settings(env: Mapping[str, str], tpu: bool) -> tuple[str, dict[str, Any]]:
+    """(source, arguments of jax.distributed.initialize), the first of these that applies:
+
+    * "variables": JAX_COORDINATOR_ADDRESS (host:port of process 0), JAX_NUM_PROCESSES, JAX_PROCESS_ID.
+    * "slurm": inside `srun` with more than one task. With one task on each node it takes all of the node's GPUs
+      (SLURM_GPUS_ON_NODE); with several, one each, as JAX does.
+    * "tpu": on a Cloud TPU host; JAX asks the metadata server (or GKE's variables) for the rest, slices included.
+    * "one": none of them.
+    """
+    if VARIABLES[0] in env:
+        return _from_variables(env)
+    if all(name in env for name in _SLURM) and int(env["SLURM_NTASKS"]) > 1:
+        tasks = re.match(r"\d+", env.get("SLURM_STEP_TASKS_PER_NODE", env.get("SLURM_NTASKS_PER_NODE", "")))
+        gpus = int(env.get("SLURM_GPUS_ON_NODE", 0))
+        own = {"local_device_ids": list(range(gpus))} if tasks and int(tasks.group()) == 1 and gpus else {}
+        return "slurm", {"cluster_detection_method": "slurm", **own}
+    return ("tpu", {}) if tpu else ("one", {})
+
+
+def _from_variables(env: Mapping[str, str]) -> tuple[str, dict[str, Any]]:
+    missing = [name for name in VARIABLES if name not in env]
+    if missing:
+        raise UserError(f"{VARIABLES[0]} is set, but {', '.join(missing)} is not; all three are needed")
+    address, count, index = (env[name] for name in VARIABLES)
+    if not (count.isdigit() and index.isdigit() and 0 <= int(index) < int(count)):
+        raise UserError(f"JAX_NUM_PROCESSES={count} and JAX_PROCESS_ID={index}: expected a count, and a number below it")
+    if ":" not in address:
+        raise UserError(f"JAX_COORDINATOR_ADDRESS={address}: expected host:port of process 0")
+    if int(count) == 1:
+        return "one", {}
+    return "variables", {"coordinator_address": address, "num_processes": int(count), "process_id": int(index)}
+
+
+def on_tpu_host() -> bool:
+    """Whether this machine has TPU chips and their library (looked for in /dev: asking JAX would start the backend)."""
+    chips = [*Path("/dev").glob("accel[0-9]*"), *Path("/dev/vfio").glob("[0-9]*")]
+    return bool(chips) and importlib.util.find_spec("libtpu") is not None

@@ -1,0 +1,102 @@
+"""Several processes as one program: values and barriers between them (rows of batches: see `placement`).
+
+Values go through JAX's coordination service and not over the devices, so they may be waited for as long as it takes, in
+any thread, while the devices work. Every process makes the same calls in the same order (per `name`). With one process,
+all of this does nothing.
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import jax
+
+from rlaif_jax.errors import UserError
+
+T = TypeVar("T")
+_DAY = 24 * 3600.0
+_PART = 2**20  # characters of one entry in the service
+_calls: dict[str, int] = {}  # how often each name was used: the service wants every key to be new
+_lock = threading.Lock()
+
+
+def is_first() -> bool:
+    """Whether this is process 0, the one that writes files and talks to the user."""
+    return jax.process_index() == 0
+
+
+def barrier(name: str = "barrier", timeout: float = _DAY) -> None:
+    """Returns when every process is here; RuntimeError after `timeout` seconds."""
+    if jax.process_count() > 1:
+        _service().wait_at_barrier(_key(name), int(timeout * 1000))
+
+
+def broadcast(value: Any, name: str = "value", timeout: float = _DAY) -> Any:
+    """Process 0's value (anything that JSON can hold), on every process."""
+    if jax.process_count() == 1:
+        return value
+    service, key = _service(), _key(name)
+    if is_first():
+        text = json.dumps(value)
+        parts = [text[at : at + _PART] for at in range(0, len(text), _PART)]
+        for number, part in enumerate(parts):
+            service.key_value_set(f"{key}/{number}", part)
+        service.key_value_set(f"{key}/parts", str(len(parts)))
+    wait = int(timeout * 1000)
+    count = int(service.blocking_key_value_get(f"{key}/parts", wait))
+    text = "".join(service.blocking_key_value_get(f"{key}/{i}", wait) for i in range(count))
+    service.wait_at_barrier(f"{key}/read", wait)
+    if is_first():
+        service.key_value_delete(f"{key}/")
+    return json.loads(text)
+
+
+def all_values(value: Any, name: str = "values", timeout: float = _DAY) -> list[Any]:
+    """Every process's value (anything that JSON can hold), in the order of the processes, on every process."""
+    if jax.process_count() == 1:
+        return [value]
+    service, key, wait = _service(), _key(name), int(timeout * 1000)
+    service.key_value_set(f"{key}/{jax.process_index()}", json.dumps(value))
+    found = [json.loads(service.blocking_key_value_get(f"{key}/{i}", wait)) for i in range(jax.process_count())]
+    service.wait_at_barrier(f"{key}/read", wait)
+    if is_first():
+        service.key_value_delete(f"{key}/")
+    return found
+
+
+def on_first(work: Callable[[], T], name: str = "work") -> T:
+    """work() on process 0 alone; its value (anything that JSON can hold) or its UserError on every process.
+
+    The others wait, without a limit that matters. Any other error of process 0 is a RuntimeError on them.
+    """
+    if jax.process_count() == 1:
+        return work()
+    if not is_first():
+        found = broadcast(None, name)
+        if "error" in found:
+            raise (UserError if found["mine"] else RuntimeError)(found["error"])
+        return found["value"]
+    try:
+        value = work()
+    except BaseException as error:
+        user = isinstance(error, UserError)
+        broadcast({"error": str(error) if user else f"process 0 failed: {error!r}", "mine": user}, name)
+        raise
+    return broadcast({"value": value}, name)["value"]
+
+
+def _key(name: str) -> str:
+    with _lock:
+        _calls[name] = _calls.get(name, 0) + 1
+        return f"rlaif/{name}/{_calls[name]}"
+
+
+def _service() -> Any:
+    from jax._src import distributed  # JAX shows its coordination service under no public name (0.10 to 0.12)
+
+    if distributed.global_state.client is None:
+        raise UserError("several processes, but no coordination service: call rlaif_jax.sharding.init_distributed() first")
+    return distributed.global_state.client
