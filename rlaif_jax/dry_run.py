@@ -13,6 +13,7 @@ from rlaif_jax.config import RunConfig, TrainConfig
 from rlaif_jax.data.tokenizer import Tokenizer
 from rlaif_jax.models import heads, transformer
 from rlaif_jax.models.model_config import ModelConfig, parameter_count
+from rlaif_jax.pretrained import resolve
 from rlaif_jax.sharding import Placement, bytes_per_device, make_mesh
 
 
@@ -29,8 +30,9 @@ class StagePlan:
 
 def plan(cfg: RunConfig, place: Placement) -> list[StagePlan]:
     """What each stage will run. Memory: parameters, gradients, AdamW moments, other models held, logits, cache."""
-    tokens = Tokenizer.load(cfg.tokenizer.path).vocab_size if cfg.tokenizer.path else cfg.tokenizer.vocab_size
-    model = cfg.model.with_vocab(tokens)
+    source = cfg.tokenizer.path or cfg.model.init_from
+    tokens = Tokenizer.load(source).vocab_size if source else cfg.tokenizer.vocab_size
+    model = resolve(cfg.model).with_vocab(tokens)
     weights = _weight_bytes(model, place)
     rows = []
     for name in pipeline.stages(cfg):
