@@ -51,6 +51,7 @@ def _parser() -> argparse.ArgumentParser:
     plan.add_argument("--program", action="append", default=[], metavar="NAME", help="only this one of the table (repeatable)")
     plan.add_argument("--json", type=Path, default=None, metavar="FILE", help="write the rows there, for scripts")
     _add_launch(commands.add_parser("launch", help="start the processes of a run, and all of them again when one dies"))
+    _add_models(commands)
     generate = commands.add_parser("generate", help="answer prompts, or chat, with a checkpoint of a run")
     generate.add_argument("run", type=Path, metavar="RUN", help="the run's folder, for example runs/demo")
     generate.add_argument("--stage", choices=("base", "sft", "rl", "rl_judge"), default="rl", help="whose weights (default: rl)")
@@ -62,6 +63,24 @@ def _parser() -> argparse.ArgumentParser:
     generate.add_argument("--max-tokens", type=int, default=64, help="bound on an answer, in tokens (default: 64)")
     generate.add_argument("--seed", type=int, default=0)
     return parser
+
+
+def _add_models(commands: argparse._SubParsersAction) -> None:
+    text = "check a Hugging Face folder and write it as a sharded checkpoint, for a faster start on many devices"
+    imported = commands.add_parser("import", help=text, description=text)
+    imported.add_argument("folder", type=Path, metavar="FOLDER", help="a folder with config.json, safetensors and tokenizer")
+    imported.add_argument("--out", type=Path, required=True, help="the new folder; then --set model.init_from=OUT")
+    imported.add_argument("--dtype", choices=("float32", "bfloat16"), default="", help="of the weights (default: as stored)")
+    text = "write a model of a run as a Hugging Face folder, which transformers and vLLM load"
+    exported = commands.add_parser("export", help=text, description=text)
+    exported.add_argument("run", type=Path, metavar="RUN", help="the run's folder, for example runs/demo")
+    exported.add_argument(
+        "--stage", choices=("base", "sft", "feedback", "dpo", "rl", "rl_judge", "reward", "grader"), default="rl",
+        help="whose weights (default: rl); reward and grader become sequence classifiers with one label",
+    )  # fmt: skip
+    exported.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="the new folder")
+    exported.add_argument("--dtype", choices=("float32", "bfloat16"), default="", help="default: as the run's start, or float32")
+    exported.add_argument("--max-shard-size", default="5GB", metavar="SIZE", help="of one weight file (default: 5GB)")
 
 
 def _add_launch(parser: argparse.ArgumentParser) -> None:
@@ -126,6 +145,16 @@ def _dispatch(args: argparse.Namespace, console: Console) -> int:
         from rlaif_jax.generate import run_generate
 
         run_generate(args, console)
+        return 0
+    if args.command == "import":
+        from rlaif_jax.pretrained import run_import
+
+        run_import(args, console)
+        return 0
+    if args.command == "export":
+        from rlaif_jax.export import run_export
+
+        run_export(args, console)
         return 0
     if args.command == "judge" and args.action == "score":
         from rlaif_jax.judge_score import run_score

@@ -175,7 +175,8 @@ class RunConfig:
     """One experiment: tokenizer -> SFT -> [feedback model -> curated pairs ->] reward model [-> independent grader]
     [-> judge's principles] [-> DPO] -> RL against the reward model [and RL against the judge] -> evaluation.
 
-    What is None is left out. `rl_judge` None with a judge: the judge arm trains with the settings of `rl`.
+    What is None is left out; without SFT, the policy that later stages start from is `model.init_from` as it is.
+    `rl_judge` None with a judge: the judge arm trains with the settings of `rl`.
     """
 
     name: str = "run"
@@ -184,7 +185,7 @@ class RunConfig:
     tokenizer: TokenizerConfig = TokenizerConfig()
     model: ModelConfig = ModelConfig()
     mesh: MeshConfig = MeshConfig()
-    sft: SftConfig = SftConfig()
+    sft: SftConfig | None = SftConfig()
     reward: RewardConfig = RewardConfig()
     grader: RewardConfig | None = None
     feedback: FeedbackConfig | None = None
@@ -201,6 +202,10 @@ class RunConfig:
         for field in ("curate", "judge"):
             if getattr(self, field) is not None and self.feedback is None:
                 raise UserError(f"{field} is set, but feedback is not: nobody gives the feedback")
+        if self.sft is None and not self.model.init_from:
+            raise UserError("sft is None and model.init_from is empty: there is no policy to start from")
+        if self.tokenizer.path and self.model.init_from:
+            raise UserError("tokenizer.path is set beside model.init_from, whose tokenizer is used; leave it empty")
         embedded = self.feedback is not None and self.feedback.backend == "embedded"
         if embedded and self.judge is None:
             raise UserError("the embedded feedback model needs a judge section: it learns lists of at most game.limit rules")

@@ -15,6 +15,7 @@ from rlaif_jax.config import RunConfig, TrainConfig
 from rlaif_jax.data.tokenizer import Tokenizer
 from rlaif_jax.models import heads, transformer
 from rlaif_jax.models.model_config import ModelConfig, parameter_count
+from rlaif_jax.pretrained import resolve
 from rlaif_jax.sharding import MeshConfig, Placement, bytes_per_device, make_mesh
 from rlaif_jax.sharding.mesh import AXES
 
@@ -55,8 +56,9 @@ def plan(cfg: RunConfig, place: Placement) -> list[StagePlan]:
 
 def planned_model(cfg: RunConfig) -> ModelConfig:
     """The run's model with the vocabulary that its tokenizer has or will have."""
-    tokens = Tokenizer.load(cfg.tokenizer.path).vocab_size if cfg.tokenizer.path else cfg.tokenizer.vocab_size
-    return cfg.model.with_vocab(tokens)
+    source = cfg.tokenizer.path or cfg.model.init_from
+    tokens = Tokenizer.load(source).vocab_size if source else cfg.tokenizer.vocab_size
+    return resolve(cfg.model).with_vocab(tokens)
 
 
 _RL = ("rl", "rl_judge")

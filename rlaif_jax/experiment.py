@@ -44,9 +44,9 @@ class Experiment:
         return (self.folder(stage) / "done.json").exists()
 
     def require(self, *stages: str) -> None:
-        """An error that names the first of these stages that has not finished."""
+        """An error that names the first of these stages that has not finished; an SFT stage that is left out is none."""
         for stage in stages:
-            if not self.is_done(stage):
+            if not self.is_done(stage) and not (stage == "sft" and self.cfg.sft is None):
                 raise UserError(f"stage {stage!r} has not finished in {self.out}: run `rlaif run` there, or that stage")
 
     def mark_done(self, stage: str, began: float, facts: Mapping[str, Any]) -> None:
@@ -85,6 +85,15 @@ def _claim(cfg: RunConfig, out: Path) -> None:
         raise UserError(f"{out} is not empty and holds no run; choose another --out")
     else:
         write_json(saved, wanted)
+
+
+def open_run(folder: Path, console: Console) -> Experiment:
+    """An existing run, with the config that it was made with."""
+    saved = folder / "config.json"
+    if not saved.exists():
+        raise UserError(f"{folder} holds no run (no config.json there); expected the --out of `rlaif run`")
+    cfg = from_dict(RunConfig, json.loads(saved.read_text(encoding="utf-8")))
+    return open_experiment(cfg, folder, console)
 
 
 def _differences(a: Any, b: Any, path: str = "") -> list[str]:

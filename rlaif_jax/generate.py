@@ -3,30 +3,19 @@
 from __future__ import annotations
 
 import argparse
-import json
 import time
 
 from rich.console import Console
 
-from rlaif_jax.config import RunConfig, from_dict
 from rlaif_jax.data import pipelines
 from rlaif_jax.data.records import Prompt
 from rlaif_jax.errors import UserError
-from rlaif_jax.experiment import Experiment, open_experiment
+from rlaif_jax.experiment import Experiment, open_run
 from rlaif_jax.models import transformer
 from rlaif_jax.run_models import RunModels
 from rlaif_jax.sampling.filters import SamplingConfig, traced
 from rlaif_jax.sampling.rollout import make_sampler
 from rlaif_jax.trainers.rollout import to_exchanges
-
-
-def open_run(folder, console: Console) -> Experiment:
-    """An existing run, with the config that it was made with."""
-    saved = folder / "config.json"
-    if not saved.exists():
-        raise UserError(f"{folder} holds no run (no config.json there); expected the --out of `rlaif run`")
-    cfg = from_dict(RunConfig, json.loads(saved.read_text(encoding="utf-8")))
-    return open_experiment(cfg, folder, console)
 
 
 def run_generate(args: argparse.Namespace, console: Console) -> None:

@@ -13,8 +13,8 @@ from rich.progress import track
 from rlaif_jax.data.records import SftExample
 from rlaif_jax.data.sources import load
 from rlaif_jax.errors import UserError
+from rlaif_jax.experiment import open_run
 from rlaif_jax.feedback.principles import read_rules
-from rlaif_jax.generate import open_run
 from rlaif_jax.rewards.judge import judge_verdicts
 from rlaif_jax.run_models import RunModels
 

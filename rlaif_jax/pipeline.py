@@ -102,7 +102,7 @@ def run_feedback(x: Experiment) -> Mapping[str, Any]:
 
 
 def run_sft(x: Experiment) -> Mapping[str, Any]:
-    """Supervised fine-tuning from fresh weights."""
+    """Supervised fine-tuning from fresh weights, or from those of `model.init_from`."""
     x.require("tokenizer")
     data, models, cfg = RunData(x), RunModels(x), x.cfg.sft
     loss_fn = partial(sft.sft_loss, cfg=models.config, place=x.place)
@@ -160,6 +160,7 @@ ALL_STAGES: Mapping[str, StageFn] = {
 def stages(cfg: RunConfig) -> dict[str, StageFn]:
     """The stages that this config needs, in order."""
     needed = {
+        "sft": cfg.sft is not None,
         "feedback": cfg.feedback is not None and cfg.feedback.backend == "embedded",
         "curate": cfg.curate is not None,
         "grader": cfg.grader is not None,

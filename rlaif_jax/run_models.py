@@ -22,6 +22,7 @@ from rlaif_jax.feedback.shared import AsksOnFirst
 from rlaif_jax.metrics import read_metrics
 from rlaif_jax.models import heads, transformer
 from rlaif_jax.models.model_config import ModelConfig
+from rlaif_jax.pretrained import load_policy, resolve
 from rlaif_jax.rewards.base import RewardFn
 from rlaif_jax.rewards.judge import make_judge
 from rlaif_jax.rewards.reward_model import make_reward_model
@@ -40,15 +41,22 @@ class RunModels:
 
     @functools.cached_property
     def config(self) -> ModelConfig:
-        """The policy's shapes, with the vocabulary of the tokenizer."""
-        return self._x.cfg.model.with_vocab(self.tokenizer.vocab_size)
+        """The policy's shapes, those of `model.init_from` or with the vocabulary of the tokenizer."""
+        return resolve(self._x.cfg.model).with_vocab(self.tokenizer.vocab_size)
 
     def fresh_policy(self) -> Any:
         """Initial weights from the run's seed (to be called under jit)."""
         return transformer.init(self.config, jax.random.key(self._x.cfg.seed))
 
     def policy(self, stage: str) -> Any:
-        """Weights of "base" (as initialised), "sft", "feedback", "dpo", "rl" or "rl_judge", in their shardings."""
+        """Weights of "base" (as initialised), "sft", "feedback", "dpo", "rl" or "rl_judge", in their shardings.
+
+        Without an SFT stage "sft" is "base". Every call gives arrays of its own, which may be donated.
+        """
+        if stage == "sft" and self._x.cfg.sft is None:
+            stage = "base"
+        if stage == "base" and self._x.cfg.model.init_from:
+            return load_policy(self._x.cfg.model.init_from, self.config, self._x.place)
         axes = transformer.logical_axes(self.config)
         abstract = jax.eval_shape(self.fresh_policy)
         shardings = self._x.place.tree(axes, abstract)
@@ -81,7 +89,8 @@ class RunModels:
 
     def as_llm(self, stage: str, batch_size: int) -> FlaxLLM:
         """The policy of a stage as a language model for candidates and feedback."""
-        selected = f"{stage}@{self.selected(stage, self._train(stage))['step']}" if stage != "base" else stage
+        trained = stage != "base" and not (stage == "sft" and self._x.cfg.sft is None)
+        selected = f"{stage}@{self.selected(stage, self._train(stage))['step']}" if trained else "base"
         return FlaxLLM(
             self.policy(stage), self.config, self.tokenizer, self._x.place, name=f"{self._x.cfg.name}/{selected}",
             batch_size=batch_size,

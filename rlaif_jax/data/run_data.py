@@ -44,8 +44,8 @@ class RunData:
     def make_tokenizer(self) -> Tokenizer:
         """The tokenizer of the run, copied or trained into its folder."""
         folder, cfg = self._x.folder("tokenizer") / "tokenizer", self._x.cfg.tokenizer
-        if cfg.path:
-            tokenizer = Tokenizer.load(cfg.path)
+        if source := cfg.path or self._x.cfg.model.init_from:
+            tokenizer = Tokenizer.load(source)
             tokenizer.save(folder)
             return tokenizer
         texts = [t for r in self.records(SftExample, self._cfg.sft) for t in (r.prompt, r.response)]

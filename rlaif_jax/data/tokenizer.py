@@ -142,7 +142,10 @@ class Tokenizer:
 
     def _render(self, messages: list[dict[str, str]], generate: bool) -> str:
         try:
-            return self._backend.apply_chat_template(messages, tokenize=False, add_generation_prompt=generate)
+            # Qwen3's template would open a thinking block; templates that know no such switch ignore it.
+            return self._backend.apply_chat_template(
+                messages, tokenize=False, add_generation_prompt=generate, enable_thinking=False
+            )  # fmt: skip
         except TemplateError as error:
             roles = ", ".join(m["role"] for m in messages)
             raise UserError(f"tokenizer {self._name}: its chat template refuses the roles {roles}: {error}") from error

@@ -49,7 +49,8 @@ _PAIRS = 500  # held-out pairs that every grader scores
 
 def systems_of(cfg: RunConfig) -> list[str]:
     """The names of the systems that a run compares."""
-    return [name for name in SYSTEMS if name != "rl_judge" or cfg.judge is not None]
+    left_out = {"rl_judge": cfg.judge is None, "sft": cfg.sft is None}
+    return [name for name in SYSTEMS if not left_out.get(name, False)]
 
 
 def run_evaluate(x: Experiment) -> Mapping[str, Any]:
@@ -175,7 +176,7 @@ def _report(x: Experiment) -> Mapping[str, Any]:
     names = ", ".join(s.name for s in systems)
     report = Report(
         f"{x.cfg.name}: {names} on the same prompts", systems, curves, tuple(tables), _facts(x, trained), notes,
-        baseline_flags=flags,
+        baseline_flags=flags, reference=_reference(systems).name,
     )  # fmt: skip
     paths = write_report(x.folder("report"), report)
     x.console.print(console_table(systems))
@@ -197,10 +198,16 @@ def _judge_arm(systems: Sequence[System]) -> tuple[tuple[str, ...], tuple[Flag, 
     known = {s.name: s for s in systems}
     if "rl_judge" not in known:
         return (), ()
-    pair = known["sft"], known["rl_judge"]
+    pair = _reference(systems), known["rl_judge"]
     flags = hack_flags(*pair)
     named = tuple(dataclasses.replace(f, name=f"rl_judge: {f.name}") for f in flags)
     return (headline(systems, pair, flags),), named
+
+
+def _reference(systems: Sequence[System]) -> System:
+    """What RL started from: the SFT policy, or the base where there was no SFT."""
+    known = {s.name: s for s in systems}
+    return known.get("sft") or known["base"]
 
 
 def _curves(path: Path) -> tuple[Curve, ...]:

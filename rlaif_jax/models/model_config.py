@@ -1,4 +1,4 @@
-"""Shapes and numerics of one decoder (Qwen2/2.5, Qwen3, Llama 3), and named presets."""
+"""Shapes and numerics of one decoder (Qwen2/2.5, Qwen3, Llama 3, Mistral), and named presets."""
 
 from __future__ import annotations
 
@@ -8,11 +8,34 @@ from rlaif_jax.errors import UserError
 
 
 @dataclasses.dataclass(frozen=True)
+class RopeScaling:
+    """How rotary frequencies are stretched for long texts; see `ops.rope_frequencies`.
+
+    "linear" divides all by `factor`. "llama3" divides those whose wavelength exceeds original_positions /
+    low_freq_factor, keeps those below original_positions / high_freq_factor, and goes smoothly from one to the other.
+    """
+
+    type: str = "llama3"  # linear | llama3
+    factor: float = 8.0
+    low_freq_factor: float = 1.0
+    high_freq_factor: float = 4.0
+    original_positions: int = 8192
+
+    def __post_init__(self):
+        if self.type not in ("linear", "llama3"):
+            raise UserError(f"model.rope_scaling.type is {self.type!r}; expected linear or llama3")
+        if self.factor < 1 or not 0 < self.low_freq_factor < self.high_freq_factor or self.original_positions < 1:
+            raise UserError("model.rope_scaling: expected factor >= 1, 0 < low_freq_factor < high_freq_factor, positions >= 1")
+
+
+@dataclasses.dataclass(frozen=True)
 class ModelConfig:
     """A decoder with grouped-query attention, rotary positions, RMSNorm and SwiGLU.
 
-    Qwen2/2.5 sets `qkv_bias`, Qwen3 sets `qk_norm`, Llama 3 neither. `vocab_size` 0 means "as the tokenizer has,
-    rounded up to a multiple of 64". dtypes are names: parameters (master weights) and compute.
+    Qwen2/2.5 sets `qkv_bias`, Qwen3 sets `qk_norm`, Llama 3 and Mistral neither. `vocab_size` 0 means "as the tokenizer
+    has, rounded up to a multiple of 64". dtypes are names: parameters (master weights) and compute. `max_positions` is
+    told to whoever serves an exported model; nothing here depends on it. `init_from` names a Hugging Face folder (or an
+    imported one) whose shapes, weights and tokenizer the policy starts from; the fields from `param_dtype` on stay.
     """
 
     vocab_size: int = 0
@@ -27,11 +50,14 @@ class ModelConfig:
     qkv_bias: bool = False
     qk_norm: bool = False
     tied_embeddings: bool = True
+    rope_scaling: RopeScaling | None = None
+    max_positions: int = 32_768
     param_dtype: str = "float32"
     compute_dtype: str = "float32"
     remat: str = "none"  # none | full | dots (keep matmul outputs, recompute the rest)
     attention: str = "xla"  # xla | cudnn (GPU only; asked for by name)
     logit_chunk: int = 256  # tokens per row whose logits exist at one time
+    init_from: str = ""
 
     def __post_init__(self):
         if self.heads % self.kv_heads:
@@ -93,7 +119,7 @@ PRESETS: dict[str, ModelConfig] = {
     "qwen3-8b": _qwen3(4096, 12288, 36, 32, False),
     "llama3-8b": ModelConfig(
         vocab_size=128_256, width=4096, ffn=14336, layers=32, heads=32, kv_heads=8, head_dim=128, rope_theta=5e5,
-        norm_eps=1e-5, tied_embeddings=False, compute_dtype="bfloat16", remat="full", logit_chunk=128,
+        norm_eps=1e-5, tied_embeddings=False, max_positions=8192, compute_dtype="bfloat16", remat="full", logit_chunk=128,
     ),
 }  # fmt: skip
 

@@ -24,10 +24,27 @@ def rms_norm(x: jax.Array, scale: jax.Array, eps: float) -> jax.Array:
     return (normed * scale.astype(jnp.float32)).astype(x.dtype)
 
 
-def rope_angles(positions: jax.Array, head_dim: int, theta: float) -> tuple[jax.Array, jax.Array]:
-    """cos and sin, (B, T, 1, H/2) float32, of rotary positions (arXiv 2104.09864)."""
-    frequency = theta ** (-jnp.arange(0, head_dim, 2, dtype=jnp.float32) / head_dim)
-    angle = positions[..., None, None].astype(jnp.float32) * frequency
+def rope_frequencies(cfg: ModelConfig) -> jax.Array:
+    """(H/2,) float32 radians per position (arXiv 2104.09864), scaled as `cfg.rope_scaling` says.
+
+    "llama3" is the rule of Llama 3.1's reference code: low frequencies are divided by the factor, high ones kept, those
+    between interpolated by how many wavelengths fit into the original context.
+    """
+    frequency = cfg.rope_theta ** (-jnp.arange(0, cfg.head_dim, 2, dtype=jnp.float32) / cfg.head_dim)
+    scaling = cfg.rope_scaling
+    if scaling is None:
+        return frequency
+    if scaling.type == "linear":
+        return frequency / scaling.factor
+    turns = scaling.original_positions * frequency / (2 * jnp.pi)
+    kept = (turns - scaling.low_freq_factor) / (scaling.high_freq_factor - scaling.low_freq_factor)
+    kept = jnp.clip(kept, 0.0, 1.0)
+    return kept * frequency + (1 - kept) * frequency / scaling.factor
+
+
+def rope_angles(positions: jax.Array, cfg: ModelConfig) -> tuple[jax.Array, jax.Array]:
+    """cos and sin, (B, T, 1, H/2) float32, of rotary positions (B, T)."""
+    angle = positions[..., None, None].astype(jnp.float32) * rope_frequencies(cfg)
     return jnp.cos(angle), jnp.sin(angle)
 
 

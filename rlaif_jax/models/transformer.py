@@ -86,7 +86,7 @@ class _Transformer(nn.Module):
         weights = declare(self, top_table(cfg), cfg.param_dtype)
         x = weights["embed"].astype(cfg.compute_dtype)[tokens]
         x = constrain(x, _HIDDEN, self.place)
-        angles = ops.rope_angles(positions, cfg.head_dim, cfg.rope_theta)
+        angles = ops.rope_angles(positions, cfg)
         layers = nn.scan(
             _remat(cfg), variable_axes={"params": 0}, split_rngs={"params": True}, in_axes=(nn.broadcast, nn.broadcast),
             length=cfg.layers, metadata_params={nn.PARTITION_NAME: "layers"},

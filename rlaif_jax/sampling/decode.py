@@ -48,7 +48,7 @@ def unstack(params: dict, cfg: ModelConfig) -> tuple[ops.Weights, ...]:
 def _prefill(params, layers, cfg, tokens, segment_ids, place):
     """Last logits (P, V) and per-layer caches (P, Tp, K, H) of left-padded prompts."""
     x = params["embed"].astype(cfg.compute_dtype)[tokens]
-    angles = ops.rope_angles(ops.positions_of(segment_ids), cfg.head_dim, cfg.rope_theta)
+    angles = ops.rope_angles(ops.positions_of(segment_ids), cfg)
     mask = ops.causal_mask(segment_ids)
     caches = []
     for weights in layers:
@@ -68,7 +68,7 @@ def _last_logits(params, cfg, x):
 def _decode_step(params, layers, cfg, caches, token, position, slot, visible):
     """One token (B,) through all layers -> its logits (B, V) and the caches with the new slot written."""
     x = params["embed"].astype(cfg.compute_dtype)[token][:, None]
-    angles = ops.rope_angles(position[:, None], cfg.head_dim, cfg.rope_theta)
+    angles = ops.rope_angles(position[:, None], cfg)
     new_caches = []
     for weights, (k_cache, v_cache) in zip(layers, caches, strict=True):
 

@@ -1,0 +1,190 @@
+"""config.json of a Hugging Face folder <-> `ModelConfig`: Qwen2/2.5, Qwen3, Llama and Mistral."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rlaif_jax.errors import UserError
+from rlaif_jax.models.model_config import ModelConfig, RopeScaling
+
+_CLASSES = {"qwen2": "Qwen2", "qwen3": "Qwen3", "llama": "Llama", "mistral": "Mistral"}
+_HEADS = {"ForCausalLM": False, "ForSequenceClassification": True}
+_POSITIONS = {"qwen2": 32_768, "qwen3": 32_768, "llama": 2048, "mistral": 131_072}  # where config.json is silent
+_DTYPES = {"float32": "float32", "bfloat16": "bfloat16", "float16": "float32"}  # as stored -> exact in ours
+
+
+@dataclasses.dataclass(frozen=True)
+class HfConfig:
+    """What a config.json says: our config, whether it is a scalar model (one label), the stored dtype, and all of it."""
+
+    model: ModelConfig
+    scalar: bool
+    dtype: str
+    raw: Mapping[str, Any]
+
+
+def read_config(folder: str | Path) -> HfConfig:
+    """Reads FOLDER/config.json. UserError if it is missing, no JSON, or describes a model that is not supported."""
+    path = Path(folder) / "config.json"
+    if not path.exists():
+        raise UserError(f"{folder}: no config.json there; expected the folder of a Hugging Face model")
+    try:
+        raw = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(f"{path}: not JSON: {error}") from error
+    if not isinstance(raw, dict):
+        raise UserError(f"{path}: expected an object, found {type(raw).__name__}")
+    return from_hf(raw, str(path))
+
+
+def from_hf(raw: Mapping[str, Any], where: str = "config.json") -> HfConfig:
+    """The config of a checkpoint; `model.param_dtype` is one that holds the stored weights exactly.
+
+    Errors: UserError for another architecture, or anything that would change the arithmetic and is not computed here.
+    """
+    family = raw.get("model_type")
+    if family not in _CLASSES:
+        raise UserError(f"{where}: model_type is {family!r}; expected one of {', '.join(_CLASSES)}")
+    _refuse_unsupported(raw, family, where)
+    width, heads = _integer(raw, "hidden_size", where), _integer(raw, "num_attention_heads", where)
+    positions = raw.get("max_position_embeddings") or _POSITIONS[family]
+    dtype = str(raw.get("dtype") or raw.get("torch_dtype") or "float32").removeprefix("torch.")
+    if dtype not in _DTYPES:
+        raise UserError(f"{where}: dtype is {dtype!r}; expected one of {', '.join(_DTYPES)}")
+    theta, scaling = _rope(raw, where)
+    scalar = _is_scalar(raw, where)
+    model = ModelConfig(
+        vocab_size=_integer(raw, "vocab_size", where), width=width, ffn=_integer(raw, "intermediate_size", where),
+        layers=_integer(raw, "num_hidden_layers", where), heads=heads, kv_heads=raw.get("num_key_value_heads") or heads,
+        head_dim=raw.get("head_dim") or (128 if family == "qwen3" else width // heads), rope_theta=theta,
+        rope_scaling=scaling, norm_eps=float(raw.get("rms_norm_eps", 1e-6)), qkv_bias=family == "qwen2",
+        # A scalar model has no output matrix, whatever the config says of it.
+        qk_norm=family == "qwen3", tied_embeddings=scalar or bool(raw.get("tie_word_embeddings", False)),
+        max_positions=positions, param_dtype=_DTYPES[dtype],
+    )  # fmt: skip
+    return HfConfig(model, scalar, dtype, raw)
+
+
+def to_hf(
+    cfg: ModelConfig, *, scalar: bool, dtype: str, eos_ids: Sequence[int], pad_id: int, source: Mapping[str, Any] | None = None
+) -> dict[str, Any]:  # fmt: skip
+    """The config.json of an exported model, in the spelling that transformers 4 and 5 and vLLM read.
+
+    `source` is the config.json that the weights once came from: what it says beyond ours (initialiser, token numbers
+    ...) is kept. UserError for a decoder that no supported family has (`qkv_bias` with `qk_norm`).
+    """
+    if cfg.qkv_bias and cfg.qk_norm:
+        raise UserError("model.qkv_bias with model.qk_norm: no Hugging Face family has both; this model cannot be exported")
+    family = "qwen3" if cfg.qk_norm else "qwen2" if cfg.qkv_bias else "llama"
+    if source and source.get("model_type") in (family, "mistral" if family == "llama" else family):
+        family = source["model_type"]
+    else:
+        source = None
+    ours = {
+        "model_type": family, "architectures": [_CLASSES[family] + _head_name(scalar)], "torch_dtype": dtype,
+        "vocab_size": cfg.vocab_size, "hidden_size": cfg.width, "intermediate_size": cfg.ffn,
+        "num_hidden_layers": cfg.layers, "num_attention_heads": cfg.heads, "num_key_value_heads": cfg.kv_heads,
+        "head_dim": cfg.head_dim, "hidden_act": "silu", "rms_norm_eps": cfg.norm_eps, "rope_theta": cfg.rope_theta,
+        "rope_scaling": _rope_scaling(cfg), "max_position_embeddings": cfg.max_positions, "attention_dropout": 0.0,
+        "eos_token_id": eos_ids[0] if len(eos_ids) == 1 else list(eos_ids), "pad_token_id": pad_id, "use_cache": True,
+    }  # fmt: skip
+    if not (scalar and source):
+        ours["tie_word_embeddings"] = cfg.tied_embeddings
+    ours |= {"id2label": {"0": "LABEL_0"}, "label2id": {"LABEL_0": 0}} if scalar else {}
+    ours |= {"llama": {"attention_bias": False, "mlp_bias": False}, "qwen3": {"attention_bias": False}}.get(family, {})
+    if family != "llama":
+        ours |= {"sliding_window": None, "use_sliding_window": False} if family != "mistral" else {"sliding_window": None}
+    kept = {k: v for k, v in (source or {}).items() if k not in _NOT_KEPT}
+    return kept | {"bos_token_id": kept.get("bos_token_id")} | ours
+
+
+_NOT_KEPT = ("dtype", "rope_parameters", "layer_types", "transformers_version", "_name_or_path", "id2label", "label2id")
+
+
+def _head_name(scalar: bool) -> str:
+    return next(name for name, is_scalar in _HEADS.items() if is_scalar == scalar)
+
+
+def _integer(raw: Mapping[str, Any], field: str, where: str) -> int:
+    value = raw.get(field)
+    if type(value) is not int or value < 1:
+        raise UserError(f"{where}: {field} is {value!r}; expected a positive integer")
+    return value
+
+
+def _is_scalar(raw: Mapping[str, Any], where: str) -> bool:
+    """Whether the folder holds a sequence classifier; one with other than one label is refused."""
+    name = (raw.get("architectures") or ["ForCausalLM"])[0]
+    scalar = next((is_scalar for suffix, is_scalar in _HEADS.items() if name.endswith(suffix)), None)
+    if scalar is None:
+        raise UserError(f"{where}: architecture {name!r}; expected one for {' or '.join(_HEADS)}")
+    labels = raw.get("num_labels") or len(raw.get("id2label") or (0, 1))  # transformers' own default is two
+    if scalar and labels != 1:
+        raise UserError(f"{where}: a sequence classifier with {labels} labels; a reward model has exactly one")
+    return scalar
+
+
+def _rope(raw: Mapping[str, Any], where: str) -> tuple[float, RopeScaling | None]:
+    """Base and scaling, from transformers 5's `rope_parameters` or the older `rope_theta` and `rope_scaling`."""
+    parameters = dict(raw.get("rope_parameters") or raw.get("rope_scaling") or {})
+    theta = float(parameters.get("rope_theta") or raw.get("rope_theta") or 10_000.0)
+    kind = parameters.get("rope_type") or parameters.get("type") or "default"
+    if kind == "default":
+        return theta, None
+    if kind not in ("linear", "llama3"):
+        raise UserError(f"{where}: rope scaling of type {kind!r} is not supported; expected default, linear or llama3")
+    try:
+        if kind == "linear":
+            return theta, RopeScaling("linear", float(parameters["factor"]))
+        return theta, RopeScaling(
+            "llama3", float(parameters["factor"]), float(parameters["low_freq_factor"]),
+            float(parameters["high_freq_factor"]), int(parameters["original_max_position_embeddings"]),
+        )  # fmt: skip
+    except KeyError as error:
+        raise UserError(f"{where}: rope scaling of type {kind} lacks {error}") from error
+
+
+def _rope_scaling(cfg: ModelConfig) -> dict[str, Any] | None:
+    scaling = cfg.rope_scaling
+    if scaling is None:
+        return None
+    if scaling.type == "linear":
+        return {"rope_type": "linear", "factor": scaling.factor}
+    return {
+        "rope_type": "llama3", "factor": scaling.factor, "low_freq_factor": scaling.low_freq_factor,
+        "high_freq_factor": scaling.high_freq_factor, "original_max_position_embeddings": scaling.original_positions,
+    }  # fmt: skip
+
+
+def _refuse_unsupported(raw: Mapping[str, Any], family: str, where: str) -> None:
+    """UserError for what would change the arithmetic and is not computed here."""
+    partial = (raw.get("rope_parameters") or {}).get("partial_rotary_factor", raw.get("partial_rotary_factor", 1.0))
+    wrong = (
+        ("hidden_act", raw.get("hidden_act", "silu") not in ("silu", "swish"), "silu"),
+        ("attention_bias", family != "qwen2" and bool(raw.get("attention_bias")), "false"),
+        ("mlp_bias", bool(raw.get("mlp_bias")), "false"),
+        ("quantization_config", raw.get("quantization_config") is not None, "none: load unquantised weights"),
+        ("partial_rotary_factor", partial not in (None, 1.0), "1"),
+    )
+    for field, is_wrong, expected in wrong:
+        if is_wrong:
+            raise UserError(f"{where}: {field} is {raw.get(field, partial)!r}, which is not supported; expected {expected}")
+    window, positions = raw.get("sliding_window"), raw.get("max_position_embeddings") or _POSITIONS[family]
+    if family == "mistral" and "sliding_window" not in raw:
+        window = 4096  # transformers' default for the family
+    used = {"mistral": True, "llama": False}.get(family, bool(raw.get("use_sliding_window", False)))
+    layers = raw.get("layer_types")
+    if layers is not None:
+        used = "sliding_attention" in layers
+    elif family in ("qwen2", "qwen3"):
+        used &= raw.get("max_window_layers", 28) < raw.get("num_hidden_layers", 0)
+    if used and window and window < positions:
+        raise UserError(
+            f"{where}: sliding_window is {window} with {positions} positions; attention to a window is not supported. For "
+            f"texts of at most {window} tokens it changes nothing: set sliding_window to null and max_position_embeddings "
+            f"to {window} in that file"
+        )

@@ -1,0 +1,280 @@
+"""Weights of a Hugging Face folder <-> our parameter tree, tensor by tensor, straight into and out of the mesh.
+
+Hugging Face keeps one tensor per layer with the output axis first; ours are stacked over L with the input axis first:
+
+    model.layers.{0 .. L-1}.self_attn.q_proj.weight (N * H, D)   <->   params["layers"]["q"] (L, D, N * H)
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+
+from rlaif_jax.errors import UserError
+from rlaif_jax.models import transformer
+from rlaif_jax.models.model_config import ModelConfig
+from rlaif_jax.sharding.placement import Placement
+
+_TOP = {"embed": "model.embed_tokens.weight", "final_norm": "model.norm.weight", "lm_head": "lm_head.weight"}
+LAYER_NAMES = {
+    "attn_norm": "input_layernorm.weight", "mlp_norm": "post_attention_layernorm.weight",
+    **{n: f"self_attn.{n}_proj.weight" for n in "qkvo"}, **{f"{n}_bias": f"self_attn.{n}_proj.bias" for n in "qkv"},
+    **{f"{n}_norm": f"self_attn.{n}_norm.weight" for n in "qk"}, **{n: f"mlp.{n}_proj.weight" for n in ("gate", "up", "down")},
+}  # fmt: skip
+_DERIVED = re.compile(r"model\.layers\.\d+\.self_attn\.rotary_emb\.inv_freq")  # computed from the config; old files hold it
+_READABLE = {"F32", "BF16", "F16"}
+_INDEX, _SINGLE = "model.safetensors.index.json", "model.safetensors"
+
+
+@dataclasses.dataclass(frozen=True)
+class Entry:
+    """One parameter of ours and the tensors that form it.
+
+    Attributes: `path` in our tree; `names`, one per layer where `stacked`; `shape` and logical `axes` of one tensor as
+    the checkpoint has it; `transposed`: ours has its two axes swapped; `row`: the checkpoint's has a leading axis of 1.
+    """
+
+    path: tuple[str, ...]
+    names: tuple[str, ...]
+    shape: tuple[int, ...]
+    axes: tuple[str | None, ...]
+    stacked: bool = False
+    transposed: bool = False
+    row: bool = False
+
+    def ours(self, x: jax.Array) -> jax.Array:
+        """One tensor of the checkpoint in our layout."""
+        return x.T if self.transposed else x[0] if self.row else x
+
+    def theirs(self, x: jax.Array) -> jax.Array:
+        """The inverse of `ours`."""
+        return x.T if self.transposed else x[None] if self.row else x
+
+
+def name_table(cfg: ModelConfig, scalar: bool) -> list[Entry]:
+    """Every parameter of a decoder (causal LM), or of {"model", "head"} without output matrix (one label)."""
+    table, prefix = [], ("model",) if scalar else ()
+    for name, (shape, axes, _) in transformer.top_table(cfg).items():
+        if not (scalar and name == "lm_head"):
+            table.append(Entry((*prefix, name), (_TOP[name],), shape, axes))
+    for name, (shape, axes, _) in transformer.layer_table(cfg).items():
+        matrix = len(shape) == 2
+        names = tuple(f"model.layers.{i}.{LAYER_NAMES[name]}" for i in range(cfg.layers))
+        shape, axes = (shape[::-1], axes[::-1]) if matrix else (shape, axes)
+        table.append(Entry((*prefix, "layers", name), names, shape, axes, stacked=True, transposed=matrix))
+    if scalar:
+        table.append(Entry(("head", "score"), ("score.weight",), (1, cfg.width), (None, "embed"), row=True))
+    return table
+
+
+class Checkpoint:
+    """The tensors of a folder by name, read in slices; one file is open at a time, for one tensor."""
+
+    def __init__(self, folder: str | Path):
+        self.folder = Path(folder)
+        self._file_of = self._inventory()
+
+    @property
+    def names(self) -> set[str]:
+        """Names of all tensors."""
+        return set(self._file_of)
+
+    def slices(self, name: str) -> Any:
+        """The tensor as an object with get_shape(), get_dtype() and `[slices] -> NumPy array` (a context manager)."""
+        return _Slices(self._file_of[name], name)
+
+    def _inventory(self) -> dict[str, Path]:
+        found: dict[str, Path] = {}
+        for file in self._files():
+            try:
+                with safe_open(file, "numpy") as tensors:
+                    names = list(tensors.keys())
+            except (SafetensorError, OSError) as error:
+                raise UserError(f"{file}: cannot be read as safetensors: {error}") from error
+            if twice := sorted(found.keys() & set(names)):
+                raise UserError(f"{self.folder}: tensors stand in two files: {listed(twice)}")
+            found |= dict.fromkeys(names, file)
+        return found
+
+    def _files(self) -> list[Path]:
+        index = self.folder / _INDEX
+        if not index.exists():
+            if not (self.folder / _SINGLE).exists():
+                raise UserError(f"{self.folder}: neither {_SINGLE} nor {_INDEX} there; only safetensors are read")
+            return [self.folder / _SINGLE]
+        try:
+            files = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+        except (ValueError, KeyError, AttributeError, TypeError) as error:
+            raise UserError(f"{index}: expected an object with weight_map: {error}") from error
+        for name in files:
+            if Path(name).name != name or not (self.folder / name).is_file():
+                raise UserError(f"{index}: it names the file {name!r}, which is not in the folder")
+        return [self.folder / name for name in files]
+
+
+class _Slices:
+    """A tensor of a file that is open only inside the `with` block, so that its pages do not stay in memory."""
+
+    def __init__(self, file: Path, name: str):
+        self._context, self._name = safe_open(file, "numpy"), name
+
+    def __enter__(self):
+        return self._context.__enter__().get_slice(self._name)
+
+    def __exit__(self, *error):
+        return self._context.__exit__(*error)
+
+
+def check(checkpoint: Checkpoint, table: Sequence[Entry], tied: bool) -> None:
+    """UserError that lists every tensor that is missing, left over, of another shape or of a dtype that is not read."""
+    wanted = {name: entry for entry in table for name in entry.names}
+    extra = {n for n in checkpoint.names - wanted.keys() if not _DERIVED.fullmatch(n)}
+    if tied and _TOP["lm_head"] in extra:
+        _check_same(checkpoint, _TOP["embed"], _TOP["lm_head"])
+        extra.remove(_TOP["lm_head"])
+    problems = []
+    if missing := sorted(wanted.keys() - checkpoint.names):
+        problems.append(f"missing: {listed(missing)}")
+    if extra:
+        problems.append(f"not part of the model: {listed(sorted(extra))}")
+    for name in sorted(wanted.keys() & checkpoint.names):
+        with checkpoint.slices(name) as tensor:
+            shape, dtype = tuple(tensor.get_shape()), tensor.get_dtype()
+        if shape != wanted[name].shape:
+            problems.append(f"{name} has shape {shape}, expected {wanted[name].shape}")
+        if dtype not in _READABLE:
+            problems.append(f"{name} has dtype {dtype}, expected one of {', '.join(sorted(_READABLE))}")
+    if problems:
+        raise UserError(f"{checkpoint.folder}: the weights do not fit its config.json: {listed(problems, '; ')}")
+
+
+def _check_same(checkpoint: Checkpoint, first: str, second: str, rows: int = 4096) -> None:
+    """Some folders with tied embeddings store the output matrix again; another one would be dropped in silence."""
+    if first not in checkpoint.names:
+        return  # reported as missing
+    with checkpoint.slices(first) as a, checkpoint.slices(second) as b:
+        count = a.get_shape()[0]
+        parts = [slice(i, min(i + rows, count)) for i in range(0, count, rows)]
+        same = a.get_shape() == b.get_shape() and all(np.array_equal(a[part], b[part]) for part in parts)
+    if not same:
+        raise UserError(f"{checkpoint.folder}: tie_word_embeddings is true, but {second} differs from {first}")
+
+
+def listed(names: Iterable[str], separator: str = ", ", most: int = 24) -> str:
+    """The names, or the first of them and how many more there are."""
+    names = list(names)
+    return separator.join(names[:most]) + (f" ... and {len(names) - most} more" if len(names) > most else "")
+
+
+def load_params(folder: str | Path, cfg: ModelConfig, place: Placement, scalar: bool = False) -> dict:
+    """The parameters in `cfg.param_dtype` (a scalar head in float32), in the shardings of `place`.
+
+    The host holds one tensor at a time, or its part for this process's devices. UserError as in `check`.
+    """
+    table, checkpoint = name_table(cfg, scalar), Checkpoint(folder)
+    check(checkpoint, table, cfg.tied_embeddings and not scalar)
+    params: dict = {}
+    for entry in table:
+        node = params
+        for key in entry.path[:-1]:
+            node = node.setdefault(key, {})
+        dtype = jnp.dtype("float32" if entry.row else cfg.param_dtype)
+        node[entry.path[-1]] = (_load_stacked if entry.stacked else _load_one)(checkpoint, entry, dtype, place)
+    return params
+
+
+def _read(checkpoint: Checkpoint, name: str, entry: Entry, place: Placement) -> jax.Array:
+    """One tensor on the mesh as the checkpoint has it; every device reads its own slice."""
+    with checkpoint.slices(name) as tensor:
+        return jax.make_array_from_callback(entry.shape, place.array(entry.axes, entry.shape), lambda index: tensor[index])
+
+
+def _load_one(checkpoint: Checkpoint, entry: Entry, dtype: jnp.dtype, place: Placement) -> jax.Array:
+    out = jax.eval_shape(entry.ours, jax.ShapeDtypeStruct(entry.shape, dtype))
+    sharding = place.array(_our_axes(entry), out.shape)
+    convert = jax.jit(lambda x: entry.ours(x).astype(dtype), out_shardings=sharding)
+    return convert(_read(checkpoint, entry.names[0], entry, place)).block_until_ready()
+
+
+def _load_stacked(checkpoint: Checkpoint, entry: Entry, dtype: jnp.dtype, place: Placement) -> jax.Array:
+    """Layer by layer into one array that is allocated once and updated in place."""
+    one = jax.eval_shape(entry.ours, jax.ShapeDtypeStruct(entry.shape, dtype))
+    shape = (len(entry.names), *one.shape)
+    sharding = place.array(("layers", *_our_axes(entry)), shape)
+
+    @partial(jax.jit, donate_argnums=0, out_shardings=sharding)
+    def put(stack, x, i):
+        return jax.lax.dynamic_update_index_in_dim(stack, entry.ours(x).astype(dtype), i, 0)
+
+    stack = jax.jit(lambda: jnp.zeros(shape, dtype), out_shardings=sharding)()
+    for i, name in enumerate(entry.names):  # waiting bounds the memory: the host would read ahead of the device
+        stack = put(stack, _read(checkpoint, name, entry, place), np.int32(i)).block_until_ready()
+    return stack
+
+
+def _our_axes(entry: Entry) -> tuple[str | None, ...]:
+    return entry.axes[::-1] if entry.transposed else entry.axes[1:] if entry.row else entry.axes
+
+
+def _tensors(params: Mapping[str, Any], table: Sequence[Entry], dtype: str, place: Placement) -> Iterator[tuple[str, Any]]:
+    """(name, function that fetches the tensor to the host), in the order of a forward pass, layer by layer."""
+
+    def taker(entry: Entry):
+        return jax.jit(
+            lambda x, i: entry.theirs(x[i] if entry.stacked else x).astype(dtype), out_shardings=place.replicated
+        )  # fmt: skip
+
+    takers = {entry.path: taker(entry) for entry in table}
+
+    def fetch(entry: Entry, i: int) -> np.ndarray:
+        x = params
+        for key in entry.path:
+            x = x[key]
+        return np.ascontiguousarray(takers[entry.path](x, np.int32(i)).addressable_data(0))
+
+    layers = max(len(e.names) for e in table)
+    before = [e for e in table if not e.stacked and e.path[-1] == "embed"]
+    after = [e for e in table if not e.stacked and e not in before]
+    plan = [(e, 0) for e in before] + [(e, i) for i in range(layers) for e in table if e.stacked] + [(e, 0) for e in after]
+    for entry, i in plan:
+        yield entry.names[i], partial(fetch, entry, i)
+
+
+def save_params(
+    params: Mapping[str, Any], cfg: ModelConfig, folder: str | Path, place: Placement, *, dtype: str, scalar: bool = False,
+    max_shard_bytes: int = 5 * 10**9,
+) -> list[Path]:  # fmt: skip
+    """Writes model.safetensors, or shards of at most that many bytes with their index; gives the files.
+
+    Every process takes part, the first one writes. A tensor larger than the bound gets a shard of its own. The output
+    matrix of a scalar model, which nothing reads, is left out.
+    """
+    folder, table = Path(folder), name_table(cfg, scalar)
+    size_of = {name: int(np.prod(e.shape)) * jnp.dtype(dtype).itemsize for e in table for name in e.names}
+    fetch = dict(_tensors(params, table, dtype, place))
+    shards: list[list[str]] = [[]]
+    for name in fetch:
+        if shards[-1] and sum(size_of[n] for n in shards[-1]) + size_of[name] > max_shard_bytes:
+            shards.append([])
+        shards[-1].append(name)
+    files = [_SINGLE] if len(shards) == 1 else [f"model-{i + 1:05d}-of-{len(shards):05d}.safetensors" for i in range(len(shards))]
+    for file, names in zip(files, shards, strict=True):
+        tensors = {name: fetch[name]() for name in names}
+        if jax.process_index() == 0:
+            save_file(tensors, folder / file, metadata={"format": "pt"})
+    if len(shards) > 1 and jax.process_index() == 0:
+        weight_map = {name: file for file, names in zip(files, shards, strict=True) for name in names}
+        index = {"metadata": {"total_size": sum(size_of.values())}, "weight_map": weight_map}
+        (folder / _INDEX).write_text(json.dumps(index, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    return [folder / file for file in files]

@@ -1,0 +1,148 @@
+"""A run that starts from a Hugging Face folder and ends with one."""
+
+import dataclasses
+import json
+
+import jax
+import numpy as np
+import pytest
+from rich.console import Console
+
+from rlaif_jax import pipeline
+from rlaif_jax.cli import main
+from rlaif_jax.config import override, to_dict
+from rlaif_jax.data import corpus
+from rlaif_jax.data.tokenizer import Tokenizer
+from rlaif_jax.errors import UserError
+from rlaif_jax.experiment import Experiment, open_experiment
+from rlaif_jax.export import export, shard_bytes
+from rlaif_jax.models.model_config import ModelConfig, parameter_count
+from rlaif_jax.pretrained import resolve
+from rlaif_jax.run_models import RunModels
+from tests import hf, tiny
+from tests.models.test_hf import _logits
+
+torch = pytest.importorskip("torch")
+QUIET = Console(quiet=True)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Qwen2 shapes with tied embeddings in bfloat16, and a tokenizer of their size."""
+    folder = tmp_path_factory.mktemp("qwen")
+    rows = corpus.generate(0, tiny.config().data.corpus).sft
+    tokenizer = Tokenizer.train([t for r in rows for t in (r["prompt"], r["response"])], 448, folder)
+    model = hf.random_model("qwen2", vocab_size=448, eos_token_id=tokenizer.eos_ids[0], pad_token_id=tokenizer.pad_id)
+    return hf.save(model.bfloat16(), folder)
+
+
+def _config(folder, **changes):
+    cfg = tiny.config(steps=2, checkpoint_every=2)
+    return dataclasses.replace(cfg, model=ModelConfig(init_from=str(folder)), **changes)
+
+
+def test_a_run_starts_from_the_folder_and_goes_out_again(folder, tmp_path, one_device):
+    import transformers
+
+    x = Experiment(_config(folder), tmp_path / "run", one_device, QUIET)
+    pipeline.run(x, {name: pipeline.ALL_STAGES[name] for name in ("tokenizer", "sft", "reward")})
+    models = RunModels(x)
+    assert models.tokenizer.vocab_size == Tokenizer.load(folder).vocab_size
+    base, sft = models.policy("base"), models.policy("sft")
+    assert jax.tree.leaves(base)[0].dtype == np.float32, "masters"
+    moved = jax.tree.map(lambda a, b: float(np.abs(a - b).max()), base, sft)
+    assert 0 < max(jax.tree.leaves(moved)) < 0.01, "two small steps away from the folder's weights"
+
+    export(x, "base", tmp_path / "base")
+    hf.assert_same_tensors(hf.tensors_of(folder), hf.tensors_of(tmp_path / "base"))
+
+    export(x, "sft", tmp_path / "sft", dtype="float32", max_shard_bytes=100_000)
+    assert len(list((tmp_path / "sft").glob("*.safetensors"))) > 2
+    model = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "sft").eval()
+    tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / "sft")
+    text = tokenizer.apply_chat_template([{"role": "user", "content": "新年好"}], tokenize=False, add_generation_prompt=True)
+    ids = tokenizer.encode(text, add_special_tokens=False)
+    assert ids == models.tokenizer.encode_chat_prompt("新年好")
+    tokens = np.array([ids], np.int32)
+    with torch.no_grad():
+        theirs = model(torch.tensor(tokens).long()).logits.numpy()
+    np.testing.assert_allclose(_logits(models.config, sft, tokens, np.ones_like(tokens)), theirs, atol=1e-4)
+    assert model.generation_config.eos_token_id == list(models.tokenizer.eos_ids)
+    assert model.generation_config.top_k == 0
+
+    export(x, "reward", tmp_path / "reward")
+    scorer = transformers.AutoModelForSequenceClassification.from_pretrained(tmp_path / "reward")
+    assert scorer.config.num_labels == 1 and scorer.dtype == torch.bfloat16
+    card = (tmp_path / "sft" / "README.md").read_text(encoding="utf-8")
+    assert "## Training" in card and '"init_from"' in card and "## Evaluation" not in card
+
+
+def test_without_sft_the_policy_is_the_folder_as_it_is(folder, tmp_path, one_device):
+    x = Experiment(_config(folder, sft=None, grader=None), tmp_path / "run", one_device, QUIET)
+    stages = pipeline.stages(x.cfg)
+    assert "sft" not in stages
+    pipeline.run(x, stages)
+    models = RunModels(x)
+    jax.tree.map(np.testing.assert_array_equal, models.policy("base"), models.policy("sft"))
+    report = (x.folder("report") / "report.md").read_text(encoding="utf-8")
+    assert "| base | rl |" in report
+    export(x, "rl", tmp_path / "rl")
+    card = (tmp_path / "rl" / "README.md").read_text(encoding="utf-8")
+    table = report.partition("## Comparison\n")[2].partition("\n## ")[0].strip()
+    assert "## Evaluation" in card and table in card
+    with pytest.raises(UserError, match="not empty"):
+        export(x, "rl", tmp_path / "rl")
+    assert not list(tmp_path.glob(".*part"))
+
+
+def test_an_imported_folder_is_the_same_start(folder, tmp_path, one_device, capsys):
+    out = tmp_path / "imported"
+    assert main(["import", str(folder), "--out", str(out)]) == 0
+    assert "bfloat16" in capsys.readouterr().out
+    cfg = _config(out)
+    assert resolve(cfg.model) == resolve(_config(folder).model)
+    a, b = (RunModels(Experiment(c, tmp_path / "run", one_device, QUIET)) for c in (cfg, _config(folder)))
+    for x in (a, b):
+        x.tokenizer = Tokenizer.load(folder)
+    jax.tree.map(np.testing.assert_array_equal, a.policy("base"), b.policy("base"))
+    assert main(["import", str(folder), "--out", str(out)]) == 2
+    assert "not empty" in capsys.readouterr().err
+
+
+def test_mistakes_are_named(folder, tmp_path, capsys):
+    cfg = _config(folder)
+    with pytest.raises(UserError, match=r"model\.width is 64, but .* has 48"):
+        resolve(dataclasses.replace(cfg.model, width=64))
+    with pytest.raises(UserError, match="no policy to start from"):
+        override(tiny.config(), "sft=none")
+    with pytest.raises(UserError, match="leave it empty"):
+        override(cfg, f"tokenizer.path={folder}")
+    scorer = hf.save(hf.random_model("qwen2", scalar=True), tmp_path / "scorer")
+    with pytest.raises(UserError, match="sequence classifier"):
+        resolve(ModelConfig(init_from=str(scorer)))
+    x = open_experiment(cfg, tmp_path / "run", QUIET)
+    with pytest.raises(UserError, match="has not finished"):
+        pipeline.run(x, {"sft": pipeline.run_sft})
+    assert main(["export", str(tmp_path / "run"), "--stage", "sft", "--out", str(tmp_path / "out")]) == 2
+    assert not (tmp_path / "out").exists()
+    broken = tmp_path / "nan"
+    model = hf.random_model("qwen2", vocab_size=448)
+    with torch.no_grad():
+        model.model.norm.weight[3] = float("nan")
+    Tokenizer.load(folder).save(hf.save(model, broken))
+    assert main(["import", str(broken), "--out", str(tmp_path / "out")]) == 2
+    assert "NaN" in capsys.readouterr().err
+
+
+def test_shard_sizes_are_read():
+    assert [shard_bytes(t) for t in ("5GB", "1.5mb", "40 KB")] == [5 * 10**9, 1_500_000, 40_000]
+    for wrong in ("5", "GB", "0MB", "-1GB", "5TB"):
+        with pytest.raises(UserError, match="max-shard-size"):
+            shard_bytes(wrong)
+
+
+def test_the_plan_of_a_run_from_a_folder(folder, tmp_path, capsys):
+    config = tmp_path / "config.json"
+    config.write_text(json.dumps(to_dict(_config(folder))))
+    assert main(["run", str(config), "--dry-run", "--out", str(tmp_path / "x"), "--set", "mesh.data=8"]) == 0
+    assert f"{parameter_count(resolve(_config(folder).model)):,}" in capsys.readouterr().out
