@@ -48,10 +48,10 @@ def config() -> RunConfig:
             group=4, kl=KlConfig(0.05), sampling=sampling, max_prompt=20, minibatches=2,
         ),
         feedback=FeedbackConfig(
-            train=TrainConfig(steps=1300, batch_size=9, checkpoint_every=650, optimizer=OptimizerConfig(1e-3)),
-            max_length=128, transcripts=20000, verdict_pairs=18000, pair_batch_size=12,
+            train=TrainConfig(steps=1000, batch_size=9, checkpoint_every=500, optimizer=OptimizerConfig(1e-3)),
+            max_length=128, transcripts=16000, verdict_pairs=13000, pair_batch_size=12,
         ),
-        curate=CurateConfig(prompts=400, max_tokens=40, reply_tokens=48, with_data_pairs=True),
-        judge=JudgeConfig(game=GameConfig(reflections=6, gate_rows=400, temperature=0.3, reply_tokens=48)),
-        evaluation=EvaluationConfig(batch_size=64, sampling=sampling),
+        curate=CurateConfig(prompts=300, max_tokens=40, reply_tokens=48, with_data_pairs=True),
+        judge=JudgeConfig(mode="checklist", game=GameConfig(reflections=6, gate_rows=400, temperature=0.3, reply_tokens=48)),
+        evaluation=EvaluationConfig(batch_size=64, sampling=sampling, best_of=4),
     )  # fmt: skip

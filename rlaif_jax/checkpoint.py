@@ -61,6 +61,12 @@ class Checkpoints:
         args = ocp.args.Composite(params=ocp.args.StandardRestore(params))
         return self._manager.restore(step, args=args)["params"]
 
+    def restore_all(self, step: int) -> dict[str, Any]:
+        """Everything as it was saved, on this process's devices: {"params", "rest", "meta"}; for looking at."""
+        return dict(self._manager.restore(step, args=ocp.args.Composite(
+            params=ocp.args.StandardRestore(), rest=ocp.args.StandardRestore(), meta=ocp.args.JsonRestore()
+        )))  # fmt: skip
+
     def wait(self) -> None:
         """Returns when everything is on disk."""
         self._manager.wait_until_finished()

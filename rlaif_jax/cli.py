@@ -17,7 +17,8 @@ _STAGE_HELP = {
     "curate": "arm A: candidates, debates and verdicts on them, into preference pairs",
     "reward": "train the reward model on preference pairs",
     "grader": "train the independent evaluator (where the config has one)",
-    "rl": "GRPO against the reward model, starting from SFT",
+    "dpo": "preference training without RL on the reward model's pairs (where the config has it)",
+    "rl": "GRPO, or PPO where the config has a critic, against the reward model, starting from SFT",
     "rl_judge": "the same against the judge",
     "evaluate": "answer the held-out prompts with every system, and score the answers with every grader",
     "report": "write report.html, report.md and report.json from the evaluation",
@@ -54,7 +55,8 @@ def _parser() -> argparse.ArgumentParser:
     _add_models(commands)
     generate = commands.add_parser("generate", help="answer prompts, or chat, with a checkpoint of a run")
     generate.add_argument("run", type=Path, metavar="RUN", help="the run's folder, for example runs/demo")
-    generate.add_argument("--stage", choices=("base", "sft", "rl", "rl_judge"), default="rl", help="whose weights (default: rl)")
+    stages = ("base", "sft", "dpo", "rl", "rl_judge")
+    generate.add_argument("--stage", choices=stages, default="rl", help="whose weights (default: rl)")
     generate.add_argument("--prompt", action="append", default=[], help="answer this (repeatable); without it: chat")
     generate.add_argument("--samples", type=int, default=1, help="answers for each prompt (default: 1)")
     generate.add_argument("--temperature", type=float, default=0.7, help="0 = greedy (default: 0.7)")

@@ -29,7 +29,7 @@ from rlaif_jax.feedback.curate import read_items
 from rlaif_jax.metrics import read_metrics
 from rlaif_jax.models import transformer
 from rlaif_jax.models.model_config import parameter_count
-from rlaif_jax.rewards.base import Exchange, RewardFn
+from rlaif_jax.rewards.base import Exchange, RewardFn, RewardResult
 from rlaif_jax.run_models import RunModels
 from rlaif_jax.sampling.filters import traced
 from rlaif_jax.sampling.rollout import make_sampler
@@ -38,6 +38,7 @@ from rlaif_jax.trainers.rollout import to_exchanges
 
 SYSTEMS = {
     "base": "the weights that SFT started from", "sft": "after supervised fine-tuning",
+    "best_of": "the best of several SFT answers by the reward model", "dpo": "after DPO on the reward model's pairs",
     "rl": "after RL against the reward model", "rl_judge": "after RL against the judge",
 }  # fmt: skip
 
@@ -49,7 +50,9 @@ _PAIRS = 500  # held-out pairs that every grader scores
 
 def systems_of(cfg: RunConfig) -> list[str]:
     """The names of the systems that a run compares."""
-    left_out = {"rl_judge": cfg.judge is None, "sft": cfg.sft is None}
+    left_out = {
+        "sft": cfg.sft is None, "best_of": cfg.evaluation.best_of < 2, "dpo": cfg.dpo is None, "rl_judge": cfg.judge is None
+    }  # fmt: skip
     return [name for name in SYSTEMS if not left_out.get(name, False)]
 
 
@@ -59,7 +62,7 @@ def run_evaluate(x: Experiment) -> Mapping[str, Any]:
     Every system is graded by every grader: the reward model's policy by the judge, too, and the other way round.
     """
     systems = systems_of(x.cfg)
-    x.require("reward", *systems[1:], *(["grader"] if x.cfg.grader else []))
+    x.require("reward", *(s for s in systems if s not in ("base", "best_of")), *(["grader"] if x.cfg.grader else []))
     data, models, cfg = RunData(x), RunModels(x), x.cfg.evaluation
     prompts = data.eval_prompts()
     graders = {"reward": models.reward("reward", cfg.batch_size)}
@@ -67,13 +70,9 @@ def run_evaluate(x: Experiment) -> Mapping[str, Any]:
         graders["grader"] = models.reward("grader", cfg.batch_size)
     if x.cfg.judge:
         graders["judge"] = models.judge(1, x.cfg.judge.single_mode)
-    sampler = make_sampler(
-        models.config, transformer.logical_axes(models.config), x.place, group=1, max_tokens=cfg.sampling.max_tokens,
-        pad_id=models.tokenizer.pad_id,
-    )  # fmt: skip
     answered = 0
     for name in systems:
-        samples = _answers(x, models, sampler, name, prompts, graders)
+        samples = _answers(x, models, name, prompts, graders)
         answered = len(samples)
         write_json(x.folder("evaluate") / f"samples_{name}.json", [dataclasses.asdict(s) for s in samples])
     write_json(x.folder("evaluate") / "graders.json", _grader_quality(x, data, graders))
@@ -81,25 +80,38 @@ def run_evaluate(x: Experiment) -> Mapping[str, Any]:
 
 
 def _answers(
-    x: Experiment, models: RunModels, sampler, name: str, prompts: Sequence[Prompt], graders: Mapping[str, RewardFn]
+    x: Experiment, models: RunModels, name: str, prompts: Sequence[Prompt], graders: Mapping[str, RewardFn]
 ) -> list[Sample]:
-    """One sampled answer per prompt, scored; the same random numbers for every system."""
-    cfg, params, samples = x.cfg.evaluation, models.policy(name), []
+    """One answer per prompt, sampled or the best of several, scored; the same random numbers for every system."""
+    cfg, samples = x.cfg.evaluation, []
+    group = cfg.best_of if name == "best_of" else 1
+    params = models.policy("sft" if name == "best_of" else name)
+    sampler = make_sampler(
+        models.config, transformer.logical_axes(models.config), x.place, group=group, max_tokens=cfg.sampling.max_tokens,
+        pad_id=models.tokenizer.pad_id,
+    )  # fmt: skip
     rows = pipelines.prompt_rows(prompts, models.tokenizer, x.cfg.rl.max_prompt)[0]
     batches = list(pipelines.eval_batches(rows, cfg.batch_size))
     sampling = traced(cfg.sampling, models.tokenizer.eos_ids)
     for number, batch in enumerate(track(batches, f"evaluate {name}", console=x.console, transient=True)):
         decoded = sampler(params, batch["tokens"], batch["segment_ids"], x.cfg.seed + 11, number, sampling)
         records = [prompts[int(r)] for r in batch["row"]]
-        exchanges, host = to_exchanges(decoded, records, 1, models.tokenizer)
+        exchanges, host = to_exchanges(decoded, records, group, models.tokenizer)
+        chosen = best_of_groups(graders["reward"](exchanges), group) if group > 1 else np.arange(len(records))
+        exchanges, tokens = [exchanges[i] for i in chosen], host.mask[chosen].sum(axis=1)
         results = {grader: reward(exchanges) for grader, reward in graders.items()}
         for i in np.flatnonzero(batch["row_mask"]):
             scores = {g: float(r.values[i]) if r.valid[i] else None for g, r in results.items()}
             scores |= {g: float(scores[g] > threshold) for g, threshold in _RATES.items() if scores.get(g) is not None}
             scores = _gold(records[i], exchanges[i]) | scores
-            tokens = int(host.mask[i].sum())
-            samples.append(Sample(records[i].prompt, exchanges[i].response, tokens, exchanges[i].finished, scores))
+            samples.append(Sample(records[i].prompt, exchanges[i].response, int(tokens[i]), exchanges[i].finished, scores))
     return samples
+
+
+def best_of_groups(result: RewardResult, group: int) -> np.ndarray:
+    """(P,) the row of the highest reward of each group of rows; one without verdict is taken only where none has any."""
+    values = np.where(result.valid, result.values, -np.inf).reshape(-1, group)
+    return np.arange(len(values)) * group + np.argmax(values, axis=1)
 
 
 def _gold(record: Prompt, exchange: Exchange) -> dict[str, float | None]:
@@ -164,7 +176,7 @@ def run_report(x: Experiment) -> Mapping[str, Any]:
 def _report(x: Experiment) -> Mapping[str, Any]:
     x.require("evaluate")
     systems = load_systems(x.folder("evaluate"), systems_of(x.cfg))
-    trained = [s for s in ("sft", "feedback", "reward", "grader", "rl", "rl_judge") if x.is_done(s)]
+    trained = [s for s in ("sft", "feedback", "reward", "grader", "dpo", "rl", "rl_judge") if x.is_done(s)]
     curves = {s: _curves(x.folder(s) / "metrics.jsonl") for s in trained}
     tables = [*_grader_table(x)]
     if x.is_done("judge"):

@@ -21,7 +21,7 @@ from rlaif_jax.sampling.rollout import for_sampling
 from rlaif_jax.sharding.move import gather, shard
 from rlaif_jax.sharding.placement import Placement
 
-_WIDTHS = (32, 64, 96, 128, 192, 256, 512, 1024, 2048, 4096)  # of prompts; one compiled program each
+_WIDTHS = (32, 48, 64, 96, 128, 192, 256, 512, 1024, 2048, 4096)  # of prompts; one compiled program each
 _REPLIES = (16, 48, 128, 512, 2048)  # bounds on replies; the same
 
 
