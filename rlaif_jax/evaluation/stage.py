@@ -72,14 +72,14 @@ def run_evaluate(x: Experiment) -> Mapping[str, Any]:
         graders["judge"] = models.judge(1, x.cfg.judge.single_mode)
     answered = 0
     for name in systems:
-        samples = _answers(x, models, name, prompts, graders)
+        samples = answers(x, models, name, prompts, graders)
         answered = len(samples)
         write_json(x.folder("evaluate") / f"samples_{name}.json", [dataclasses.asdict(s) for s in samples])
     write_json(x.folder("evaluate") / "graders.json", _grader_quality(x, data, graders))
     return {"prompts": answered}
 
 
-def _answers(
+def answers(
     x: Experiment, models: RunModels, name: str, prompts: Sequence[Prompt], graders: Mapping[str, RewardFn]
 ) -> list[Sample]:
     """One answer per prompt, sampled or the best of several, scored; the same random numbers for every system."""

@@ -16,10 +16,10 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from rlaif_jax.checkpoint import Checkpoints, abstract_like
-from rlaif_jax.config import TrainConfig
 from rlaif_jax.errors import Preempted
 from rlaif_jax.metrics import MetricsWriter
 from rlaif_jax.trainers.preemption import preemption_notice
+from rlaif_jax.trainers.settings import TrainConfig
 from rlaif_jax.trainers.update import TrainState
 
 

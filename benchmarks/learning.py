@@ -1,0 +1,77 @@
+"""Does RL learn, whatever the seed? Trains the RL stage of a config over several seeds on a finished run's SFT policy and
+reward model, and compares the gold rate with SFT's on the held-out prompts.
+
+    python benchmarks/learning.py runs/demo configs/greetings_demo_ppo.py configs/greetings_demo.py --seeds 0 1 2
+
+A row per config and seed, written to OUT/learning.json too. What is done is not done again. Results: RESULTS.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from rlaif_jax.config import RunConfig, load_config
+from rlaif_jax.data.run_data import RunData
+from rlaif_jax.evaluation.compare import System, difference, figures
+from rlaif_jax.evaluation.stage import answers
+from rlaif_jax.experiment import Experiment, open_experiment, write_json
+from rlaif_jax.pipeline import ALL_STAGES, run
+from rlaif_jax.run_models import RunModels
+
+_SHARED = ("tokenizer", "sft", "reward")  # stages that all seeds start from
+
+
+def experiment_of(base: Path, out: Path, cfg: RunConfig, console: Console) -> Experiment:
+    """A run folder of its own whose first stages are the base run's."""
+    experiment = open_experiment(cfg, out, console)
+    for stage in _SHARED:
+        if not (base / stage / "done.json").exists():
+            raise SystemExit(f"{base} has no finished stage {stage!r}: run `rlaif run` there first")
+        if not (out / stage).exists():
+            (out / stage).symlink_to((base / stage).resolve())
+    return experiment
+
+
+def compare(experiment: Experiment) -> dict[str, float]:
+    """Gold rate, length and variety of SFT and of RL, and the paired difference of the gold rates with its interval."""
+    models, prompts = RunModels(experiment), RunData(experiment).eval_prompts()
+    sft, rl = (System(name, "", tuple(answers(experiment, models, name, prompts, {}))) for name in ("sft", "rl"))
+    before, after, change = figures(sft), figures(rl), difference(sft, rl, "excellent")
+    return {
+        "sft": before["excellent"].value, "rl": after["excellent"].value, "gain": change.value, "low": change.low,
+        "high": change.high, "length": after["length_chars"].value / before["length_chars"].value,
+        "distinct_2": after["distinct_2"].value / before["distinct_2"].value, "n": change.n,
+    }  # fmt: skip
+
+
+def main() -> None:
+    """Trains and compares; prints the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("run", type=Path, help="a finished run, for example runs/demo")
+    parser.add_argument("configs", type=Path, nargs="+", help="configs whose rl section is trained")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--out", type=Path, default=Path("runs/learning"))
+    args = parser.parse_args()
+    console, rows = Console(highlight=False), []
+    for path in args.configs:
+        for seed in args.seeds:
+            cfg = dataclasses.replace(load_config(path), seed=seed)
+            experiment = experiment_of(args.run, args.out / f"{cfg.name}-{seed}", cfg, console)
+            run(experiment, {"rl": ALL_STAGES["rl"]})
+            rows.append({"config": cfg.name, "seed": seed, **compare(experiment)})
+            write_json(args.out / "learning.json", rows)
+    table = Table("config", "seed", "SFT gold", "RL gold", "gain [95 %]", "length", "distinct-2")
+    for r in rows:
+        gain = f"{100 * r['gain']:+.1f} [{100 * r['low']:+.1f}, {100 * r['high']:+.1f}]"
+        table.add_row(r["config"], str(r["seed"]), f"{r['sft']:.1%}", f"{r['rl']:.1%}", gain, f"x {r['length']:.2f}",
+                      f"x {r['distinct_2']:.2f}")  # fmt: skip
+    console.print(table)
+
+
+if __name__ == "__main__":
+    main()
