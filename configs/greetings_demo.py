@@ -2,7 +2,7 @@
 
     rlaif run configs/greetings_demo.py --out runs/demo
 
-Two thirds of the SFT answers carry a flaw, as in texts collected from the web. The reward model learns from pairs what
+Three quarters of the SFT answers carry a flaw, as in texts collected from the web. The reward model learns from pairs what
 fits a request, and GRPO moves the policy there. Seen (seed 0): gold excellence rate 16.2 % [13.8, 18.9] after SFT, 30.6 %
 [27.5, 33.9] after RL on 797 prompts; mean length 0.87 and distinct-2 1.01 of SFT's.
 """
@@ -24,6 +24,7 @@ from rlaif_jax.config import (
 from rlaif_jax.feedback.adversarial import GameConfig
 from rlaif_jax.feedback.curate import CurateConfig
 from rlaif_jax.models.model_config import preset
+from rlaif_jax.rewards.rules import RuleConfig
 from rlaif_jax.sampling.filters import SamplingConfig
 from rlaif_jax.trainers.optimizer import OptimizerConfig
 
@@ -33,7 +34,7 @@ def config() -> RunConfig:
     sampling = SamplingConfig(temperature=1.0, max_tokens=40)
     return RunConfig(
         name="greetings_demo",
-        data=DataConfig(corpus=CorpusConfig(sft=24000, pairs=24000, eval_prompts=800)),
+        data=DataConfig(corpus=CorpusConfig(sft=24000, pairs=24000, eval_prompts=800, sft_flaw_rate=0.75)),
         tokenizer=TokenizerConfig(vocab_size=2816),
         model=preset("tiny-1m"),
         sft=SftConfig(
@@ -47,11 +48,16 @@ def config() -> RunConfig:
                         optimizer=OptimizerConfig(2e-4, schedule="linear")),
             group=4, kl=KlConfig(0.05), sampling=sampling, max_prompt=20, minibatches=2,
         ),
+        # What a request states in so many words (length, number of items, first word ...) is checked by rule.
+        rl_rules=RuleConfig(constraint_weight=1.0),
         feedback=FeedbackConfig(
-            train=TrainConfig(steps=1000, batch_size=9, checkpoint_every=500, optimizer=OptimizerConfig(1e-3)),
-            max_length=128, transcripts=16000, verdict_pairs=13000, pair_batch_size=12,
+            train=TrainConfig(steps=1100, batch_size=9, checkpoint_every=550, optimizer=OptimizerConfig(1e-3)),
+            max_length=128, pair_max_length=64, transcripts=18000, verdict_pairs=14000, pair_batch_size=12,
         ),
         curate=CurateConfig(prompts=300, max_tokens=40, reply_tokens=48, with_data_pairs=True),
-        judge=JudgeConfig(mode="checklist", game=GameConfig(reflections=6, gate_rows=400, temperature=0.3, reply_tokens=48)),
+        judge=JudgeConfig(
+            mode="checklist", rules=RuleConfig(constraint_weight=0.2),
+            game=GameConfig(reflections=8, gate_rows=400, reply_tokens=48),
+        ),
         evaluation=EvaluationConfig(batch_size=64, sampling=sampling, best_of=4),
     )  # fmt: skip

@@ -71,9 +71,9 @@ def config() -> RunConfig:
         ),
         judge=JudgeConfig(principles="principles_general", game=None),
         rl=RlConfig(
-            TrainConfig(steps=80, batch_size=16, checkpoint_every=20, log_every=2,
+            TrainConfig(steps=60, batch_size=32, checkpoint_every=20, log_every=2,
                         optimizer=OptimizerConfig(2e-4, schedule="linear")),
-            group=8, kl=KlConfig(0.1), sampling=sampling, max_prompt=36, minibatches=2,
+            group=4, kl=KlConfig(0.1), sampling=sampling, max_prompt=36, minibatches=2,
         ),
         evaluation=EvaluationConfig(limit=300, batch_size=50, sampling=sampling),
     )  # fmt: skip

@@ -113,18 +113,21 @@ class RunData:
         transcripts, pairs = self.transcripts()
         held = len(pairs) // 20 or 1
 
-        def encode(records: list, lines: Callable[[Any], list]) -> Encoded:
-            return encode_records(records, lines, cfg.max_length, "drop", "transcripts")
+        pair_length = cfg.pair_max_length or cfg.max_length
+
+        def encode(records: list, lines: Callable[[Any], list], length: int) -> Encoded:
+            return encode_records(records, lines, length, "drop", "transcripts")
 
         def line(t: embedded.Transcript) -> Segment:
             return chat_segment(tokenizer, t.messages, t.target)
 
-        roles = encode(transcripts, lambda t: [line(t)])
-        verdicts, held_out = (encode(part, lambda p: [line(t) for t in p]) for part in (pairs[held:], pairs[:held]))
-        self._too_long("transcripts", roles.dropped + verdicts.dropped + held_out.dropped, cfg.max_length)
+        roles = encode(transcripts, lambda t: [line(t)], cfg.max_length)
+        verdicts, held_out = (encode(p, lambda p: [line(t) for t in p], pair_length) for p in (pairs[held:], pairs[:held]))
+        self._too_long("transcripts", roles.dropped, cfg.max_length)
+        self._too_long("pairs of verdicts", verdicts.dropped + held_out.dropped, pair_length)
         role_rows = pipelines.sft_rows(roles, cfg.max_length, tokenizer.pad_id, packing=True, seed=seed)
         pair_rows, held_rows = (
-            pipelines.verdict_rows(e, cfg.max_length, tokenizer.pad_id) for e in (verdicts, held_out)
+            pipelines.verdict_rows(e, pair_length, tokenizer.pad_id) for e in (verdicts, held_out)
         )
         role_batches, _ = self._batches(role_rows, role_rows, cfg.train.batch_size, seed)
         pair_batches, held_pass = self._batches(pair_rows, held_rows, cfg.pair_batch_size, seed)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 import re
+from collections import OrderedDict
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -14,6 +14,7 @@ from rlaif_jax.feedback.prompts import Prompts
 from rlaif_jax.feedback.structured import Answer, ReplyError, ask
 
 GOOD, BAD = "Good", "Bad"
+_REMEMBERED = 20_000  # questions of a checklist
 _VERDICT = re.compile(r"^\W*(good|bad)\b[\s*:：,，.。]*(.*)$", re.IGNORECASE | re.DOTALL)
 
 
@@ -49,26 +50,34 @@ def soft_verdicts(
     llm: LLM, prompts: Prompts, principles: Sequence[str], items: Sequence[tuple[str, str]]
 ) -> Verdicts:
     """P(Good) / (P(Good) + P(Bad)) from the logits of the first token (arXiv 2408.15240): no decoding, no ties."""
-    logprobs = llm.choice_logprobs(requests_for(prompts, principles, items), (GOOD, BAD))
-    return Verdicts((1.0 / (1.0 + np.exp(logprobs[:, 1] - logprobs[:, 0]))).astype(np.float32))
+    return Verdicts(_p_good(llm, requests_for(prompts, principles, items)))
+
+
+def _p_good(llm: LLM, requests: Sequence[LLMRequest]) -> np.ndarray:
+    logprobs = llm.choice_logprobs(requests, (GOOD, BAD))
+    return (1.0 / (1.0 + np.exp(logprobs[:, 1] - logprobs[:, 0]))).astype(np.float32)
 
 
 def make_checklist(llm: LLM, prompts: Prompts) -> Callable[[Sequence[str], Sequence[tuple[str, str]]], Verdicts]:
     """Each principle is asked by itself, softly; an answer is as good as on the principle that it keeps least.
 
-    A rubric with veto (arXiv 2508.12790). A small judge overlooks in a long list what it sees when asked for it alone;
-    it costs one prefill per principle. The reason is that principle. The game measures the same rows again and again with
-    one principle changed: the last columns are remembered.
+    A rubric with veto (arXiv 2508.12790). A small judge overlooks in a long list what it sees when asked for it alone. The
+    questions about one answer stand together, so that a model on the mesh reads the answer once for all of them. The game
+    measures the same answers again and again with one principle changed: the last ones asked are remembered.
     """
-
-    @functools.lru_cache(maxsize=64)
-    def column(principle: str, items: tuple[tuple[str, str], ...]) -> np.ndarray:
-        return soft_verdicts(llm, prompts, [principle], items).p_good
+    known: OrderedDict[tuple[str, str, str], float] = OrderedDict()
 
     def verdicts(principles: Sequence[str], items: Sequence[tuple[str, str]]) -> Verdicts:
         if not items:
             return Verdicts(np.zeros(0, np.float32))
-        table = np.stack([column(p, tuple(items)) for p in principles], axis=1)
+        keys = [(p, *item) for item in items for p in principles]
+        asked = list(dict.fromkeys(key for key in keys if key not in known))
+        requests = [r for p, *item in asked for r in requests_for(prompts, [p], [tuple(item)])]
+        found = known | dict(zip(asked, _p_good(llm, requests).tolist(), strict=True))
+        table = np.array([found[key] for key in keys], np.float32).reshape(len(items), -1)
+        known.update((key, found[key]) for key in asked if not np.isnan(found[key]))  # what failed is asked again
+        while len(known) > _REMEMBERED:
+            known.popitem(last=False)
         worst = np.argmin(np.nan_to_num(table, nan=np.inf), axis=1)
         return Verdicts(np.min(table, axis=1), tuple(principles[i] for i in worst))  # one NaN in a row: no verdict
 

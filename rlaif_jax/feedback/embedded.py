@@ -37,8 +37,8 @@ _STRENGTHS = (
 _VISIBLE = 0.7  # share of flaws that show without the request; those are learned soonest
 # role -> share of the transcripts
 _MIX = {
-    "detector": 0.16, "negative": 0.35, "judge": 0.12, "reflect": 0.09, "generator": 0.08, "confess": 0.04,
-    "reflector": 0.04, "compare": 0.03, "optimise": 0.06, "positive": 0.02, "advise": 0.01,
+    "detector": 0.08, "negative": 0.30, "judge": 0.11, "reflect": 0.08, "generator": 0.09, "confess": 0.09,
+    "reflector": 0.12, "compare": 0.02, "optimise": 0.07, "positive": 0.02, "advise": 0.02,
 }  # fmt: skip
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import zlib
 from collections.abc import Sequence
 from typing import Any
@@ -13,7 +14,7 @@ import numpy as np
 from rlaif_jax.data.tokenizer import Tokenizer
 from rlaif_jax.errors import UserError
 from rlaif_jax.feedback.llm import Failure, LLMReply, LLMRequest, OnReply, OnRow
-from rlaif_jax.models import ops, transformer
+from rlaif_jax.models import transformer
 from rlaif_jax.models.model_config import ModelConfig
 from rlaif_jax.sampling.decode import decode
 from rlaif_jax.sampling.filters import SamplingConfig, traced
@@ -22,6 +23,7 @@ from rlaif_jax.sharding.move import gather, shard
 from rlaif_jax.sharding.placement import Placement
 
 _WIDTHS = (32, 48, 64, 96, 128, 192, 256, 512, 1024, 2048, 4096)  # of prompts; one compiled program each
+_ENDINGS = (1, 4, 8, 12, 16)  # of one beginning in a row; the same
 _REPLIES = (16, 48, 128, 512, 2048)  # bounds on replies; the same
 
 
@@ -55,11 +57,13 @@ class FlaxLLM:
                 max_tokens=max_tokens, pad_id=tokenizer.pad_id, place=place,
             )  # fmt: skip
 
-        def choose(params, tokens, segment_ids, choices):
-            hidden = transformer.forward(params, cfg, tokens, segment_ids, ops.positions_of(segment_ids), place)
-            last = jnp.repeat(hidden[:, -1:], choices.shape[0], axis=1)  # prompts are left-padded
-            targets = jnp.broadcast_to(choices, (tokens.shape[0], choices.shape[0]))
-            return transformer.logprobs(params, cfg, last, targets)[0]
+        def choose(params, tokens, segment_ids, positions, ends, choices):  # -> (B, endings, choices)
+            hidden = transformer.forward(params, cfg, tokens, segment_ids, positions, place, shared_prefix=True)
+            last = jnp.take_along_axis(hidden, ends[:, :, None], axis=1)
+            count = choices.shape[0]
+            targets = jnp.tile(choices, (tokens.shape[0], ends.shape[1]))
+            found = transformer.logprobs(params, cfg, jnp.repeat(last, count, axis=1), targets)[0]
+            return found.reshape(*ends.shape, count)
 
         self._sample, self._choose = jax.jit(sample, static_argnames="max_tokens"), jax.jit(choose)
 
@@ -100,19 +104,39 @@ class FlaxLLM:
             raise UserError(f"the answers {', '.join(choices)} begin with the same token; they cannot be told apart by it")
         out = np.full((len(requests), len(choices)), np.nan, np.float32)
         encoded = [self._encode(r) for r in requests]
-        groups: dict[int, list[int]] = {}
-        for i, ids in enumerate(encoded):
-            if len(ids) < self._max_length:
-                groups.setdefault(_width(len(ids)), []).append(i)
-        for width, members in sorted(groups.items()):
+        groups: dict[tuple[int, int], list[Pack]] = {}
+        for pack in packs(encoded, self._max_length):
+            groups.setdefault((_width(pack.length(encoded)), _endings(len(pack.members))), []).append(pack)
+        for (width, endings), members in sorted(groups.items(), key=lambda g: g[0]):
             for start in range(0, len(members), self._batch_size):
-                rows = members[start : start + self._batch_size]
-                arrays = self._batch([encoded[i] for i in rows], width)
-                found = gather(self._choose(self._params, *arrays, np.array(tokens, np.int32)))
-                out[rows] = found[: len(rows)]
-                for i in rows if on_row else ():
-                    on_row(i, out[i].tolist())
+                batch = members[start : start + self._batch_size]
+                arrays = self._packed(batch, encoded, width, endings)
+                found = jax.device_get(self._choose(self._params, *arrays, np.array(tokens, np.int32)))
+                for row, pack in enumerate(batch):
+                    for ending, i in enumerate(pack.members):
+                        out[i] = found[row, ending]
+                        if on_row:
+                            on_row(i, out[i].tolist())
         return out
+
+    def _packed(self, batch: list[Pack], encoded: list[list[int]], width: int, endings: int) -> list[jax.Array]:
+        """tokens, segment_ids, positions (batch_size, width) and ends (batch_size, endings), spare rows empty."""
+        shape = self._batch_size, width
+        tokens = np.full(shape, self._tokenizer.pad_id, np.int32)
+        segments, positions, ends = np.zeros(shape, np.int32), np.zeros(shape, np.int32), np.zeros((shape[0], endings), np.int32)
+        for row, pack in enumerate(batch):
+            pieces = [(encoded[pack.members[0]][: pack.prefix], 0)]
+            pieces += [(encoded[i][pack.prefix :], pack.prefix) for i in pack.members]
+            at = 0
+            for number, (ids, first) in enumerate(pieces, 1):
+                end = at + len(ids)
+                tokens[row, at:end], segments[row, at:end] = ids, number
+                positions[row, at:end] = first + np.arange(len(ids))
+                if number > 1:
+                    ends[row, number - 2] = end - 1
+                at = end
+        rows = self._place.rows(self._batch_size)
+        return [jax.device_put(a, rows) for a in (tokens, segments, positions, ends)]
 
     def _encode(self, request: LLMRequest) -> list[int]:
         return self._tokenizer.encode_messages([{"role": m.role, "content": m.content} for m in request.messages])
@@ -134,6 +158,48 @@ class FlaxLLM:
         ids = decoded.tokens[row, :count].tolist()
         stopped = bool(ids) and ids[-1] in self._tokenizer.eos_ids
         return LLMReply(self._tokenizer.decode(ids), prompt_tokens, count, "stop" if stopped else "length")
+
+
+@dataclasses.dataclass(frozen=True)
+class Pack:
+    """Requests that share their first `prefix` tokens and are read in one row: the beginning once, then each ending."""
+
+    members: tuple[int, ...]
+    prefix: int
+
+    def length(self, encoded: Sequence[list[int]]) -> int:
+        """Tokens of the row."""
+        return self.prefix + sum(len(encoded[i]) - self.prefix for i in self.members)
+
+
+def packs(encoded: Sequence[list[int]], max_length: int) -> list[Pack]:
+    """Neighbours whose beginnings agree for at least half of their tokens, together; what is too long is left out.
+
+    An ending has at least one token. A row of one request is a beginning without its last token, and that token.
+    """
+    done: list[Pack] = []
+    for i, ids in enumerate(encoded):
+        if not 1 < len(ids) < max_length:
+            continue
+        if done and len(done[-1].members) < _ENDINGS[-1]:
+            last = done[-1]
+            prefix = min(_common(encoded[last.members[0]], ids), last.prefix, len(ids) - 1)
+            joined = Pack((*last.members, i), prefix)
+            longest = max(len(encoded[m]) for m in joined.members)
+            if 2 * prefix >= longest and joined.length(encoded) <= max_length:
+                done[-1] = joined
+                continue
+        done.append(Pack((i,), len(ids) - 1))
+    return done
+
+
+def _common(a: list[int], b: list[int]) -> int:
+    """How many first tokens agree."""
+    return next((n for n, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
+
+
+def _endings(count: int) -> int:
+    return next(e for e in _ENDINGS if e >= count)
 
 
 def _width(length: int) -> int:

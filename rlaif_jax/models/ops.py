@@ -63,10 +63,15 @@ def attention(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array, impleme
     return jax.nn.dot_product_attention(q, k, v, mask=mask[:, None], implementation=implementation)
 
 
-def causal_mask(segment_ids: jax.Array) -> jax.Array:
-    """(B, T, T) bool: a token sees earlier tokens of its own segment; segment 0 is padding and is seen by none."""
-    same = (segment_ids[:, :, None] == segment_ids[:, None, :]) & (segment_ids[:, None, :] > 0)
-    return same & jnp.tril(jnp.ones((segment_ids.shape[1],) * 2, bool))
+def causal_mask(segment_ids: jax.Array, shared_prefix: bool = False) -> jax.Array:
+    """(B, T, T) bool: a token sees earlier tokens of its own segment; segment 0 is padding and is seen by none.
+
+    With `shared_prefix` segment 1 is seen by all others, too: several endings of one beginning in one row.
+    """
+    same = segment_ids[:, :, None] == segment_ids[:, None, :]
+    if shared_prefix:
+        same |= segment_ids[:, None, :] == 1
+    return same & (segment_ids[:, None, :] > 0) & jnp.tril(jnp.ones((segment_ids.shape[1],) * 2, bool))
 
 
 def positions_of(segment_ids: jax.Array) -> jax.Array:

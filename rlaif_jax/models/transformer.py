@@ -79,6 +79,7 @@ class _Layer(nn.Module):
 class _Transformer(nn.Module):
     cfg: ModelConfig
     place: Placement | None = None
+    shared_prefix: bool = False
 
     @nn.compact
     def __call__(self, tokens, segment_ids, positions):
@@ -91,7 +92,7 @@ class _Transformer(nn.Module):
             _remat(cfg), variable_axes={"params": 0}, split_rngs={"params": True}, in_axes=(nn.broadcast, nn.broadcast),
             length=cfg.layers, metadata_params={nn.PARTITION_NAME: "layers"},
         )(cfg, self.place, name="layers")  # fmt: skip
-        x, _ = layers(x, angles, ops.causal_mask(segment_ids))
+        x, _ = layers(x, angles, ops.causal_mask(segment_ids, self.shared_prefix))
         return ops.rms_norm(x, weights["final_norm"], cfg.norm_eps)
 
 
@@ -117,10 +118,11 @@ def logical_axes(cfg: ModelConfig) -> dict:
 
 def forward(
     params: dict, cfg: ModelConfig, tokens: jax.Array, segment_ids: jax.Array, positions: jax.Array,
-    place: Placement | None = None,
+    place: Placement | None = None, shared_prefix: bool = False,
 ) -> jax.Array:  # fmt: skip
-    """tokens, segment_ids (0 = padding), positions, all (B, T) int32 -> normed hidden states (B, T, D)."""
-    return _Transformer(cfg, place).apply({"params": params}, tokens, segment_ids, positions)
+    """tokens, segment_ids (0 = padding), positions, all (B, T) int32 -> normed hidden states (B, T, D); `shared_prefix` as
+    in `ops.causal_mask`."""
+    return _Transformer(cfg, place, shared_prefix).apply({"params": params}, tokens, segment_ids, positions)
 
 
 def logprobs(

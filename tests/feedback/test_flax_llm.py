@@ -10,7 +10,7 @@ import pytest
 from rlaif_jax.data.tokenizer import Tokenizer
 from rlaif_jax.errors import UserError
 from rlaif_jax.feedback.detector import soft_verdicts
-from rlaif_jax.feedback.flax_llm import FlaxLLM
+from rlaif_jax.feedback.flax_llm import FlaxLLM, packs
 from rlaif_jax.feedback.llm import LLMRequest, Message
 from rlaif_jax.feedback.prompts import load_prompts
 from rlaif_jax.models import ops, transformer
@@ -76,6 +76,29 @@ def test_soft_is_the_softmax_over_the_two_answer_tokens(parts, one_device, eight
             logits = np.asarray(ops.logits(hidden[:, -1], ops.output_matrix(params, cfg)))[0]
             good, bad = (logits[tokenizer.encode_response(w)[0]] for w in ("Good", "Bad"))
             assert p == pytest.approx(float(np.exp(good) / (np.exp(good) + np.exp(bad))), abs=1e-5)
+
+
+def test_requests_that_begin_alike_share_a_row_and_get_the_same_answers(parts, one_device, eight_devices):
+    """A checklist's questions: read together in packed rows, asked one by one, and by the full forward of each."""
+    params, cfg, tokenizer = parts
+    begin = "写一条春节祝福给老师愿您平安喜乐，万事如意。" * 2
+    texts = [begin + rule for rule in ("套话", "写完整", "称呼", "一", "切合场合")] + list(TEXTS) + [begin] * 2
+    llm, requests = model(parts, one_device, batch_size=8), ask(*texts)
+    encoded = [tokenizer.encode_messages([{"role": "user", "content": t}]) for t in texts]
+    made = packs(encoded, 4096)
+    assert made[0].members == (0, 1, 2, 3, 4) and made[0].prefix >= 2 * len(made[0].members)
+    assert sorted(i for pack in made for i in pack.members) == list(range(len(texts)))
+    together = llm.choice_logprobs(requests, ("Good", "Bad"))
+    alone = np.concatenate([llm.choice_logprobs([r], ("Good", "Bad")) for r in requests])
+    np.testing.assert_allclose(together, alone, atol=1e-5)
+    spread = model(parts, eight_devices, batch_size=8).choice_logprobs(requests, ("Good", "Bad"))
+    np.testing.assert_allclose(together, spread, atol=1e-5)
+    good = tokenizer.encode_response("Good")[0]
+    for ids, found in zip(encoded, together, strict=True):
+        ones = jnp.ones((1, len(ids)), jnp.int32)
+        hidden = transformer.forward(params, cfg, jnp.array([ids]), ones, ops.positions_of(ones))
+        logp = jax.nn.log_softmax(ops.logits(hidden[:, -1], ops.output_matrix(params, cfg)))
+        np.testing.assert_allclose(found[0], logp[0, good], atol=1e-5)
 
 
 def test_what_does_not_fit_is_a_failure_and_what_cannot_be_told_apart_an_error(parts, one_device):

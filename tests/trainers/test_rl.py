@@ -3,12 +3,13 @@
 import dataclasses
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from rlaif_jax.algorithms.advantages import AdvantageConfig
 from rlaif_jax.algorithms.kl import KlConfig
-from rlaif_jax.algorithms.policy import PolicyConfig
+from rlaif_jax.algorithms.policy import PolicyConfig, policy_loss
 from rlaif_jax.errors import UserError
 from rlaif_jax.rewards.base import RewardResult
 from rlaif_jax.sampling.filters import SamplingConfig
@@ -108,6 +109,9 @@ def test_eos_gets_a_gradient(one_device):
                                np.zeros(3, np.float32))  # fmt: skip
     assert float(again["mask"][0, 3]) == 1 and float(again["advantages"][0, 3]) != 0
     assert float(again["mask"][0, 4]) == 0 and float(again["advantages"][0, 4]) == 0
+    logp = again["old_logprobs"]
+    grad = jax.grad(lambda x: policy_loss(x, jnp.zeros_like(x), again, GRPO.policy, GRPO.kl)[0].value())(logp)
+    assert float(grad[0, 3]) != 0 and not np.asarray(grad[0, 4:]).any()
 
 
 @pytest.mark.parametrize("cfg", [GRPO, PPO], ids=["grpo", "ppo"])
