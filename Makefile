@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 OUT ?= runs/demo
+WORKERS ?= 2
 
 .PHONY: help install install-dev demo demo-small test test-all lint clean
 
@@ -31,10 +32,10 @@ demo: install
 	@echo "Report: $(OUT)/report/report.html  (figures for scripts: $(OUT)/report/report.json)"
 
 test: install-dev
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
 
 test-all: install-dev
-	$(BIN)/python -m pytest -m 'slow or not slow'
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile -m 'slow or not slow'
 
 lint: install-dev
 	$(BIN)/ruff check rlaif_jax configs tests benchmarks tpu_scripts setup.py
