@@ -3,8 +3,9 @@
 A config is `greetings_7b(target, algorithm)`; the files qwen25_7b_*.py say no more than that. Nothing here has been run on
 the accelerators it names. How the memory estimates come out: `rlaif run CONFIG --out X --dry-run`, on any machine.
 
-What differs from the paper, since a config cannot say it yet: weights start fresh (no Hugging Face weights), and the reward
-model is trained whole, with a lower learning rate (the paper: LoRA of rank 16, 2e-4).
+The weights are named on the command line, `--set model.init_from=FOLDER` (Qwen2.5-7B-Instruct from Hugging Face): without
+it they start fresh, which is good for a dry run only. What differs from the paper: the reward model is trained whole, with a
+lower learning rate (the paper: LoRA of rank 16, 2e-4), and the judge's verdict is soft (`--set judge.mode=binary`).
 """
 
 from __future__ import annotations

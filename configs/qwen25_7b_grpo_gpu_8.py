@@ -3,7 +3,7 @@ r"""Qwen2.5-7B, GRPO at the paper's setting, on one host with 8 H100 or H200 GPU
 Against the reward model, then against a served judge.
 
     rlaif run configs/qwen25_7b_grpo_gpu_8.py --out /shared/grpo --set data.root=/shared/data \
-        --set tokenizer.path=/shared/Qwen2.5-7B-Instruct --set feedback.http.base_url=http://HOST:8000/v1
+        --set model.init_from=/shared/Qwen2.5-7B-Instruct --set feedback.http.base_url=http://HOST:8000/v1
 
 More hosts share the same batch: `--set mesh.data=HOSTS`, started by tpu_scripts/gpu_hosts.sh or gpu_slurm.sh.
 

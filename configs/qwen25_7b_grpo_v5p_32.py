@@ -4,7 +4,7 @@ Against the reward model, then against a served judge.
 
     export RLAIF_ACCELERATOR=v5p-32 RLAIF_NAME=... RLAIF_PROJECT=... RLAIF_ZONE=... RLAIF_MOUNT=...
     tpu_scripts/supervise.sh --delete-when-done -- rlaif run configs/qwen25_7b_grpo_v5p_32.py --out /mnt/rlaif/grpo \
-        --set data.root=/mnt/rlaif/data --set tokenizer.path=/mnt/rlaif/Qwen2.5-7B-Instruct \
+        --set data.root=/mnt/rlaif/data --set model.init_from=/mnt/rlaif/Qwen2.5-7B-Instruct \
         --set feedback.http.base_url=http://HOST:8000/v1
 
 Not run yet: nothing is known of its speed or its results; `--dry-run` gives the estimate of memory. What differs from the

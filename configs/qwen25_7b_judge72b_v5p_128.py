@@ -2,7 +2,7 @@ r"""Qwen2.5-7B, GRPO at the paper's setting, on a TPU v5p-128 (128 cores: 64 chi
 
     export RLAIF_ACCELERATOR=v5p-128 RLAIF_NAME=... RLAIF_PROJECT=... RLAIF_ZONE=... RLAIF_MOUNT=...
     tpu_scripts/supervise.sh --delete-when-done -- rlaif run configs/qwen25_7b_judge72b_v5p_128.py --out /mnt/rlaif/j72 \
-        --set data.root=/mnt/rlaif/data --set tokenizer.path=/mnt/rlaif/Qwen2.5-7B-Instruct \
+        --set data.root=/mnt/rlaif/data --set model.init_from=/mnt/rlaif/Qwen2.5-7B-Instruct \
         --set feedback.http.base_url=http://HOST:8000/v1
 
 The judge is served elsewhere by any server that speaks OpenAI's protocol: a config has one model of its own so far, so the

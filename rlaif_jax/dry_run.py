@@ -6,7 +6,7 @@ import dataclasses
 import math
 
 import jax
-from jax.sharding import AbstractMesh, AxisType, Mesh
+from jax.sharding import AbstractMesh, Mesh
 from rich.console import Console
 from rich.table import Table
 
@@ -16,7 +16,7 @@ from rlaif_jax.data.tokenizer import Tokenizer
 from rlaif_jax.models import heads, transformer
 from rlaif_jax.models.model_config import ModelConfig, parameter_count
 from rlaif_jax.pretrained import resolve
-from rlaif_jax.sharding import MeshConfig, Placement, bytes_per_device, make_mesh
+from rlaif_jax.sharding import MeshConfig, Placement, abstract_mesh, bytes_per_device, make_mesh
 from rlaif_jax.sharding.mesh import AXES
 
 
@@ -121,7 +121,7 @@ def planned_mesh(cfg: MeshConfig) -> Mesh | AbstractMesh:
     if -1 in sizes or math.prod(sizes) <= len(jax.devices()):
         return make_mesh(cfg)
     cfg.sizes(math.prod(sizes))  # refuses what no number of devices allows
-    return AbstractMesh(sizes, AXES, axis_types=(AxisType.Auto,) * len(AXES))
+    return abstract_mesh(cfg, math.prod(sizes))
 
 
 def print_plan(cfg: RunConfig, console: Console) -> None:

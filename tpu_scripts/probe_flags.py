@@ -30,7 +30,8 @@ def accepts(spec: Mapping, flags: Sequence[str], timeout: float = 300.0) -> bool
     code = _PARSE_GPU
     if "topology" in spec:
         code = _PARSE_TPU.format(spec["topology"])
-        env["TPU_SKIP_MDS_QUERY"] = "1"  # no question to the metadata server: this is no TPU process
+        # No question to the metadata server, and no lock against other processes: the probe takes no TPU.
+        env |= {"TPU_SKIP_MDS_QUERY": "1", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1"}
     try:
         child = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, timeout=timeout, check=False)
     except subprocess.TimeoutExpired:

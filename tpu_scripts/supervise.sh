@@ -39,9 +39,14 @@ get_tpu() {
   done
 }
 
+# Of the workers' exit codes the one that says most: 2 (a mistake), then any death, then 75 (told to stop, and saved).
+worst() { # CODES, one a line
+  printf '%s\n' "$1" | grep -x 2 || printf '%s\n' "$1" | grep -vx 75 || echo 75
+}
+
 # One word on the job: preempted, unreachable, running, done, or failed CODE.
 look() {
-  local queued node lines code
+  local queued node lines codes
   queued=$(queued_state)
   node=$(node_state)
   case $queued in
@@ -55,9 +60,9 @@ look() {
     echo unreachable
     return
   fi
-  code=$(printf '%s\n' "$lines" | sed -n 's/^rlaif-worker: exited \([0-9]*\)$/\1/p' | grep -vx 0 | head -n 1 || true)
-  if [ -n "$code" ]; then
-    echo "failed $code"
+  codes=$(printf '%s\n' "$lines" | sed -n 's/^rlaif-worker: exited \([0-9]*\)$/\1/p' | grep -vx 0 || true)
+  if [ -n "$codes" ]; then
+    echo "failed $(worst "$codes" | head -n 1)"
   elif printf '%s\n' "$lines" | grep -qE '^rlaif-worker: (lost|none)$'; then
     echo "failed lost"
   elif printf '%s\n' "$lines" | grep -qx 'rlaif-worker: running'; then
@@ -78,6 +83,11 @@ watch_job() {
       done) say "the job has succeeded on every worker" && finish 0 ;;
       preempted) say "preempted" && return 1 ;;
       "failed 2") say "the command was refused (exit code 2): see logs.sh" && finish 2 ;;
+      "failed 75") # a notice from the host, say: no fault of the job's
+        say "the job was told to stop and has saved; it starts again"
+        "$TPU_SCRIPTS/stop.sh"
+        return 0
+        ;;
       failed*)
         restarts=$((restarts + 1))
         if [ "$restarts" -gt "$RLAIF_MAX_RESTARTS" ]; then

@@ -74,7 +74,7 @@ def plan_run(cfg: RunConfig, topology: str, only: Sequence[str] = (), console: C
 
 
 def _programs(cfg: RunConfig, devices: Sequence[Any]) -> dict[str, tuple[Placement, Program]]:
-    place = Placement(make_mesh(cfg.mesh, devices))
+    place = Placement.of(make_mesh(cfg.mesh, devices), cfg.mesh.rules)
     return {p.name: (place, p) for p in build_programs(cfg, planned_model(cfg), place)}
 
 

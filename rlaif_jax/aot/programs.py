@@ -57,8 +57,9 @@ def chip_bytes(tree: Abstract) -> int:
 
 
 def build_programs(cfg: RunConfig, model: ModelConfig, place: Placement) -> list[Program]:
-    """SFT and reward-model updates, and the rollout, log-probs, scores and updates of an RL step against the reward model."""
-    return [_sft(cfg, model, place), _reward(cfg, model, place), *_rl(cfg, model, place)]
+    """SFT (if any) and reward-model updates, and rollout, log-probs, scores and updates of RL against the reward model."""
+    first = [_sft(cfg, model, place)] if cfg.sft is not None else []
+    return [*first, _reward(cfg, model, place), *_rl(cfg, model, place)]
 
 
 def _on(tree: Any, shardings: Any) -> Abstract:

@@ -170,6 +170,12 @@ def test_supervise_starts_a_dead_job_again_and_leaves_the_tpu(bench, tmp_path):
     assert "delete" not in bench.verbs()
 
 
+def test_supervise_does_not_count_a_job_that_was_told_to_stop(bench, tmp_path):
+    done = _supervise(bench, tmp_path, "[ $n -gt 2 ] || exit 75", "--max-restarts", "0", RLAIF_POLL="1")
+    assert done.returncode == 0, done.stderr
+    assert "told to stop and has saved" in done.stderr and "died" not in done.stderr
+
+
 @pytest.mark.parametrize(
     ("body", "code", "message"), [("exit 7", 1, "died 2 times (last: 7)"), ("exit 2", 2, "exit code 2")]
 )
