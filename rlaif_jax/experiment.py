@@ -63,6 +63,7 @@ class Experiment:
 def open_experiment(cfg: RunConfig, out: Path, console: Console) -> Experiment:
     """Makes the run folder, or opens it again. A folder that holds a run of another config is refused, not changed.
 
+    The mesh is where a run runs and not what it is: it may be another one, on other devices, at every start.
     With several processes the folder must be one that all of them see; the first one makes it.
     """
     out = Path(out)
@@ -75,12 +76,13 @@ def _claim(cfg: RunConfig, out: Path) -> None:
     if saved.exists():
         # Through the dataclass: a field that is newer than the run has its default there.
         before = to_dict(from_dict(RunConfig, json.loads(saved.read_text(encoding="utf-8")), str(saved)))
-        changed = sorted(_differences(json.loads(json.dumps(before)), wanted))
+        changed = sorted(_differences(json.loads(json.dumps(before | {"mesh": None})), wanted | {"mesh": None}))
         if changed:
             raise UserError(
                 f"{out} holds a run with other values of {', '.join(changed[:5])}"
                 f"{' ...' if len(changed) > 5 else ''}. Choose another --out, or move that folder away."
             )
+        write_json(saved, wanted)
     elif out.exists() and any(out.iterdir()):
         raise UserError(f"{out} is not empty and holds no run; choose another --out")
     else:

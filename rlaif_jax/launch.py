@@ -101,13 +101,9 @@ def _free_port() -> int:
 
 def _watch(processes: list[subprocess.Popen], cfg: Launch, stop: threading.Event) -> int:
     """Waits until all have ended well, or one has not; then ends the rest. The code: 0, or that of the first bad end."""
-    code = 0
-    while any(p.poll() is None for p in processes):
-        code = next((p.returncode for p in processes if p.returncode), 0)
-        if code or stop.is_set():
-            break
+    while None in (codes := [p.poll() for p in processes]) and not any(codes) and not stop.is_set():
         time.sleep(0.05)
-    told = stop.is_set()
+    code, told = next((c for c in codes if c), 0), stop.is_set()
     # Told to stop, the processes save; after a death there is nothing to save with, but a mistake may be on its way out.
     _end(processes, signal.SIGTERM if told else None, cfg.grace if told or code in (EXIT_RESTART, EXIT_USER_ERROR) else 2.0)
     codes = [p.returncode for p in processes]

@@ -50,7 +50,8 @@ def settings(env: Mapping[str, str], tpu: bool) -> tuple[str, dict[str, Any]]:
     * "variables": JAX_COORDINATOR_ADDRESS (host:port of process 0), JAX_NUM_PROCESSES, JAX_PROCESS_ID.
     * "slurm": inside `srun` with more than one task. With one task on each node it takes all of the node's GPUs
       (SLURM_GPUS_ON_NODE); with several, one each, as JAX does.
-    * "tpu": on a Cloud TPU host; JAX asks the metadata server (or GKE's variables) for the rest, slices included.
+    * "tpu": on a Cloud TPU host, unless JAX_PLATFORMS names others or TPU_SKIP_MDS_QUERY is set; JAX asks the metadata
+      server (or GKE's variables) for the rest, slices included.
     * "one": none of them.
     """
     if VARIABLES[0] in env:
@@ -60,7 +61,8 @@ def settings(env: Mapping[str, str], tpu: bool) -> tuple[str, dict[str, Any]]:
         gpus = int(env.get("SLURM_GPUS_ON_NODE", 0))
         own = {"local_device_ids": list(range(gpus))} if tasks and int(tasks.group()) == 1 and gpus else {}
         return "slurm", {"cluster_detection_method": "slurm", **own}
-    return ("tpu", {}) if tpu else ("one", {})
+    wanted = "tpu" in env.get("JAX_PLATFORMS", "tpu") and "TPU_SKIP_MDS_QUERY" not in env
+    return ("tpu", {}) if tpu and wanted else ("one", {})
 
 
 def _from_variables(env: Mapping[str, str]) -> tuple[str, dict[str, Any]]:

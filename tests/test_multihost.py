@@ -1,0 +1,164 @@
+"""Two processes with four virtual devices each train as one process does; killed, preempted, and on other machines."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+import pytest
+from rich.console import Console
+
+from rlaif_jax import pipeline
+from rlaif_jax.errors import Preempted
+from rlaif_jax.experiment import Experiment, open_experiment
+from rlaif_jax.metrics import read_metrics
+from rlaif_jax.trainers import loop
+from tests import tiny
+
+pytestmark = pytest.mark.slow
+ROOT, QUIET, STEPS = Path(__file__).parents[1], Console(quiet=True), 12
+MESH = ["--set", "mesh.fsdp=2", "--set", "mesh.tensor=2"]
+
+
+@pytest.fixture(scope="module")
+def start(tmp_path_factory) -> tuple[Path, Path]:
+    """A config file, and a run folder with nothing but a tokenizer in it, to be copied."""
+    folder = tmp_path_factory.mktemp("multihost")
+    config = folder / "config.py"
+    text = f"from tests import tiny\n\n\ndef config():\n    return tiny.config(steps={STEPS}, checkpoint_every=4)\n"
+    config.write_text(text)
+    x = open_experiment(_config(), folder / "start", QUIET)
+    pipeline.run(x, {"tokenizer": pipeline.run_tokenizer})
+    return config, x.out
+
+
+def _config():
+    return tiny.config(steps=STEPS, checkpoint_every=4)
+
+
+def _launch(start, out: Path, stage: str, processes: int = 2, devices: int = 4, mesh=MESH) -> subprocess.Popen:
+    if not out.exists():
+        shutil.copytree(start[1], out)
+    env = os.environ | {"XLA_FLAGS": "", "PYTHONPATH": str(ROOT)}
+    command = [
+        sys.executable, "-m", "rlaif_jax.cli", "launch", "--local", str(processes), "--devices-per-process", str(devices),
+        "--restarts", "1", "--backoff", "0.1", "--", stage, str(start[0]), "--out", str(out), *mesh,
+    ]  # fmt: skip
+    return subprocess.Popen(command, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+
+
+def _ends_well(process: subprocess.Popen) -> str:
+    _, said = process.communicate(timeout=400)
+    assert process.returncode == 0, said[-3000:]
+    return said
+
+
+def _losses(folder: Path) -> np.ndarray:
+    return np.array([r["loss"] for r in read_metrics(folder / "metrics.jsonl") if "loss" in r])
+
+
+def _held_out(folder: Path) -> list[dict]:
+    return [{k: v for k, v in r.items() if k.startswith("eval/")} for r in read_metrics(folder / "metrics.jsonl")
+            if "loss" not in r]  # fmt: skip
+
+
+def _params(folder: Path) -> dict[str, np.ndarray]:
+    path = folder / "checkpoints" / str(STEPS) / "params"
+    tree = ocp.StandardCheckpointer().restore(path.absolute())
+    return {jax.tree_util.keystr(k): np.asarray(v) for k, v in jax.tree_util.tree_leaves_with_path(tree)}
+
+
+def _samples(folder: Path) -> list[tuple]:
+    rows = map(json.loads, (folder / "samples.jsonl").read_text(encoding="utf-8").splitlines())
+    return [(r["step"], r["prompt"], r["response"]) for r in rows]
+
+
+@pytest.fixture(scope="module")
+def two(start, tmp_path_factory) -> Path:
+    """SFT, reward model and GRPO on two processes."""
+    out = tmp_path_factory.mktemp("two") / "run"
+    for stage in ("sft", "reward", "rl"):
+        _ends_well(_launch(start, out, stage))
+    return out
+
+
+def test_two_processes_train_as_eight_devices_and_as_one(start, two, tmp_path, one_device, eight_devices):
+    for name, place in (("one", one_device), ("eight", eight_devices)):
+        shutil.copytree(start[1], tmp_path / name)
+        x = Experiment(_config(), tmp_path / name, place, QUIET)
+        pipeline.run(x, {stage: pipeline.ALL_STAGES[stage] for stage in ("sft", "reward", "rl")})
+        for stage in ("sft", "reward", "rl"):
+            losses = _losses(two / stage)
+            assert len(losses) == STEPS, "process 0 alone writes, each step once"
+            np.testing.assert_allclose(losses, _losses(x.folder(stage)), atol=1e-5, err_msg=f"{stage}, {name}")
+            for a, b in zip(_held_out(two / stage), _held_out(x.folder(stage)), strict=True):
+                assert a == pytest.approx(b, abs=1e-4), "the held-out pass reads every row once"
+        assert _samples(two / "rl") == _samples(x.folder("rl"))
+
+
+@pytest.mark.parametrize(("victim", "number"), [(1, signal.SIGKILL), (0, signal.SIGKILL), (1, signal.SIGTERM)])
+def test_a_run_that_loses_a_process_ends_with_the_same_bytes(start, two, tmp_path, victim, number):
+    process = _launch(start, tmp_path / "run", "sft")
+    metrics = tmp_path / "run" / "sft" / "metrics.jsonl"
+    while not any(row["step"] >= 6 for row in read_metrics(metrics)):
+        assert process.poll() is None, process.stderr.read()[-3000:]
+        time.sleep(0.01)
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    os.kill(int(children[victim]), number)
+    said = _ends_well(process)
+    assert "restart 1 of 1" in said
+    assert ("SIGTERM" if number == signal.SIGTERM else "died") in said or "has saved" in said
+    expected, found = _params(two / "sft"), _params(tmp_path / "run" / "sft")
+    assert expected.keys() == found.keys()
+    for name, value in expected.items():
+        assert value.tobytes() == found[name].tobytes(), name
+    assert [r["step"] for r in read_metrics(metrics) if "loss" in r] == list(range(1, STEPS + 1))
+
+
+def test_the_supervisor_told_to_stop_saves_and_says_so(start, two, tmp_path):
+    process = _launch(start, tmp_path / "run", "sft")
+    metrics = tmp_path / "run" / "sft" / "metrics.jsonl"
+    while not any(row["step"] >= 3 for row in read_metrics(metrics)):
+        assert process.poll() is None, process.stderr.read()[-3000:]
+        time.sleep(0.01)
+    process.send_signal(signal.SIGTERM)
+    _, said = process.communicate(timeout=200)
+    assert process.returncode == 75, said[-3000:]
+    assert "saved at step" in said and not (tmp_path / "run" / "sft" / "done.json").exists()
+    _ends_well(_launch(start, tmp_path / "run", "sft"))
+    np.testing.assert_array_equal(_losses(tmp_path / "run" / "sft"), _losses(two / "sft"))
+
+
+@pytest.mark.parametrize(
+    ("processes", "devices", "mesh"),
+    [(1, 4, MESH), (2, 2, MESH), (4, 1, ["--set", "mesh.fsdp=4"])],
+    ids=["one process, 4 devices", "2 processes, 4 devices", "4 processes, another mesh"],
+)
+def test_a_checkpoint_of_eight_devices_goes_on_elsewhere(
+    start, two, tmp_path, monkeypatch, eight_devices, processes, devices, mesh
+):
+    shutil.copytree(start[1], tmp_path / "run")
+    x = Experiment(_config(), tmp_path / "run", eight_devices, QUIET)
+
+    def stop_at_eight(self, rows, add=loop._Window.add):
+        add(self, rows)
+        if len(seen.append(0) or seen) == 8:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    seen: list[int] = []
+    monkeypatch.setattr(loop._Window, "add", stop_at_eight)
+    with pytest.raises(Preempted, match="step 8"):
+        pipeline.run(x, {"sft": pipeline.run_sft})
+    _ends_well(_launch(start, tmp_path / "run", "sft", processes, devices, mesh))
+    losses = _losses(tmp_path / "run" / "sft")
+    np.testing.assert_allclose(losses, _losses(two / "sft"), atol=1e-5)
+    assert len(losses) == STEPS
+    for name, value in _params(two / "sft").items():
+        np.testing.assert_allclose(_params(tmp_path / "run" / "sft")[name], value, atol=1e-4, err_msg=name)
