@@ -53,18 +53,29 @@ def _parser() -> argparse.ArgumentParser:
     plan.add_argument("--json", type=Path, default=None, metavar="FILE", help="write the rows there, for scripts")
     _add_launch(commands.add_parser("launch", help="start the processes of a run, and all of them again when one dies"))
     _add_models(commands)
-    generate = commands.add_parser("generate", help="answer prompts, or chat, with a checkpoint of a run")
-    generate.add_argument("run", type=Path, metavar="RUN", help="the run's folder, for example runs/demo")
-    stages = ("base", "sft", "dpo", "rl", "rl_judge")
-    generate.add_argument("--stage", choices=stages, default="rl", help="whose weights (default: rl)")
+    _add_generate(commands)
+    return parser
+
+
+def _add_generate(commands: argparse._SubParsersAction) -> None:
+    text = "answer prompts, or chat, with a checkpoint of a run or a Hugging Face folder"
+    generate = commands.add_parser("generate", help=text, description=text)
+    generate.add_argument("run", type=Path, nargs="?", metavar="RUN", help="the run's folder, for example runs/demo")
+    generate.add_argument("--model", type=Path, metavar="FOLDER", help="instead of RUN: a Hugging Face folder")
+    generate.add_argument(
+        "--stage", choices=("base", "sft", "dpo", "rl", "rl_judge"), default="rl", help="whose weights of RUN (default: rl)"
+    )  # fmt: skip
     generate.add_argument("--prompt", action="append", default=[], help="answer this (repeatable); without it: chat")
+    generate.add_argument("--system", default="", help="a system prompt")
+    generate.add_argument("--file", type=Path, metavar="FILE", help="answer the prompts of a file: JSON lines, JSON, CSV, parquet")
+    generate.add_argument("--out", type=Path, metavar="FILE", help="where they go, one JSON line each; resumed, never overwritten")
+    generate.add_argument("--batch-size", type=int, default=32, help="prompts of the file at a time (default: 32)")
     generate.add_argument("--samples", type=int, default=1, help="answers for each prompt (default: 1)")
     generate.add_argument("--temperature", type=float, default=0.7, help="0 = greedy (default: 0.7)")
     generate.add_argument("--top-p", type=float, default=1.0, help="nucleus mass (default: 1 = off)")
     generate.add_argument("--top-k", type=int, default=0, help="0 = off")
     generate.add_argument("--max-tokens", type=int, default=64, help="bound on an answer, in tokens (default: 64)")
     generate.add_argument("--seed", type=int, default=0)
-    return parser
 
 
 def _add_models(commands: argparse._SubParsersAction) -> None:

@@ -10,6 +10,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from rich.console import Console
 
 from rlaif_jax.config import to_dict
@@ -85,6 +86,13 @@ def _write_rest(x: Experiment, stage: str, folder: Path, models: RunModels, dtyp
     if stage not in SCALARS:
         write_json(folder / "generation_config.json", _generation_config(x, tokenizer, config))
     tokenizer.save(folder)
+    if not _reads_alike(folder, tokenizer):
+        x.console.print(
+            f"note: beside a {config['model_type']} model, AutoTokenizer replaces parts of this tokenizer by the family's "
+            "own and would split texts differently; load it with PreTrainedTokenizerFast, as the README there shows",
+            style="yellow", markup=False,
+        )  # fmt: skip
+        config = config | {"tokenizer": "PreTrainedTokenizerFast"}
     (folder / "README.md").write_text(model_card(x, stage, config), encoding="utf-8")
 
 
@@ -96,6 +104,21 @@ def _generation_config(x: Experiment, tokenizer: Tokenizer, config: dict[str, An
         return tokens | {"do_sample": False}
     found = {"do_sample": True, "temperature": sampling.temperature, "top_k": sampling.top_k, "top_p": sampling.top_p}
     return tokens | found | ({"min_p": sampling.min_p} if sampling.min_p else {})
+
+
+_PROBES = ("祝您2024年新年快乐，万事如意！\n\n12 34", "It's 3.14 o'clock,\tHello  World…\r\n x", "😀👨‍👩‍👧 ①２½ <|im_end|>")
+
+
+def _reads_alike(folder: Path, tokenizer: Tokenizer) -> bool:
+    """Whether AutoTokenizer splits texts as the run's tokenizer does: some awkward ones, and random words of its own."""
+    from transformers import AutoTokenizer
+
+    ids = np.random.default_rng(0).integers(0, tokenizer.vocab_size, 4000)
+    probes = (*_PROBES, "".join(tokenizer.decode([i]).replace("\ufffd", "") for i in ids))
+    other = AutoTokenizer.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
+    return all(
+        other.encode(t, add_special_tokens=False, split_special_tokens=True) == tokenizer.encode_response(t)[:-1] for t in probes
+    )
 
 
 _CARD = """---
@@ -139,13 +162,13 @@ print(model(**tokenizer.apply_chat_template(chat, return_tensors="pt", return_di
 
 def model_card(x: Experiment, stage: str, config: dict[str, Any]) -> str:
     """README.md of an exported model: what it is, how to use it, the run's comparison if there is one, and its config."""
-    scalar = stage in SCALARS
+    scalar, tokenizer = stage in SCALARS, config.get("tokenizer", "AutoTokenizer")
     what = (SCALARS if scalar else POLICIES)[stage]
     return _CARD.format(
         pipeline="text-classification" if scalar else "text-generation", name=escape_markdown(x.cfg.name), stage=stage,
         what=what[0].upper() + what[1:] if scalar else f"The policy {what}", architecture=config["architectures"][0],
         layers=config["num_hidden_layers"], width=config["hidden_size"], dtype=config["torch_dtype"],
-        snippet=_SCORE if scalar else _GENERATE, evaluation=_evaluation(x), stages=_stages(x),
+        snippet=(_SCORE if scalar else _GENERATE).replace("AutoTokenizer", tokenizer), evaluation=_evaluation(x), stages=_stages(x),
         config=json.dumps(to_dict(x.cfg), ensure_ascii=False, indent=1, sort_keys=True).replace("`", r"\u0060"),
     )  # fmt: skip
 

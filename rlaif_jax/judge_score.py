@@ -30,7 +30,7 @@ def run_score(args: argparse.Namespace, console: Console) -> None:
     out: Path = args.out or args.file.with_name(args.file.name + ".rated.jsonl")
     if out.exists():
         raise UserError(f"{out} exists already; name another file with --out, or move it away")
-    rows = load(SftExample, args.file, columns=_columns(args.file)).records
+    rows = load(SftExample, args.file, columns=columns_of(args.file)).records
     principles = read_rules(args.principles) if args.principles else models.principles()
     judge = judge_verdicts(models.feedback, models.prompts, cfg.single_mode, cfg.votes, cfg.temperature)
     values = []
@@ -50,7 +50,7 @@ def run_score(args: argparse.Namespace, console: Console) -> None:
     console.print(f"{len(found)} answers, {len(found) - len(good)} without verdict, {mean}; written to {out}", soft_wrap=True)
 
 
-def _columns(path: Path) -> dict[str, str]:
+def columns_of(path: Path) -> dict[str, str]:
     """The paper's files say "query" for the prompt."""
     head = path.open(encoding="utf-8", errors="replace").read(4096) if path.exists() else ""
     return {"prompt": "query"} if '"query"' in head and '"prompt"' not in head else {}

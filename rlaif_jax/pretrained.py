@@ -39,7 +39,7 @@ def resolve(cfg: ModelConfig) -> ModelConfig:
     """
     if not cfg.init_from:
         return cfg
-    found = _policy_config(cfg.init_from)
+    found = policy_config(cfg.init_from)
     for field in dataclasses.fields(ModelConfig):
         given, there = getattr(cfg, field.name), getattr(found.model, field.name)
         if field.name not in (*_NUMERICS, "init_from") and given != there and given != field.default:
@@ -52,7 +52,8 @@ def with_numerics(shapes: ModelConfig, numerics: ModelConfig) -> ModelConfig:
     return dataclasses.replace(shapes, **{name: getattr(numerics, name) for name in _NUMERICS})
 
 
-def _policy_config(folder: str | Path) -> HfConfig:
+def policy_config(folder: str | Path) -> HfConfig:
+    """The config of a folder with a causal language model; UserError if it holds anything else."""
     found = read_config(folder)
     if found.scalar:
         raise UserError(f"{folder} holds a sequence classifier; a policy starts from a causal language model")
@@ -61,7 +62,7 @@ def _policy_config(folder: str | Path) -> HfConfig:
 
 def load_policy(folder: str | Path, cfg: ModelConfig, place: Placement) -> dict:
     """The weights of a causal language model as `cfg` (see `resolve`) says, in the shardings of `place`."""
-    _policy_config(folder)
+    policy_config(folder)
     return _load(Path(folder), cfg, place, scalar=False)
 
 

@@ -8,6 +8,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from rlaif_jax.data import corpus
+from rlaif_jax.data.tokenizer import Tokenizer
+from rlaif_jax.models import ops
+from tests import tiny
+
 SIZES = {
     "vocab_size": 160, "hidden_size": 48, "intermediate_size": 80, "num_hidden_layers": 3, "num_attention_heads": 4,
     "num_key_value_heads": 2, "max_position_embeddings": 512, "bos_token_id": None, "eos_token_id": 1, "pad_token_id": 0,
@@ -50,6 +55,15 @@ def save(model, folder: Path, **options) -> Path:
     with contextlib.redirect_stderr(io.StringIO()):
         model.save_pretrained(folder, **options)
     return folder
+
+
+def instruct_folder(folder: Path) -> Path:
+    """Qwen2 shapes with tied embeddings in bfloat16, and a tokenizer of their size with a chat template."""
+    texts = [t for r in corpus.generate(0, tiny.config().data.corpus).sft for t in (r["prompt"], r["response"])]
+    # Words that span a blank: beside a Qwen2 model, AutoTokenizer would split them.
+    tokenizer = Tokenizer.train([*texts, *["🎂 Happy Birthday to you"] * 50], 640, folder)
+    model = random_model("qwen2", vocab_size=640, eos_token_id=tokenizer.eos_ids[0], pad_token_id=tokenizer.pad_id)
+    return save(model.bfloat16(), folder)
 
 
 def rows(left: bool, seed: int = 0, count: int = 3, length: int = 17, vocab: int = 160) -> tuple[np.ndarray, np.ndarray]:
@@ -95,6 +109,4 @@ def assert_same_tensors(a: dict[str, np.ndarray], b: dict[str, np.ndarray]) -> N
 
 def as_jax(segments: np.ndarray):
     """Positions of rows as ours."""
-    from rlaif_jax.models import ops
-
     return ops.positions_of(jnp.array(segments))

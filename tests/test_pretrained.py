@@ -11,7 +11,6 @@ from rich.console import Console
 from rlaif_jax import pipeline
 from rlaif_jax.cli import main
 from rlaif_jax.config import override, to_dict
-from rlaif_jax.data import corpus
 from rlaif_jax.data.tokenizer import Tokenizer
 from rlaif_jax.errors import UserError
 from rlaif_jax.experiment import Experiment, open_experiment
@@ -28,12 +27,7 @@ QUIET = Console(quiet=True)
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """Qwen2 shapes with tied embeddings in bfloat16, and a tokenizer of their size."""
-    folder = tmp_path_factory.mktemp("qwen")
-    rows = corpus.generate(0, tiny.config().data.corpus).sft
-    tokenizer = Tokenizer.train([t for r in rows for t in (r["prompt"], r["response"])], 448, folder)
-    model = hf.random_model("qwen2", vocab_size=448, eos_token_id=tokenizer.eos_ids[0], pad_token_id=tokenizer.pad_id)
-    return hf.save(model.bfloat16(), folder)
+    return hf.instruct_folder(tmp_path_factory.mktemp("qwen"))
 
 
 def _config(folder, **changes):
@@ -59,7 +53,8 @@ def test_a_run_starts_from_the_folder_and_goes_out_again(folder, tmp_path, one_d
     export(x, "sft", tmp_path / "sft", dtype="float32", max_shard_bytes=100_000)
     assert len(list((tmp_path / "sft").glob("*.safetensors"))) > 2
     model = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "sft").eval()
-    tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / "sft")
+    # AutoTokenizer would put Qwen's own splitting into the tokenizer that we trained; the card says so.
+    tokenizer = transformers.PreTrainedTokenizerFast.from_pretrained(tmp_path / "sft")
     text = tokenizer.apply_chat_template([{"role": "user", "content": "新年好"}], tokenize=False, add_generation_prompt=True)
     ids = tokenizer.encode(text, add_special_tokens=False)
     assert ids == models.tokenizer.encode_chat_prompt("新年好")
@@ -74,6 +69,7 @@ def test_a_run_starts_from_the_folder_and_goes_out_again(folder, tmp_path, one_d
     scorer = transformers.AutoModelForSequenceClassification.from_pretrained(tmp_path / "reward")
     assert scorer.config.num_labels == 1 and scorer.dtype == torch.bfloat16
     card = (tmp_path / "sft" / "README.md").read_text(encoding="utf-8")
+    assert "tokenizer = PreTrainedTokenizerFast" in card
     assert "## Training" in card and '"init_from"' in card and "## Evaluation" not in card
 
 
@@ -126,7 +122,7 @@ def test_mistakes_are_named(folder, tmp_path, capsys):
     assert main(["export", str(tmp_path / "run"), "--stage", "sft", "--out", str(tmp_path / "out")]) == 2
     assert not (tmp_path / "out").exists()
     broken = tmp_path / "nan"
-    model = hf.random_model("qwen2", vocab_size=448)
+    model = hf.random_model("qwen2", vocab_size=640)
     with torch.no_grad():
         model.model.norm.weight[3] = float("nan")
     Tokenizer.load(folder).save(hf.save(model, broken))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import logging
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -41,9 +42,9 @@ class Tokenizer:
     harmless because padding is told by segment_ids, never by the token.
     """
 
-    def __init__(self, backend: Any):
-        """`backend` is a fast tokenizer of transformers; `load` and `train` make one."""
-        self._backend = backend
+    def __init__(self, backend: Any, class_name: str = ""):
+        """`backend` is a fast tokenizer of transformers, saved under `class_name`; `load` and `train` make one."""
+        self._backend, self._class_name = backend, class_name
         self._name = backend.name_or_path or "(unnamed)"
         if backend.chat_template is None:
             raise UserError(f"tokenizer {self._name}: it has no chat template; use the folder of an instruct model")
@@ -57,18 +58,23 @@ class Tokenizer:
 
     @classmethod
     def load(cls, folder: str | Path) -> Tokenizer:
-        """From a local Hugging Face folder; nothing is downloaded. UserError if it is not one, or not a fast one."""
-        from transformers import AutoTokenizer
+        """From a local Hugging Face folder; nothing is downloaded. UserError if it is not one, or has no tokenizer.json.
 
-        if not (Path(folder) / "tokenizer_config.json").exists():
+        tokenizer.json is taken as it stands: AutoTokenizer would replace parts of it by those of the model's family.
+        """
+        from transformers import PreTrainedTokenizerFast
+
+        config = Path(folder) / "tokenizer_config.json"
+        if not config.exists():
             raise UserError(f"tokenizer {folder}: no tokenizer_config.json there; expected a Hugging Face folder")
+        if not (Path(folder) / "tokenizer.json").exists():
+            raise UserError(f"tokenizer {folder}: expected a fast tokenizer (tokenizer.json), found none")
         try:
-            backend = AutoTokenizer.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
+            named = json.loads(config.read_text(encoding="utf-8")).get("tokenizer_class")
+            backend = PreTrainedTokenizerFast.from_pretrained(str(folder), local_files_only=True)
         except Exception as error:  # the library raises what its parsers raise, down to bare Exception
             raise UserError(f"tokenizer {folder}: cannot be loaded: {_first_line(error)}") from error
-        if not backend.is_fast:
-            raise UserError(f"tokenizer {folder}: expected a fast tokenizer (tokenizer.json), found none")
-        return cls(backend)
+        return cls(backend, named or "")
 
     @classmethod
     def train(cls, texts: Iterable[str], vocab_size: int, folder: str | Path) -> Tokenizer:
@@ -131,8 +137,17 @@ class Tokenizer:
         )  # fmt: skip
 
     def save(self, folder: str | Path) -> None:
-        """Writes the Hugging Face form."""
+        """Writes the Hugging Face form, in the spelling that transformers 4 reads, too."""
         self._backend.save_pretrained(str(folder))
+        path = Path(folder) / "tokenizer_config.json"
+        config = json.loads(path.read_text(encoding="utf-8"))
+        known = self._class_name not in ("", "TokenizersBackend")
+        config["tokenizer_class"] = self._class_name if known else "PreTrainedTokenizerFast"
+        if isinstance(config.get("extra_special_tokens"), list):
+            config["additional_special_tokens"] = config.pop("extra_special_tokens")
+        for name in ("is_local", "local_files_only", "backend"):  # how it was loaded here
+            config.pop(name, None)
+        path.write_text(json.dumps(config, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
 
     def _defused(self, text: str) -> str:
         for special in self._specials:

@@ -30,7 +30,18 @@ class Decoded:
 
 
 @chex.dataclass(frozen=True)
-class _State:
+class Prompted:
+    """What stays the same while rows are decoded: keys (B,), visible (B, S) bool, the prompt's slots; lengths (B,)."""
+
+    keys: jax.Array
+    visible: jax.Array
+    lengths: jax.Array
+
+
+@chex.dataclass(frozen=True)
+class DecodeState:
+    """Rows after `step` tokens. The slots of `caches` are those of the prompt, then one per token of `tokens`."""
+
     step: jax.Array
     logits: jax.Array  # (B, V) of the next token
     caches: tuple  # per layer (K, V), each (B, S, K, H)
@@ -82,17 +93,13 @@ def _decode_step(params, layers, cfg, caches, token, position, slot, visible):
     return _last_logits(params, cfg, x[:, 0]), tuple(new_caches)
 
 
-def decode(
-    params: dict, cfg: ModelConfig, prompts: jax.Array, segment_ids: jax.Array, keys: jax.Array,
-    sampling: SamplingParams, *, group: int, max_tokens: int, pad_id: int, place: Placement | None = None,
-) -> Decoded:  # fmt: skip
-    """Samples `group` responses for each of P left-padded prompts (P, Tp); rows B = P * group, a prompt's together.
-
-    `keys` (B,) from `row_keys`. Static: cfg, group, max_tokens, pad_id, place. The loop ends early once all rows have.
-    """
-    layers = unstack(params, cfg)
+def begin(
+    params: dict, layers: tuple, cfg: ModelConfig, prompts: jax.Array, segment_ids: jax.Array, keys: jax.Array, *,
+    group: int, max_tokens: int, pad_id: int, place: Placement | None = None,
+) -> tuple[Prompted, DecodeState]:  # fmt: skip
+    """Prefills P left-padded prompts (P, Tp) and repeats each `group` times: rows B = P * group, a prompt's together."""
     logits, caches = _prefill(params, layers, cfg, prompts, segment_ids, place)
-    rows, prompt_length = prompts.shape[0] * group, prompts.shape[1]
+    rows = prompts.shape[0] * group
 
     def repeat(x):
         return constrain(jnp.repeat(x, group, axis=0), ("batch",) + (None,) * (x.ndim - 1), place)
@@ -100,20 +107,33 @@ def decode(
     def grow(x):  # room for the response, (B, Tp + R, K, H)
         return repeat(jnp.pad(x, ((0, 0), (0, max_tokens), (0, 0), (0, 0))))
 
-    prompt_visible = repeat(jnp.pad(segment_ids > 0, ((0, 0), (0, max_tokens))))
-    prompt_lengths = repeat(jnp.sum(segment_ids > 0, axis=1))
-    slots = jnp.arange(prompt_length + max_tokens)
+    visible = repeat(jnp.pad(segment_ids > 0, ((0, 0), (0, max_tokens))))
+    zeros = jnp.zeros((rows, max_tokens), jnp.float32)
+    return Prompted(keys=keys, visible=visible, lengths=repeat(jnp.sum(segment_ids > 0, axis=1))), DecodeState(
+        step=jnp.int32(0), logits=repeat(logits), caches=tuple((grow(k), grow(v)) for k, v in caches),
+        tokens=jnp.full((rows, max_tokens), pad_id, jnp.int32), mask=zeros, logprobs=zeros,
+        done=jnp.zeros((rows,), bool),
+    )  # fmt: skip
 
-    def body(s: _State) -> _State:
-        token = jnp.where(s.done, pad_id, sample_token(s.logits, keys, s.step, sampling))
+
+def advance(
+    params: dict, layers: tuple, cfg: ModelConfig, prompted: Prompted, state: DecodeState, sampling: SamplingParams,
+    until: jax.Array | int, *, pad_id: int,
+) -> DecodeState:  # fmt: skip
+    """Decodes up to step `until` (traced, at most R), or until all rows have ended."""
+    slots = jnp.arange(prompted.visible.shape[1])
+    prompt_length = len(slots) - state.tokens.shape[1]
+
+    def body(s: DecodeState) -> DecodeState:
+        token = jnp.where(s.done, pad_id, sample_token(s.logits, prompted.keys, s.step, sampling))
         logprob, _ = ops.token_logprob(s.logits, token, sampling.temperature)
         slot = prompt_length + s.step
-        visible = prompt_visible | ((slots >= prompt_length) & (slots <= slot))
+        visible = prompted.visible | ((slots >= prompt_length) & (slots <= slot))
         next_logits, new_caches = _decode_step(
-            params, layers, cfg, s.caches, token, prompt_lengths + s.step, slot, visible
+            params, layers, cfg, s.caches, token, prompted.lengths + s.step, slot, visible
         )
         live = ~s.done
-        return _State(
+        return DecodeState(
             step=s.step + 1,
             logits=next_logits,
             caches=new_caches,
@@ -123,11 +143,20 @@ def decode(
             done=s.done | jnp.isin(token, sampling.eos_ids),
         )
 
-    zeros = jnp.zeros((rows, max_tokens), jnp.float32)
-    start = _State(
-        step=jnp.int32(0), logits=repeat(logits), caches=tuple((grow(k), grow(v)) for k, v in caches),
-        tokens=jnp.full((rows, max_tokens), pad_id, jnp.int32), mask=zeros, logprobs=zeros,
-        done=jnp.zeros((rows,), bool),
+    return jax.lax.while_loop(lambda s: (s.step < until) & ~jnp.all(s.done), body, state)
+
+
+def decode(
+    params: dict, cfg: ModelConfig, prompts: jax.Array, segment_ids: jax.Array, keys: jax.Array,
+    sampling: SamplingParams, *, group: int, max_tokens: int, pad_id: int, place: Placement | None = None,
+) -> Decoded:  # fmt: skip
+    """Samples `group` responses for each of P left-padded prompts (P, Tp); rows B = P * group, a prompt's together.
+
+    `keys` (B,) from `row_keys`. Static: cfg, group, max_tokens, pad_id, place. The loop ends early once all rows have.
+    """
+    layers = unstack(params, cfg)
+    prompted, start = begin(
+        params, layers, cfg, prompts, segment_ids, keys, group=group, max_tokens=max_tokens, pad_id=pad_id, place=place
     )  # fmt: skip
-    end = jax.lax.while_loop(lambda s: (s.step < max_tokens) & ~jnp.all(s.done), body, start)
+    end = advance(params, layers, cfg, prompted, start, sampling, max_tokens, pad_id=pad_id)
     return Decoded(tokens=end.tokens, mask=end.mask, logprobs=end.logprobs, finished=end.done)

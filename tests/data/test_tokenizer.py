@@ -1,5 +1,6 @@
 """The tokenizer: round trips, the chat template's invariant, no way to forge control tokens, streaming."""
 
+import json
 import random
 
 import pytest
@@ -130,6 +131,32 @@ def test_save_writes_the_same_tokenizer(tokenizer, tmp_path):
     assert again.encode_chat_prompt(TEXTS[0]) == tokenizer.encode_chat_prompt(TEXTS[0])
 
 
+@pytest.mark.parametrize("family", ["", "llama", "qwen2", "qwen3", "mistral"])
+def test_beside_a_model_of_any_family_it_stays_the_same(tokenizer, tmp_path, family):
+    tokenizer.save(tmp_path)
+    saved = json.loads((tmp_path / "tokenizer_config.json").read_text(encoding="utf-8"))
+    assert saved["tokenizer_class"] == "PreTrainedTokenizerFast"  # transformers 4 knows no other name for it
+    assert isinstance(saved["additional_special_tokens"], list) and "extra_special_tokens" not in saved
+    if family:
+        (tmp_path / "config.json").write_text(json.dumps({"model_type": family}))
+    again = Tokenizer.load(tmp_path)
+    for text in [*TEXTS, *AWKWARD, "12 34,ab c\n\nd's"]:
+        assert again.encode_response(text) == tokenizer.encode_response(text)
+    assert again.encode_chat_prompt("你好", "助手") == tokenizer.encode_chat_prompt("你好", "助手")
+    assert (again.eos_ids, again.pad_id) == (tokenizer.eos_ids, tokenizer.pad_id)
+
+
+def test_no_thinking_block_is_opened(tmp_path):
+    """Qwen3's template: unless thinking is switched off, the model is to begin with it."""
+    template = FOREIGN_TEMPLATE.replace(
+        "{{- '<|im_start|>assistant\n' }}",
+        "{{- '<|im_start|>assistant\n' }}{%- if enable_thinking is defined and enable_thinking is false %}"
+        "{{- '<think>\n\n</think>\n\n' }}{%- endif %}",
+    )
+    tokenizer = Tokenizer.load(foreign(tmp_path, template))
+    assert tokenizer.decode(tokenizer.encode_chat_prompt("你好")).endswith("<think>\n\n</think>\n\n")
+
+
 def test_a_foreign_tokenizer_keeps_its_own_template(tmp_path):
     tokenizer = Tokenizer.load(foreign(tmp_path, pad_token="<|endoftext|>"))
     vocab = tokenizer._backend.get_vocab()
@@ -158,6 +185,9 @@ def test_mistakes_are_named(tmp_path):
         Tokenizer.load(tmp_path)
     (tmp_path / "broken").mkdir()
     (tmp_path / "broken" / "tokenizer_config.json").write_text("{oops", encoding="utf-8")
+    with pytest.raises(UserError, match=r"\(tokenizer\.json\), found none"):
+        Tokenizer.load(tmp_path / "broken")
+    (tmp_path / "broken" / "tokenizer.json").write_text("{}", encoding="utf-8")
     with pytest.raises(UserError, match="cannot be loaded"):
         Tokenizer.load(tmp_path / "broken")
     with pytest.raises(UserError, match="no chat template"):
