@@ -23,7 +23,7 @@ from rlaif_jax.sharding.move import gather, shard
 from rlaif_jax.sharding.placement import Placement
 
 _WIDTHS = (32, 48, 64, 96, 128, 192, 256, 512, 1024, 2048, 4096)  # of prompts; one compiled program each
-_ENDINGS = (1, 4, 8, 12, 16)  # of one beginning in a row; the same
+_ENDINGS = 16  # of one beginning in a row, at most
 _REPLIES = (16, 48, 128, 512, 2048)  # bounds on replies; the same
 
 
@@ -104,19 +104,18 @@ class FlaxLLM:
             raise UserError(f"the answers {', '.join(choices)} begin with the same token; they cannot be told apart by it")
         out = np.full((len(requests), len(choices)), np.nan, np.float32)
         encoded = [self._encode(r) for r in requests]
-        groups: dict[tuple[int, int], list[Pack]] = {}
-        for pack in packs(encoded, self._max_length):
-            groups.setdefault((_width(pack.length(encoded)), _endings(len(pack.members))), []).append(pack)
-        for (width, endings), members in sorted(groups.items(), key=lambda g: g[0]):
-            for start in range(0, len(members), self._batch_size):
-                batch = members[start : start + self._batch_size]
-                arrays = self._packed(batch, encoded, width, endings)
-                found = jax.device_get(self._choose(self._params, *arrays, np.array(tokens, np.int32)))
-                for row, pack in enumerate(batch):
-                    for ending, i in enumerate(pack.members):
-                        out[i] = found[row, ending]
-                        if on_row:
-                            on_row(i, out[i].tolist())
+        found_packs = sorted(packs(encoded, self._max_length), key=lambda pack: pack.length(encoded))
+        for start in range(0, len(found_packs), self._batch_size):
+            batch = found_packs[start : start + self._batch_size]
+            width = _width(batch[-1].length(encoded))
+            endings = 1 if all(len(pack.members) == 1 for pack in batch) else _ENDINGS
+            arrays = self._packed(batch, encoded, width, endings)
+            found = jax.device_get(self._choose(self._params, *arrays, np.array(tokens, np.int32)))
+            for row, pack in enumerate(batch):
+                for ending, i in enumerate(pack.members):
+                    out[i] = found[row, ending]
+                    if on_row:
+                        on_row(i, out[i].tolist())
         return out
 
     def _packed(self, batch: list[Pack], encoded: list[list[int]], width: int, endings: int) -> list[jax.Array]:
@@ -173,7 +172,7 @@ class Pack:
 
 
 def packs(encoded: Sequence[list[int]], max_length: int) -> list[Pack]:
-    """Neighbours whose beginnings agree for at least half of their tokens, together; what is too long is left out.
+    """Neighbours that agree but for their last third, together; what is too long is left out.
 
     An ending has at least one token. A row of one request is a beginning without its last token, and that token.
     """
@@ -181,12 +180,12 @@ def packs(encoded: Sequence[list[int]], max_length: int) -> list[Pack]:
     for i, ids in enumerate(encoded):
         if not 1 < len(ids) < max_length:
             continue
-        if done and len(done[-1].members) < _ENDINGS[-1]:
+        if done and len(done[-1].members) < _ENDINGS:
             last = done[-1]
             prefix = min(_common(encoded[last.members[0]], ids), last.prefix, len(ids) - 1)
             joined = Pack((*last.members, i), prefix)
             longest = max(len(encoded[m]) for m in joined.members)
-            if 2 * prefix >= longest and joined.length(encoded) <= max_length:
+            if 3 * prefix >= 2 * longest and joined.length(encoded) <= max_length:
                 done[-1] = joined
                 continue
         done.append(Pack((i,), len(ids) - 1))
@@ -196,10 +195,6 @@ def packs(encoded: Sequence[list[int]], max_length: int) -> list[Pack]:
 def _common(a: list[int], b: list[int]) -> int:
     """How many first tokens agree."""
     return next((n for n, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
-
-
-def _endings(count: int) -> int:
-    return next(e for e in _ENDINGS if e >= count)
 
 
 def _width(length: int) -> int:

@@ -81,7 +81,7 @@ def test_soft_is_the_softmax_over_the_two_answer_tokens(parts, one_device, eight
 def test_requests_that_begin_alike_share_a_row_and_get_the_same_answers(parts, one_device, eight_devices):
     """A checklist's questions: read together in packed rows, asked one by one, and by the full forward of each."""
     params, cfg, tokenizer = parts
-    begin = "写一条春节祝福给老师愿您平安喜乐，万事如意。" * 2
+    begin = "写一条春节祝福给老师愿您平安喜乐，万事如意。" * 3
     texts = [begin + rule for rule in ("套话", "写完整", "称呼", "一", "切合场合")] + list(TEXTS) + [begin] * 2
     llm, requests = model(parts, one_device, batch_size=8), ask(*texts)
     encoded = [tokenizer.encode_messages([{"role": "user", "content": t}]) for t in texts]
