@@ -32,10 +32,10 @@ demo: install
 	@echo "Report: $(OUT)/report/report.html  (figures for scripts: $(OUT)/report/report.json)"
 
 test: install-dev
-	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 test-all: install-dev
-	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile -m 'slow or not slow'
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder -m 'slow or not slow'
 
 lint: install-dev
 	$(BIN)/ruff check rlaif_jax configs tests benchmarks tpu_scripts setup.py

@@ -3,8 +3,9 @@
     rlaif run configs/greetings_demo.py --out runs/demo
 
 Three quarters of the SFT answers carry a flaw, as in texts collected from the web. The reward model learns from pairs what
-fits a request, and GRPO moves the policy there. Seen (seed 0): gold excellence rate 16.2 % [13.8, 18.9] after SFT, 30.6 %
-[27.5, 33.9] after RL on 797 prompts; mean length 0.87 and distinct-2 1.01 of SFT's.
+fits a request, and GRPO moves the policy there. Seen (seed 0): gold excellence rate 15.3 % [13.0, 18.0] after SFT, 28.1 %
+[25.1, 31.3] after RL against the reward model on 797 prompts; mean length 0.85 and distinct-2 1.03 of SFT's. The game raised
+the judge's balanced accuracy on the labelled test rows from .49 to .64.
 """
 
 from rlaif_jax.algorithms.kl import KlConfig

@@ -19,6 +19,19 @@ from rlaif_jax.models.model_config import ModelConfig
 from rlaif_jax.sharding import MeshConfig, Placement, make_mesh
 
 
+_LONGEST = ("notebooks", "test_pipeline", "test_openai", "test_arms", "test_ppo_dpo", "test_pretrained")
+
+
+def pytest_collection_modifyitems(items):
+    """The longest files first: with two workers nobody waits for the other's last one."""
+    order = {name: i for i, name in enumerate(_LONGEST)}
+
+    def place(item) -> int:
+        return min((i for name, i in order.items() if name in item.nodeid), default=len(order))
+
+    items.sort(key=place)
+
+
 @pytest.fixture
 def one_device() -> Placement:
     return Placement(make_mesh(MeshConfig(), jax.devices()[:1]))
