@@ -18,7 +18,6 @@ import pytest
 from rlaif_jax.models.model_config import ModelConfig
 from rlaif_jax.sharding import MeshConfig, Placement, make_mesh
 
-
 _LONGEST = ("notebooks", "test_pipeline", "test_openai", "test_arms", "test_ppo_dpo", "test_pretrained")
 
 
