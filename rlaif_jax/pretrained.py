@@ -29,7 +29,7 @@ from rlaif_jax.models.model_config import ModelConfig, parameter_count
 from rlaif_jax.sharding import MeshConfig, Placement, make_mesh
 
 _ORBAX = "params"
-_NUMERICS = ("param_dtype", "compute_dtype", "remat", "attention", "logit_chunk")
+_NUMERICS = ("param_dtype", "compute_dtype", "remat", "attention", "logit_chunk", "rollout_weights", "kv_cache")
 
 
 def resolve(cfg: ModelConfig) -> ModelConfig:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from functools import partial
 from typing import Any
 
 import jax
@@ -21,6 +22,7 @@ from rlaif_jax.feedback.prompts import Prompts, load_prompts
 from rlaif_jax.feedback.shared import AsksOnFirst
 from rlaif_jax.metrics import read_metrics
 from rlaif_jax.models import heads, transformer
+from rlaif_jax.models import lora as lora_lib
 from rlaif_jax.models.model_config import ModelConfig
 from rlaif_jax.pretrained import load_policy, resolve
 from rlaif_jax.rewards.base import RewardFn
@@ -51,7 +53,8 @@ class RunModels:
     def policy(self, stage: str) -> Any:
         """Weights of "base" (as initialised), "sft", "feedback", "dpo", "rl" or "rl_judge", in their shardings.
 
-        Without an SFT stage "sft" is "base". Every call gives arrays of its own, which may be donated.
+        Without an SFT stage "sft" is "base". Every call gives arrays of its own, which may be donated. Adapters are
+        merged into the weights that their stage started from.
         """
         if stage == "sft" and self._x.cfg.sft is None:
             stage = "base"
@@ -62,13 +65,33 @@ class RunModels:
         shardings = self._x.place.tree(axes, abstract)
         if stage == "base":
             return jax.jit(self.fresh_policy, out_shardings=shardings)()
+        if self._x.cfg.lora is not None:
+            return self._merged(self.policy("base" if stage == "sft" else "sft"), self.adapter(stage), shardings)
         return self._restore(stage, self._train(stage), abstract_like(abstract, shardings))
 
     def scalar(self, stage: str) -> Any:
         """Weights of the stage "reward" or "grader", decoder and head, in their shardings."""
         abstract = jax.eval_shape(lambda: heads.init(self.config, jax.random.key(0)))
         shardings = self._x.place.tree(heads.logical_axes(self.config), abstract)
+        if self._x.cfg.lora is not None:
+            base = {"model": self.policy(getattr(self._x.cfg, stage).init)}
+            return self._merged(base, self.adapter(stage), shardings)
         return self._restore(stage, getattr(self._x.cfg, stage).train, abstract_like(abstract, shardings))
+
+    def adapter(self, stage: str) -> Any:
+        """What a stage trained beside frozen weights: an adapter, or {"model": adapter, "head"} of a scalar model."""
+        cfg, lora = self.config, self._x.cfg.lora
+        if lora is None:
+            raise UserError("the run has no lora section: its stages trained all weights")
+        axes, abstract = lora_lib.logical_axes(cfg, lora), jax.eval_shape(lambda: lora_lib.init(cfg, lora, jax.random.key(0)))
+        if stage in ("reward", "grader"):
+            axes = {"model": axes, "head": heads.logical_axes(cfg)["head"]}
+            abstract = {"model": abstract, "head": jax.eval_shape(lambda: heads.zero_head(cfg))}
+        return self._restore(stage, self._train(stage), abstract_like(abstract, self._x.place.tree(axes, abstract)))
+
+    def _merged(self, base: Any, trained: Any, shardings: Any) -> Any:
+        merge = jax.jit(partial(lora_lib.merge, lora=self._x.cfg.lora), donate_argnums=0, out_shardings=shardings)
+        return merge(base, trained)
 
     def reward(self, stage: str, batch_size: int) -> RewardFn:
         """The reward function of the stage "reward" or "grader", scoring `batch_size` rows at a time."""
