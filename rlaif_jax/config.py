@@ -82,14 +82,15 @@ class FeedbackConfig:
 
     Attributes:
       backend: "embedded" (a model that the run trains on `transcripts` of every role, written by the bundled corpus, or
-        on labelled responses of the data), "http" (a chat API) or "recorded" (the replies in `transcript`).
+        on labelled responses of the data), "folder" (the Hugging Face model in the folder `model`, with its own tokenizer
+        and template), "http" (a chat API) or "recorded" (the replies in `transcript`).
       prompts: a family of prompt files (zh, en, embedded) or a folder; empty: embedded for that backend, else zh.
       train, max_length, source: how the embedded model is trained; source is corpus | labelled. A step takes
         `train.batch_size` rows of packed transcripts of up to `max_length` tokens, and `pair_batch_size` pairs of verdicts
         of up to `pair_max_length` (0 = the same); what is longer is left out.
       transcripts, verdict_pairs: how many are written (source corpus).
       http: the chat API.
-      transcript, model: the recorded replies, and whose they are (empty: the only model in the file).
+      transcript, model: the recorded replies, and whose they are (empty: the only model in the file); or the folder.
       batch_size: rows per call of a model on the mesh.
     """
 
@@ -108,10 +109,12 @@ class FeedbackConfig:
     batch_size: int = 128
 
     def __post_init__(self):
-        for field, allowed in (("backend", ("embedded", "http", "recorded")), ("source", ("corpus", "labelled"))):
+        for field, allowed in (("backend", ("embedded", "folder", "http", "recorded")), ("source", ("corpus", "labelled"))):
             if getattr(self, field) not in allowed:
                 raise UserError(f"feedback.{field} is {getattr(self, field)!r}; expected one of {', '.join(allowed)}")
 
+        if self.backend == "folder" and not self.model:
+            raise UserError("feedback.backend is folder: name the folder as feedback.model")
         if self.train.accumulation != 1:
             raise UserError("feedback.train.accumulation must be 1: its loss is a sum of two means")
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -24,7 +25,7 @@ from rlaif_jax.metrics import read_metrics
 from rlaif_jax.models import heads, transformer
 from rlaif_jax.models import lora as lora_lib
 from rlaif_jax.models.model_config import ModelConfig
-from rlaif_jax.pretrained import load_policy, resolve
+from rlaif_jax.pretrained import foreign_config, load_policy, load_scalar, resolve
 from rlaif_jax.rewards.base import RewardFn
 from rlaif_jax.rewards.judge import make_judge
 from rlaif_jax.rewards.reward_model import make_reward_model
@@ -71,6 +72,8 @@ class RunModels:
 
     def scalar(self, stage: str) -> Any:
         """Weights of the stage "reward" or "grader", decoder and head, in their shardings."""
+        if getattr(self._x.cfg, stage).folder:
+            raise UserError(f"{stage} is the model of a folder, not trained in this run")
         abstract = jax.eval_shape(lambda: heads.init(self.config, jax.random.key(0)))
         shardings = self._x.place.tree(heads.logical_axes(self.config), abstract)
         if self._x.cfg.lora is not None:
@@ -96,6 +99,10 @@ class RunModels:
     def reward(self, stage: str, batch_size: int) -> RewardFn:
         """The reward function of the stage "reward" or "grader", scoring `batch_size` rows at a time."""
         cfg: RewardConfig = getattr(self._x.cfg, stage)
+        if cfg.folder:
+            model = foreign_config(cfg.folder, self._x.cfg.model, scalar=True)
+            params, tokenizer = load_scalar(cfg.folder, model, self._x.place), Tokenizer.load(cfg.folder)
+            return make_reward_model(params, model, tokenizer, cfg.max_length, self._x.place, batch_size, whole_chat=True)
         params = self.scalar(stage)
         return make_reward_model(params, self.config, self.tokenizer, cfg.max_length, self._x.place, batch_size)
 
@@ -127,6 +134,11 @@ class RunModels:
             raise UserError("the config has no feedback section; see configs/greetings_demo.py for one")
         if cfg.backend == "recorded":
             return RecordedLLM(cfg.transcript, cfg.model)
+        if cfg.backend == "folder":
+            model = foreign_config(cfg.model, self._x.cfg.model, scalar=False)
+            params, name = load_policy(cfg.model, model, self._x.place), str(Path(cfg.model).resolve())
+            tokenizer = Tokenizer.load(cfg.model)
+            return FlaxLLM(params, model, tokenizer, self._x.place, name=name, batch_size=cfg.batch_size)
         if cfg.backend == "http" and jax.process_count() > 1:
             return AsksOnFirst(self._paid)
         return self._paid() if cfg.backend == "http" else self.as_llm("feedback", cfg.batch_size)
