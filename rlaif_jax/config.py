@@ -18,6 +18,7 @@ from rlaif_jax.errors import UserError
 from rlaif_jax.feedback.adversarial import GameConfig
 from rlaif_jax.feedback.curate import CurateConfig
 from rlaif_jax.feedback.openai_llm import HttpConfig
+from rlaif_jax.models.lora import LoraConfig
 from rlaif_jax.models.model_config import ModelConfig
 from rlaif_jax.rewards.rules import RuleConfig
 from rlaif_jax.sampling.filters import SamplingConfig
@@ -81,14 +82,15 @@ class FeedbackConfig:
 
     Attributes:
       backend: "embedded" (a model that the run trains on `transcripts` of every role, written by the bundled corpus, or
-        on labelled responses of the data), "http" (a chat API) or "recorded" (the replies in `transcript`).
+        on labelled responses of the data), "folder" (the Hugging Face model in the folder `model`, with its own tokenizer
+        and template), "http" (a chat API) or "recorded" (the replies in `transcript`).
       prompts: a family of prompt files (zh, en, embedded) or a folder; empty: embedded for that backend, else zh.
       train, max_length, source: how the embedded model is trained; source is corpus | labelled. A step takes
         `train.batch_size` rows of packed transcripts of up to `max_length` tokens, and `pair_batch_size` pairs of verdicts
         of up to `pair_max_length` (0 = the same); what is longer is left out.
       transcripts, verdict_pairs: how many are written (source corpus).
       http: the chat API.
-      transcript, model: the recorded replies, and whose they are (empty: the only model in the file).
+      transcript, model: the recorded replies, and whose they are (empty: the only model in the file); or the folder.
       batch_size: rows per call of a model on the mesh.
     """
 
@@ -107,10 +109,12 @@ class FeedbackConfig:
     batch_size: int = 128
 
     def __post_init__(self):
-        for field, allowed in (("backend", ("embedded", "http", "recorded")), ("source", ("corpus", "labelled"))):
+        for field, allowed in (("backend", ("embedded", "folder", "http", "recorded")), ("source", ("corpus", "labelled"))):
             if getattr(self, field) not in allowed:
                 raise UserError(f"feedback.{field} is {getattr(self, field)!r}; expected one of {', '.join(allowed)}")
 
+        if self.backend == "folder" and not self.model:
+            raise UserError("feedback.backend is folder: name the folder as feedback.model")
         if self.train.accumulation != 1:
             raise UserError("feedback.train.accumulation must be 1: its loss is a sum of two means")
 
@@ -178,7 +182,8 @@ class RunConfig:
     [-> judge's principles] [-> DPO] -> RL against the reward model [and RL against the judge] -> evaluation.
 
     What is None is left out; without SFT, the policy that later stages start from is `model.init_from` as it is.
-    `rl_judge` None with a judge: the judge arm trains with the settings of `rl`.
+    `rl_judge` None with a judge: the judge arm trains with the settings of `rl`. With `lora`, every stage trains an
+    adapter over the (frozen) weights that it starts from; the next one starts from their sum.
     """
 
     name: str = "run"
@@ -194,6 +199,7 @@ class RunConfig:
     curate: CurateConfig | None = None
     judge: JudgeConfig | None = None
     dpo: DpoConfig | None = None
+    lora: LoraConfig | None = None
     rl: RlConfig = RlConfig()
     rl_rules: RuleConfig = RuleConfig()
     rl_judge: RlConfig | None = None
@@ -208,6 +214,12 @@ class RunConfig:
             raise UserError("sft is None and model.init_from is empty: there is no policy to start from")
         if self.tokenizer.path and self.model.init_from:
             raise UserError("tokenizer.path is set beside model.init_from, whose tokenizer is used; leave it empty")
+        exact = self.model.rollout_weights == self.model.kv_cache == "float"
+        if not exact and "none" in (self.rl.policy.correction, self.rl_of("rl_judge").policy.correction):
+            raise UserError(
+                "with model.rollout_weights or model.kv_cache in int8 the sampler is not quite the policy: set "
+                "rl.policy.correction, for example to token_truncate"
+            )
         embedded = self.feedback is not None and self.feedback.backend == "embedded"
         if embedded and self.judge is None:
             raise UserError("the embedded feedback model needs a judge section: it learns lists of at most game.limit rules")
@@ -284,7 +296,7 @@ def _checked(value: Any, kind: Any, where: str) -> Any:
             return None
         return _checked(value, next(a for a in typing.get_args(kind) if a is not type(None)), where)
     if typing.get_origin(kind) is dict and isinstance(value, dict):
-        return {str(k): str(v) for k, v in value.items()}
+        return {str(k): _checked(v, typing.get_args(kind)[1], f"{where}[{k!r}]") for k, v in value.items()}
     if kind is float and type(value) in (int, float):
         return float(value)
     if kind in (int, bool, str) and type(value) is kind:

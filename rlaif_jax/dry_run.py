@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Mapping
 
 import jax
+import jax.numpy as jnp
 from jax.sharding import AbstractMesh, Mesh
 from rich.console import Console
 from rich.table import Table
@@ -13,26 +15,34 @@ from rich.table import Table
 from rlaif_jax import pipeline
 from rlaif_jax.config import RunConfig, TrainConfig
 from rlaif_jax.data.tokenizer import Tokenizer
-from rlaif_jax.models import heads, transformer
+from rlaif_jax.models import heads, lora, transformer
 from rlaif_jax.models.model_config import ModelConfig, parameter_count
 from rlaif_jax.pretrained import resolve
 from rlaif_jax.sharding import MeshConfig, Placement, abstract_mesh, bytes_per_device, make_mesh
 from rlaif_jax.sharding.mesh import AXES
+from rlaif_jax.sharding.optimizer import optimizer_shardings
+from rlaif_jax.trainers.optimizer import make_optimizer
 
 
 @dataclasses.dataclass(frozen=True)
 class StagePlan:
-    """One row of the plan; memory is an estimate in bytes on one device."""
+    """One row of the plan; `parts` of the memory are estimates in bytes on one device."""
 
     name: str
     model: str
     parameters: int
     steps: str
-    memory: int
+    parts: Mapping[str, int]
+
+    @property
+    def memory(self) -> int:
+        """Their sum."""
+        return sum(self.parts.values())
 
 
 def plan(cfg: RunConfig, place: Placement) -> list[StagePlan]:
-    """What each stage will run. Memory: parameters, gradients, AdamW moments, other models held, logits, cache."""
+    """What each stage will run. Memory: weights, gradients and optimiser of what is trained, activations with logits,
+    other models held, the sampler's copy of the weights and its cache."""
     model = planned_model(cfg)
     weights = _weight_bytes(model, place)
     rows = []
@@ -40,17 +50,20 @@ def plan(cfg: RunConfig, place: Placement) -> list[StagePlan]:
         train: TrainConfig | None = getattr(_settings(cfg, name), "train", None)
         if train is None:
             held = _HELD.get(name, ())
-            rows.append(StagePlan(name, ", ".join(held) or "-", 0, _rounds(cfg, name), weights * len(held)))
+            rows.append(StagePlan(name, ", ".join(held) or "-", 0, _rounds(cfg, name), {"weights": weights * len(held)}))
             continue
         sequences, length = _shape(cfg, name)
-        memory = weights * 4 + _activation_bytes(model, sequences // train.accumulation, length, place)
+        parts = _training_bytes(cfg, train, model, place)
+        parts["activations"] = _activation_bytes(model, sequences // train.accumulation, length, place)
         steps = f"{train.steps} x {train.batch_size}"
         if name in _RL:  # reference, what gives the reward, critic; the cache of the rollout
             rl = cfg.rl_of(name)
-            memory += (2 if rl.critic is None else 6) * weights + _sampler_bytes(model, place)
-            memory += _cache_bytes(model, train.batch_size * rl.group, length, place)
+            # Reward model, and a reference; under an adapter the frozen base is one. A critic is trained whole.
+            parts["other models"] = (1 if cfg.lora else 2) * weights + (0 if rl.critic is None else 4 * weights)
+            parts["sampler"] = _sampler_bytes(model, place)
+            parts["cache"] = _cache_bytes(model, train.batch_size * rl.group, length, place)
             steps += f" x {rl.group}"
-        rows.append(StagePlan(name, _KINDS.get(name, "scalar model"), parameter_count(model), steps, memory))
+        rows.append(StagePlan(name, _KINDS.get(name, "scalar model"), parameter_count(model), steps, parts))
     return rows
 
 
@@ -95,10 +108,32 @@ def _weight_bytes(model: ModelConfig, place: Placement) -> int:
     return bytes_per_device(transformer.logical_axes(model), abstract, dict(place.mesh.shape), place.rules)
 
 
+def _training_bytes(cfg: RunConfig, train: TrainConfig, model: ModelConfig, place: Placement) -> dict[str, int]:
+    """Weights, their gradients (in float32 where several micro-batches are summed) and the optimiser's state."""
+    axes, trained = transformer.logical_axes(model), jax.eval_shape(lambda: transformer.init(model, jax.random.key(0)))
+    parts = {"weights": _weight_bytes(model, place)}
+    if cfg.lora is not None:
+        axes = lora.logical_axes(model, cfg.lora)
+        trained = jax.eval_shape(lambda: lora.init(model, cfg.lora, jax.random.key(0)))
+        parts["adapter"] = bytes_per_device(axes, trained, dict(place.mesh.shape), place.rules)
+    summed = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, jnp.float32 if train.accumulation > 1 else x.dtype), trained)
+    parts["gradients"] = bytes_per_device(axes, summed, dict(place.mesh.shape), place.rules)
+    state = jax.eval_shape(make_optimizer(train.optimizer, train.steps).init, trained)
+    shardings = optimizer_shardings(state, trained, place.tree(axes, trained))
+    held = jax.tree.map(lambda x, s: math.prod(s.shard_shape(x.shape)) * x.dtype.itemsize, state, shardings)
+    return parts | {"optimiser": sum(jax.tree.leaves(held))}
+
+
 def _sampler_bytes(model: ModelConfig, place: Placement) -> int:
-    """The weights that a rollout reads: in the compute dtype and gathered over fsdp."""
-    size = 2 if model.compute_dtype == "bfloat16" else 4
-    return _weight_bytes(dataclasses.replace(model, param_dtype="float32"), place.without("fsdp")) * size // 4
+    """The weights that a rollout reads: gathered over fsdp, in the compute dtype, or the blocks' matrices in 8 bits."""
+    gathered, size = place.without("fsdp"), 2 if model.compute_dtype == "bfloat16" else 4
+    whole = _weight_bytes(dataclasses.replace(model, param_dtype="float32"), gathered) // 4
+    if model.rollout_weights == "float":
+        return whole * size
+    axes = {n: ("layers", *a) for n, (s, a, _) in transformer.layer_table(model).items() if len(s) == 2}
+    shapes = {n: jax.ShapeDtypeStruct((model.layers, *transformer.layer_table(model)[n][0]), jnp.int8) for n in axes}
+    matrices = bytes_per_device(axes, shapes, dict(gathered.mesh.shape), gathered.rules)
+    return matrices + (whole - matrices) * size
 
 
 def _activation_bytes(model: ModelConfig, rows: int, length: int, place: Placement) -> int:
@@ -112,7 +147,8 @@ def _activation_bytes(model: ModelConfig, rows: int, length: int, place: Placeme
 
 def _cache_bytes(model: ModelConfig, rows: int, length: int, place: Placement) -> int:
     size = 2 if model.compute_dtype == "bfloat16" else 4
-    return 2 * model.layers * max(rows // place.row_shards, 1) * length * model.kv_heads * model.head_dim * size
+    head = model.head_dim + 4 if model.kv_cache == "int8" else model.head_dim * size  # with its float32 scale
+    return 2 * model.layers * max(rows // place.row_shards, 1) * length * model.kv_heads * head
 
 
 def planned_mesh(cfg: MeshConfig) -> Mesh | AbstractMesh:
@@ -132,8 +168,10 @@ def print_plan(cfg: RunConfig, console: Console) -> None:
     if isinstance(place.mesh, AbstractMesh):
         where = f"({place.mesh.size} devices; this machine has {len(jax.devices())})"
     console.print(f"{cfg.name}: mesh {shape} {where}; nothing is run")
-    table = Table("stage", "model", "parameters", "steps x batch", "memory per device (estimate)")
+    table = Table("stage", "model", "parameters", "steps x batch", "memory per device (estimate)", "of which, MiB")
     for row in plan(cfg, place):
         parameters = f"{row.parameters:,}" if row.parameters else "-"
-        table.add_row(row.name, row.model, parameters, row.steps, f"{row.memory / 2**20:,.0f} MiB" if row.memory else "-")
+        memory = f"{row.memory / 2**20:,.0f} MiB" if row.memory else "-"
+        parts = ", ".join(f"{name} {size / 2**20:,.0f}" for name, size in row.parts.items() if size >= 2**20)
+        table.add_row(row.name, row.model, parameters, row.steps, memory, parts if len(row.parts) > 1 else "")
     console.print(table)

@@ -44,9 +44,11 @@ class Experiment:
         return (self.folder(stage) / "done.json").exists()
 
     def require(self, *stages: str) -> None:
-        """An error that names the first of these stages that has not finished; an SFT stage that is left out is none."""
+        """An error that names the first of these stages that has not finished; one that the config leaves out is none."""
+        left_out = {"sft": self.cfg.sft is None, "reward": bool(self.cfg.reward.folder)}
+        left_out["grader"] = self.cfg.grader is not None and bool(self.cfg.grader.folder)
         for stage in stages:
-            if not self.is_done(stage) and not (stage == "sft" and self.cfg.sft is None):
+            if not self.is_done(stage) and not left_out.get(stage, False):
                 raise UserError(f"stage {stage!r} has not finished in {self.out}: run `rlaif run` there, or that stage")
 
     def mark_done(self, stage: str, began: float, facts: Mapping[str, Any]) -> None:

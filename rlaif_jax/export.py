@@ -20,6 +20,7 @@ from rlaif_jax.evaluation.text import escape_markdown
 from rlaif_jax.experiment import Experiment, open_run, write_json
 from rlaif_jax.models.hf_config import to_hf
 from rlaif_jax.models.hf_weights import save_params
+from rlaif_jax.models.peft import save_adapter
 from rlaif_jax.pretrained import source_of
 from rlaif_jax.run_models import RunModels
 
@@ -38,6 +39,10 @@ _UNITS = {"KB": 10**3, "MB": 10**6, "GB": 10**9}
 def run_export(args: argparse.Namespace, console: Console) -> None:
     """Writes the model of `args.stage` into the new folder `args.out`."""
     experiment = open_run(args.run, console)
+    if args.adapter:
+        export_adapter(experiment, args.stage, Path(args.out))
+        console.print(f"{args.out}: the adapter of {args.stage}, for PEFT", soft_wrap=True, markup=False)
+        return
     files = export(experiment, args.stage, Path(args.out), dtype=args.dtype, max_shard_bytes=shard_bytes(args.max_shard_size))
     size = sum(f.stat().st_size for f in files) / 2**20
     console.print(f"{args.out}: {args.stage}, {size:,.0f} MiB in {len(files)} weight files", soft_wrap=True, markup=False)
@@ -75,6 +80,21 @@ def export(x: Experiment, stage: str, out: Path, *, dtype: str = "", max_shard_b
     finally:
         shutil.rmtree(part, ignore_errors=True)
     return [out / file.name for file in files]
+
+
+def export_adapter(x: Experiment, stage: str, out: Path) -> None:
+    """Writes the LoRA adapter that a stage trained over `model.init_from`, in PEFT's format.
+
+    UserError for a stage that started from another one's weights: nobody else has those, so its sum is exported instead.
+    """
+    models, start = RunModels(x), "base" if stage == "sft" else getattr(getattr(x.cfg, stage, None), "init", "sft")
+    trained = models.adapter(stage)
+    if not x.cfg.model.init_from or (start == "sft" and x.cfg.sft is not None):
+        raise UserError(f"the adapter of {stage} lies over weights of this run; export their sum, without --adapter")
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise UserError(f"{out} exists and is not empty; choose another --out")
+    adapter, score = (trained["model"], trained["head"]["score"]) if stage in SCALARS else (trained, None)
+    save_adapter(adapter, models.config, x.cfg.lora, out, base=x.cfg.model.init_from, score=score)
 
 
 def _write_rest(x: Experiment, stage: str, folder: Path, models: RunModels, dtype: str, source: Any) -> None:

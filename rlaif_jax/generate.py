@@ -7,6 +7,7 @@ import dataclasses
 import re
 import time
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +19,10 @@ from rich.text import Text
 from rlaif_jax.data.tokenizer import StreamDecoder, Tokenizer
 from rlaif_jax.errors import UserError
 from rlaif_jax.experiment import Experiment, open_run
+from rlaif_jax.models import lora as lora_lib
 from rlaif_jax.models import transformer
 from rlaif_jax.models.model_config import ModelConfig
+from rlaif_jax.models.peft import load_adapter
 from rlaif_jax.pretrained import load_policy, policy_config
 from rlaif_jax.run_models import RunModels
 from rlaif_jax.sampling.filters import SamplingConfig, traced
@@ -51,8 +54,11 @@ class Model:
         return cls(models.policy(stage), models.config, models.tokenizer, x.place, name, x.cfg.rl.max_prompt)
 
     @classmethod
-    def of_folder(cls, folder: Path, max_tokens: int) -> Model:
-        """A Hugging Face folder on all devices (tensor parallel), in its own dtype; on CPU computed in float32."""
+    def of_folder(cls, folder: Path, max_tokens: int, adapter: Path | None = None) -> Model:
+        """A Hugging Face folder on all devices (tensor parallel), in its own dtype; on CPU computed in float32.
+
+        `adapter` is a folder with a PEFT adapter, merged into the weights.
+        """
         cfg = policy_config(folder).model
         compute = "float32" if jax.default_backend() == "cpu" else cfg.param_dtype
         cfg = dataclasses.replace(cfg, compute_dtype=compute)
@@ -60,7 +66,13 @@ class Model:
         tokenizer, most = Tokenizer.load(folder), cfg.max_positions - max_tokens
         if most < 1:
             raise UserError(f"--max-tokens {max_tokens}: {folder} is made for {cfg.max_positions} tokens, prompt included")
-        return cls(load_policy(folder, cfg, place), cfg, tokenizer, place, str(Path(folder).resolve()), most)
+        params, name = load_policy(folder, cfg, place), str(Path(folder).resolve())
+        if adapter is not None:
+            trained, lora, _ = load_adapter(adapter, cfg)
+            shardings = jax.tree.map(lambda x: x.sharding, params)
+            merge = jax.jit(partial(lora_lib.merge, lora=lora), donate_argnums=0, out_shardings=shardings)
+            params, name = merge(params, trained), f"{name} with {Path(adapter).resolve()}"
+        return cls(params, cfg, tokenizer, place, name, most)
 
     def encode(self, messages: Messages) -> list[int]:
         """Tokens of a chat up to the answer; UserError if they are too many."""
@@ -132,7 +144,12 @@ def run_generate(args: argparse.Namespace, console: Console) -> None:
         raise UserError("generate: expected either a run's folder or --model FOLDER")
     if (args.file is None) != (args.out is None):
         raise UserError("generate: --file and --out go together")
-    model = Model.of_folder(args.model, args.max_tokens) if args.model else Model.of_run(open_run(args.run, console), args.stage)
+    if args.adapter and not args.model:
+        raise UserError("generate: --adapter goes with --model; a run's own adapters are merged already")
+    if args.model:
+        model = Model.of_folder(args.model, args.max_tokens, args.adapter)
+    else:
+        model = Model.of_run(open_run(args.run, console), args.stage)
     if args.file:
         from rlaif_jax.answers import answer_file
 

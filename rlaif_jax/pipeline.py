@@ -11,6 +11,8 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
+import jax
+
 from rlaif_jax.config import RewardConfig, RunConfig, TrainConfig
 from rlaif_jax.data.run_data import RunData
 from rlaif_jax.evaluation import stage as evaluation
@@ -22,6 +24,7 @@ from rlaif_jax.rl_stages import run_rl, run_rl_judge
 from rlaif_jax.run_models import RunModels
 from rlaif_jax.sharding import on_first
 from rlaif_jax.trainers import dpo, loop, sft
+from rlaif_jax.trainers.adapter import adapted, adapter_state
 from rlaif_jax.trainers.feedback import feedback_loss
 from rlaif_jax.trainers.optimizer import make_optimizer
 from rlaif_jax.trainers.reward import label_loss, pair_loss
@@ -69,7 +72,7 @@ def _train_scalar(x: Experiment, name: str, cfg: RewardConfig, seed: int) -> Map
         loss_fn = partial(label_loss, cfg=model, place=x.place)
 
     params = {"model": models.policy(cfg.init), "head": heads.zero_head(model)}
-    state, shardings, update = _trainer(x, cfg.train, params, heads.logical_axes(model), loss_fn)
+    state, shardings, update, loss_fn = _trainer(x, cfg.train, params, heads.logical_axes(model), loss_fn)
     stage = _stage(x, name, cfg.train, lambda m: m["accuracy"])
     evaluate = sft.make_evaluate(loss_fn, evaluation_batches, x.place)
     state = loop.fit(stage, state, shardings, batches, sft.make_step(update, x.place), evaluate)
@@ -77,9 +80,14 @@ def _train_scalar(x: Experiment, name: str, cfg: RewardConfig, seed: int) -> Map
 
 
 def _trainer(x: Experiment, train: TrainConfig, params, axes, loss_fn):
-    optimizer = make_optimizer(train.optimizer, train.steps)
-    state, shardings = state_of(params, axes, optimizer, x.place)
-    return state, shardings, make_update(loss_fn, optimizer, shardings, train.accumulation)
+    """State, shardings, update, and the loss of what is trained: `params`, or with a lora section an adapter over them."""
+    optimizer, lora = make_optimizer(train.optimizer, train.steps), x.cfg.lora
+    if lora is None:
+        state, shardings = state_of(params, axes, optimizer, x.place)
+    else:
+        loss_fn, model = adapted(loss_fn, lora), RunModels(x).config
+        state, shardings = adapter_state(params, axes, model, lora, optimizer, x.place, jax.random.key(x.cfg.seed))
+    return state, shardings, make_update(loss_fn, optimizer, shardings, train.accumulation), loss_fn
 
 
 def _stage(x: Experiment, name: str, train: TrainConfig, score: Callable[[dict], float]) -> loop.Stage:
@@ -93,7 +101,7 @@ def run_feedback(x: Experiment) -> Mapping[str, Any]:
     words = tuple(models.tokenizer.encode_response(word)[0] for word in (GOOD, BAD))
     loss_fn = partial(feedback_loss, cfg=models.config, words=words, place=x.place)
     axes = transformer.logical_axes(models.config)
-    state, shardings, update = _trainer(x, cfg.train, models.policy("sft"), axes, loss_fn)
+    state, shardings, update, loss_fn = _trainer(x, cfg.train, models.policy("sft"), axes, loss_fn)
     batches, evaluation_batches, facts = data.feedback_batches(models.tokenizer)
     evaluate = sft.make_evaluate(loss_fn, evaluation_batches, x.place)
     stage = _stage(x, "feedback", cfg.train, lambda m: m["accuracy"])
@@ -107,7 +115,7 @@ def run_sft(x: Experiment) -> Mapping[str, Any]:
     data, models, cfg = RunData(x), RunModels(x), x.cfg.sft
     loss_fn = partial(sft.sft_loss, cfg=models.config, place=x.place)
     axes = transformer.logical_axes(models.config)
-    state, shardings, update = _trainer(x, cfg.train, models.policy("base"), axes, loss_fn)
+    state, shardings, update, loss_fn = _trainer(x, cfg.train, models.policy("base"), axes, loss_fn)
     batches, evaluation_batches, facts = data.sft_batches(models.tokenizer)
     evaluate = sft.make_evaluate(loss_fn, evaluation_batches, x.place)
     stage = _stage(x, "sft", cfg.train, lambda m: -m["loss"])
@@ -132,7 +140,7 @@ def run_dpo(x: Experiment) -> Mapping[str, Any]:
     reference = models.policy("sft")
     loss_fn = partial(dpo.dpo_loss, cfg=models.config, dpo=cfg, place=x.place)
     axes = transformer.logical_axes(models.config)
-    state, shardings, update = _trainer(x, cfg.train, models.policy("sft"), axes, loss_fn)
+    state, shardings, update, loss_fn = _trainer(x, cfg.train, models.policy("sft"), axes, loss_fn)
     batches, evaluation_batches, facts = data.pair_batches(cfg, models.tokenizer, x.cfg.seed + 3)
     with_reference = dpo.make_with_reference(reference, models.config, cfg, x.place)
     evaluate = sft.make_evaluate(loss_fn, evaluation_batches, x.place, with_reference)
@@ -163,7 +171,8 @@ def stages(cfg: RunConfig) -> dict[str, StageFn]:
         "sft": cfg.sft is not None,
         "feedback": cfg.feedback is not None and cfg.feedback.backend == "embedded",
         "curate": cfg.curate is not None,
-        "grader": cfg.grader is not None,
+        "reward": not cfg.reward.folder,
+        "grader": cfg.grader is not None and not cfg.grader.folder,
         "judge": cfg.judge is not None and cfg.judge.game is not None,
         "dpo": cfg.dpo is not None,
         "rl_judge": cfg.judge is not None,

@@ -29,7 +29,7 @@ from rlaif_jax.models.model_config import ModelConfig, parameter_count
 from rlaif_jax.sharding import MeshConfig, Placement, make_mesh
 
 _ORBAX = "params"
-_NUMERICS = ("param_dtype", "compute_dtype", "remat", "attention", "logit_chunk")
+_NUMERICS = ("param_dtype", "compute_dtype", "remat", "attention", "logit_chunk", "rollout_weights", "kv_cache")
 
 
 def resolve(cfg: ModelConfig) -> ModelConfig:
@@ -64,6 +64,20 @@ def load_policy(folder: str | Path, cfg: ModelConfig, place: Placement) -> dict:
     """The weights of a causal language model as `cfg` (see `resolve`) says, in the shardings of `place`."""
     policy_config(folder)
     return _load(Path(folder), cfg, place, scalar=False)
+
+
+def foreign_config(folder: str | Path, numerics: ModelConfig, scalar: bool) -> ModelConfig:
+    """The config of a judge or reward model from a folder: its shapes and dtype, computed as the run computes."""
+    found = read_config(folder)
+    if found.scalar != scalar:
+        kinds = ("a causal language model", "a sequence classifier")
+        raise UserError(f"{folder} holds {kinds[found.scalar]}; expected {kinds[scalar]}")
+    return dataclasses.replace(with_numerics(found.model, numerics), param_dtype=found.model.param_dtype)
+
+
+def load_scalar(folder: str | Path, cfg: ModelConfig, place: Placement) -> dict:
+    """{"model", "head"} of a sequence classifier with one label."""
+    return _load(Path(folder), cfg, place, scalar=True)
 
 
 def _load(folder: Path, cfg: ModelConfig, place: Placement, scalar: bool) -> dict:

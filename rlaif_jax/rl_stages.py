@@ -8,6 +8,7 @@ from functools import partial
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from rlaif_jax.config import RlConfig
@@ -16,6 +17,7 @@ from rlaif_jax.data.run_data import RunData
 from rlaif_jax.experiment import Experiment
 from rlaif_jax.metrics import read_metrics
 from rlaif_jax.models import heads, transformer
+from rlaif_jax.models.lora import attach
 from rlaif_jax.rewards.base import Exchange, RewardFn, RewardResult, checked, with_unfinished_penalty
 from rlaif_jax.rewards.rules import with_rules
 from rlaif_jax.run_models import RunModels
@@ -23,6 +25,7 @@ from rlaif_jax.sampling import filters
 from rlaif_jax.sampling.rollout import make_sampler
 from rlaif_jax.sharding import is_first
 from rlaif_jax.trainers import loop, rl, rollout
+from rlaif_jax.trainers.adapter import adapted, adapter_state
 from rlaif_jax.trainers.health import Health
 from rlaif_jax.trainers.optimizer import make_optimizer
 from rlaif_jax.trainers.rl import RlState
@@ -59,12 +62,14 @@ def _reinforce(x: Experiment, name: str, model_reward: RewardFn) -> Mapping[str,
     )  # fmt: skip
     sample = rollout.make_rollout(sampler, reward, train, models.tokenizer, sampling, cfg, seed)
     refill = rollout.make_refill(sample, lambda: next(batches), cfg) if cfg.refills else None
-    reference = models.policy("sft") if cfg.kl.coefficient > 0 and not cfg.kl.refresh else None
+    # Under an adapter the frozen base is the reference.
+    needed = cfg.kl.coefficient > 0 and not cfg.kl.refresh and x.cfg.lora is None
+    reference, view = models.policy("sft") if needed else None, _view(x)
     step = rl.make_step(
         sample, refill, rl.make_annotate(model, cfg, x.place), rl.make_experience(cfg), learn, reference, sampling, cfg,
-        seed + 13, SampleTable(x, name).show,
+        seed + 13, SampleTable(x, name).show, view,
     )  # fmt: skip
-    evaluate = _rl_evaluate(x, cfg, models, sampler, reward, held_out, sampling)
+    evaluate = _rl_evaluate(x, cfg, models, sampler, reward, held_out, sampling, view)
     loop.fit(_watched(x, name, cfg), state, shardings, batches, step, evaluate)
     return facts | models.selected(name, cfg.train)
 
@@ -81,14 +86,19 @@ def _watched(x: Experiment, name: str, cfg: RlConfig) -> loop.Stage:
 def _learner(x: Experiment, cfg: RlConfig, models: RunModels):
     """State, shardings and `learn` of policy and critic, started from the weights of earlier stages."""
     axes, optimizer = transformer.logical_axes(models.config), make_optimizer(cfg.train.optimizer, cfg.updates)
-    policy, policy_at = state_of(models.policy("sft"), axes, optimizer, x.place)
     loss_fn = partial(rl.rl_loss, cfg=models.config, rl=cfg, place=x.place)
+    if x.cfg.lora is None:
+        policy, policy_at = state_of(models.policy("sft"), axes, optimizer, x.place)
+    else:
+        loss_fn, key = adapted(loss_fn, x.cfg.lora), jax.random.key(x.cfg.seed)
+        base = models.policy("sft")
+        policy, policy_at = adapter_state(base, axes, models.config, x.cfg.lora, optimizer, x.place, key)
     update = make_update_fn(loss_fn, optimizer, cfg.train.accumulation)
     critic, critic_at, critic_update = (None,) * 3 if cfg.critic is None else _critic(x, cfg, models)
     refreshed = cfg.kl.refresh > 0 and cfg.kl.coefficient > 0
     numbers = {"kl_coefficient": np.float32(cfg.kl.coefficient), "reward_stats": np.zeros(3, np.float32)}
     numbers = jax.device_put(numbers, x.place.replicated)
-    state = RlState(**policy, critic=critic, reference=models.policy("sft") if refreshed else None, **numbers)
+    state = RlState(**policy, critic=critic, reference=jax.tree.map(jnp.copy, policy.params) if refreshed else None, **numbers)
     shardings = RlState(
         **policy_at, critic=critic_at, reference=policy_at.params if refreshed else None,
         **dict.fromkeys(numbers, x.place.replicated),
@@ -109,7 +119,13 @@ def _critic(x: Experiment, cfg: RlConfig, models: RunModels):
     return state, shardings, make_update_fn(loss_fn, optimizer, cfg.train.accumulation)
 
 
-def _rl_evaluate(x: Experiment, cfg: RlConfig, models: RunModels, sampler, reward, records, sampling):
+def _view(x: Experiment):
+    """What a state's frozen weights and trained ones are together."""
+    lora = x.cfg.lora
+    return (lambda frozen, params: params) if lora is None else partial(attach, lora=lora)
+
+
+def _rl_evaluate(x: Experiment, cfg: RlConfig, models: RunModels, sampler, reward, records, sampling, view):
     """Mean reward of sampled answers to held-out training prompts, with the training sampler's shape."""
     batches = list(
         pipelines.prompt_eval_batches(
@@ -120,7 +136,7 @@ def _rl_evaluate(x: Experiment, cfg: RlConfig, models: RunModels, sampler, rewar
     def evaluate(state: TrainState) -> dict[str, float]:
         kept = []
         for batch in batches:
-            decoded = sampler(state.params, batch["tokens"], batch["segment_ids"], x.cfg.seed + 7, 0, sampling)
+            decoded = sampler(view(state.frozen, state.params), batch["tokens"], batch["segment_ids"], x.cfg.seed + 7, 0, sampling)
             rows = [records[int(r)] for r in batch["row"]]
             exchanges, _ = rollout.to_exchanges(decoded, rows, cfg.group, models.tokenizer)
             result = checked(reward(exchanges), cfg.max_lost_rewards)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import functools
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -21,8 +23,9 @@ from rlaif_jax.feedback.prompts import Prompts, load_prompts
 from rlaif_jax.feedback.shared import AsksOnFirst
 from rlaif_jax.metrics import read_metrics
 from rlaif_jax.models import heads, transformer
+from rlaif_jax.models import lora as lora_lib
 from rlaif_jax.models.model_config import ModelConfig
-from rlaif_jax.pretrained import load_policy, resolve
+from rlaif_jax.pretrained import foreign_config, load_policy, load_scalar, resolve
 from rlaif_jax.rewards.base import RewardFn
 from rlaif_jax.rewards.judge import make_judge
 from rlaif_jax.rewards.reward_model import make_reward_model
@@ -51,7 +54,8 @@ class RunModels:
     def policy(self, stage: str) -> Any:
         """Weights of "base" (as initialised), "sft", "feedback", "dpo", "rl" or "rl_judge", in their shardings.
 
-        Without an SFT stage "sft" is "base". Every call gives arrays of its own, which may be donated.
+        Without an SFT stage "sft" is "base". Every call gives arrays of its own, which may be donated. Adapters are
+        merged into the weights that their stage started from.
         """
         if stage == "sft" and self._x.cfg.sft is None:
             stage = "base"
@@ -62,17 +66,43 @@ class RunModels:
         shardings = self._x.place.tree(axes, abstract)
         if stage == "base":
             return jax.jit(self.fresh_policy, out_shardings=shardings)()
+        if self._x.cfg.lora is not None:
+            return self._merged(self.policy("base" if stage == "sft" else "sft"), self.adapter(stage), shardings)
         return self._restore(stage, self._train(stage), abstract_like(abstract, shardings))
 
     def scalar(self, stage: str) -> Any:
         """Weights of the stage "reward" or "grader", decoder and head, in their shardings."""
+        if getattr(self._x.cfg, stage).folder:
+            raise UserError(f"{stage} is the model of a folder, not trained in this run")
         abstract = jax.eval_shape(lambda: heads.init(self.config, jax.random.key(0)))
         shardings = self._x.place.tree(heads.logical_axes(self.config), abstract)
+        if self._x.cfg.lora is not None:
+            base = {"model": self.policy(getattr(self._x.cfg, stage).init)}
+            return self._merged(base, self.adapter(stage), shardings)
         return self._restore(stage, getattr(self._x.cfg, stage).train, abstract_like(abstract, shardings))
+
+    def adapter(self, stage: str) -> Any:
+        """What a stage trained beside frozen weights: an adapter, or {"model": adapter, "head"} of a scalar model."""
+        cfg, lora = self.config, self._x.cfg.lora
+        if lora is None:
+            raise UserError("the run has no lora section: its stages trained all weights")
+        axes, abstract = lora_lib.logical_axes(cfg, lora), jax.eval_shape(lambda: lora_lib.init(cfg, lora, jax.random.key(0)))
+        if stage in ("reward", "grader"):
+            axes = {"model": axes, "head": heads.logical_axes(cfg)["head"]}
+            abstract = {"model": abstract, "head": jax.eval_shape(lambda: heads.zero_head(cfg))}
+        return self._restore(stage, self._train(stage), abstract_like(abstract, self._x.place.tree(axes, abstract)))
+
+    def _merged(self, base: Any, trained: Any, shardings: Any) -> Any:
+        merge = jax.jit(partial(lora_lib.merge, lora=self._x.cfg.lora), donate_argnums=0, out_shardings=shardings)
+        return merge(base, trained)
 
     def reward(self, stage: str, batch_size: int) -> RewardFn:
         """The reward function of the stage "reward" or "grader", scoring `batch_size` rows at a time."""
         cfg: RewardConfig = getattr(self._x.cfg, stage)
+        if cfg.folder:
+            model = foreign_config(cfg.folder, self._x.cfg.model, scalar=True)
+            params, tokenizer = load_scalar(cfg.folder, model, self._x.place), Tokenizer.load(cfg.folder)
+            return make_reward_model(params, model, tokenizer, cfg.max_length, self._x.place, batch_size, whole_chat=True)
         params = self.scalar(stage)
         return make_reward_model(params, self.config, self.tokenizer, cfg.max_length, self._x.place, batch_size)
 
@@ -104,6 +134,11 @@ class RunModels:
             raise UserError("the config has no feedback section; see configs/greetings_demo.py for one")
         if cfg.backend == "recorded":
             return RecordedLLM(cfg.transcript, cfg.model)
+        if cfg.backend == "folder":
+            model = foreign_config(cfg.model, self._x.cfg.model, scalar=False)
+            params, name = load_policy(cfg.model, model, self._x.place), str(Path(cfg.model).resolve())
+            tokenizer = Tokenizer.load(cfg.model)
+            return FlaxLLM(params, model, tokenizer, self._x.place, name=name, batch_size=cfg.batch_size)
         if cfg.backend == "http" and jax.process_count() > 1:
             return AsksOnFirst(self._paid)
         return self._paid() if cfg.backend == "http" else self.as_llm("feedback", cfg.batch_size)

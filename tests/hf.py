@@ -42,8 +42,8 @@ def random_model(family: str, scalar: bool = False, **changes):
     config = getattr(transformers, f"{kind}Config")(**SIZES | FAMILIES[family] | changes, attn_implementation="eager")
     if scalar:
         config.num_labels = 1
-    model = getattr(transformers, kind + ("ForSequenceClassification" if scalar else "ForCausalLM"))(config).eval()
     torch.manual_seed(0)
+    model = getattr(transformers, kind + ("ForSequenceClassification" if scalar else "ForCausalLM"))(config).eval()
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(0.15 * torch.randn_like(parameter))

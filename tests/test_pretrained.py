@@ -10,13 +10,16 @@ from rich.console import Console
 
 from rlaif_jax import pipeline
 from rlaif_jax.cli import main
-from rlaif_jax.config import override, to_dict
+from rlaif_jax.config import FeedbackConfig, RewardConfig, TrainConfig, override, to_dict
 from rlaif_jax.data.tokenizer import Tokenizer
 from rlaif_jax.errors import UserError
 from rlaif_jax.experiment import Experiment, open_experiment
 from rlaif_jax.export import export, shard_bytes
+from rlaif_jax.feedback.llm import LLMRequest, Message
+from rlaif_jax.generate import chat
 from rlaif_jax.models.model_config import ModelConfig, parameter_count
 from rlaif_jax.pretrained import resolve
+from rlaif_jax.rewards.base import Exchange
 from rlaif_jax.run_models import RunModels
 from tests import hf, tiny
 from tests.models.test_hf import _logits
@@ -142,3 +145,38 @@ def test_the_plan_of_a_run_from_a_folder(folder, tmp_path, capsys):
     config.write_text(json.dumps(to_dict(_config(folder))))
     assert main(["run", str(config), "--dry-run", "--out", str(tmp_path / "x"), "--set", "mesh.data=8"]) == 0
     assert f"{parameter_count(resolve(_config(folder).model)):,}" in capsys.readouterr().out
+
+
+def test_a_reward_model_and_a_judge_of_other_folders_keep_their_own_tokenizers(folder, tmp_path, one_device):
+    import transformers
+
+    texts = ["User: Assistant: </s>新年好，祝妈妈生日快乐"] * 20
+    scorer = tmp_path / "scorer"
+    tokenizer = Tokenizer.train(texts, 300, scorer)
+    model = hf.random_model("llama", scalar=True, vocab_size=320, pad_token_id=tokenizer.pad_id)
+    hf.save(model, scorer)
+    reward = RewardConfig(TrainConfig(batch_size=2), folder=str(scorer), max_length=128)
+    feedback = FeedbackConfig(backend="folder", model=str(folder), batch_size=2)
+    cfg = dataclasses.replace(_config(folder), reward=reward, feedback=feedback)
+    assert not {"reward", "feedback"} & set(pipeline.stages(cfg))
+    models = RunModels(Experiment(cfg, tmp_path / "run", one_device, QUIET))
+
+    exchanges = [Exchange("给妈妈", "祝妈妈生日快乐"), Exchange("新年", "新年好", system="助手"), Exchange("新年", "新" * 200)]
+    result = models.reward("reward", 2)(exchanges)
+    assert result.valid.tolist() == [True, True, False]
+    theirs = transformers.PreTrainedTokenizerFast.from_pretrained(scorer)
+    for exchange, value in zip(exchanges[:2], result.values[:2], strict=True):
+        turns = [*chat(exchange.prompt, exchange.system), {"role": "assistant", "content": exchange.response}]
+        ids = theirs.apply_chat_template(turns, return_tensors="pt", return_dict=True)
+        with torch.no_grad():
+            assert float(model(**ids).logits[0, 0]) == pytest.approx(float(value), abs=1e-4)
+
+    [reply] = models.feedback.complete([LLMRequest((Message("user", "你好"),), max_tokens=8, temperature=0.0)])
+    assert reply.completion_tokens > 0 and models.feedback.name == str(folder)
+    with pytest.raises(UserError, match="not trained in this run"):
+        models.scalar("reward")
+    with pytest.raises(UserError, match="holds a causal language model; expected a sequence classifier"):
+        wrong = dataclasses.replace(cfg, reward=dataclasses.replace(reward, folder=str(folder)))
+        RunModels(Experiment(wrong, tmp_path / "run", one_device, QUIET)).reward("reward", 2)
+    with pytest.raises(UserError, match=r"name the folder as feedback\.model"):
+        FeedbackConfig(backend="folder")

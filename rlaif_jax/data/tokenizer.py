@@ -123,6 +123,12 @@ class Tokenizer:
         safe = [{**m, "content": self._defused(m["content"])} for m in messages]
         return self._backend.encode(self._render(safe, generate=True), add_special_tokens=False)
 
+    def encode_dialogue(self, prompt: str, response: str, system: str = "") -> list[int]:
+        """Tokens of a whole chat of one request and its answer, exactly as the template closes it."""
+        turns = [("system", system)] * bool(system) + [("user", prompt), ("assistant", response)]
+        safe = [{"role": role, "content": self._defused(text)} for role, text in turns]
+        return self._backend.encode(self._render(safe, generate=False), add_special_tokens=False)
+
     def encode_response(self, text: str) -> list[int]:
         """Tokens of an answer and the end-of-turn token, which is trained on and sampled as any other.
 

@@ -57,6 +57,8 @@ class ModelConfig:
     remat: str = "none"  # none | full | dots (keep matmul outputs, recompute the rest)
     attention: str = "xla"  # xla | cudnn (GPU only; asked for by name)
     logit_chunk: int = 256  # tokens per row whose logits exist at one time
+    rollout_weights: str = "float"  # float | int8 (the copy of the blocks' matrices that sampling reads)
+    kv_cache: str = "float"  # float | int8 (with a scale per token and head)
     init_from: str = ""
 
     def __post_init__(self):
@@ -64,7 +66,11 @@ class ModelConfig:
             raise UserError(f"model.heads ({self.heads}) must be a multiple of model.kv_heads ({self.kv_heads})")
         if self.head_dim % 2:
             raise UserError(f"model.head_dim ({self.head_dim}) must be even: rotary positions turn pairs")
-        for field, allowed in (("remat", ("none", "full", "dots")), ("attention", ("xla", "cudnn"))):
+        choices = {
+            "remat": ("none", "full", "dots"), "attention": ("xla", "cudnn"), "rollout_weights": ("float", "int8"),
+            "kv_cache": ("float", "int8"),
+        }  # fmt: skip
+        for field, allowed in choices.items():
             if getattr(self, field) not in allowed:
                 raise UserError(f"model.{field} is {getattr(self, field)!r}; expected one of {', '.join(allowed)}")
         for field in ("param_dtype", "compute_dtype"):

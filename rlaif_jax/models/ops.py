@@ -12,8 +12,9 @@ import jax
 import jax.numpy as jnp
 
 from rlaif_jax.models.model_config import ModelConfig
+from rlaif_jax.models.weights import Matrix, is_special, product
 
-Weights = dict[str, jax.Array]
+Weights = dict[str, Matrix]
 Attend = Callable[[jax.Array, jax.Array, jax.Array], tuple[jax.Array, object]]
 
 
@@ -79,10 +80,9 @@ def positions_of(segment_ids: jax.Array) -> jax.Array:
     return jnp.maximum(jnp.cumsum(segment_ids > 0, axis=1) - 1, 0).astype(jnp.int32)
 
 
-def linear(x: jax.Array, weight: jax.Array) -> jax.Array:
-    """(..., D) times (D, F), as one 2-D product: on CPU its gradient is 1.4 times faster than that of the 3-D form."""
-    out = x.reshape(-1, x.shape[-1]) @ weight.astype(x.dtype)
-    return out.reshape(*x.shape[:-1], weight.shape[-1])
+def linear(x: jax.Array, weight: Matrix) -> jax.Array:
+    """(..., D) times (D, F): a plain matrix, or one of `weights` that stands in its place."""
+    return weight.times(x) if is_special(weight) else product(x, weight)
 
 
 def _project(x: jax.Array, weights: Weights, name: str, heads: int) -> jax.Array:

@@ -16,17 +16,23 @@ from rlaif_jax.sharding.move import gather, shard
 from rlaif_jax.sharding.placement import Placement
 
 
-def encode_exchanges(exchanges: Sequence[Exchange], tokenizer: Tokenizer, max_length: int) -> tuple[np.ndarray, ...]:
+def encode_exchanges(
+    exchanges: Sequence[Exchange], tokenizer: Tokenizer, max_length: int, whole_chat: bool = False
+) -> tuple[np.ndarray, ...]:
     """tokens and segment_ids (B, T) int32, right-padded, and fits (B,) bool.
 
     A response that did not end is scored without the end token, as it stands. What is longer than T has no verdict.
+    `whole_chat`: as the template renders a finished chat, which is what reward models of others have learned from.
     """
     tokens = np.full((len(exchanges), max_length), tokenizer.pad_id, np.int32)
     segments = np.zeros_like(tokens)
     fits = np.ones(len(exchanges), bool)
     for i, e in enumerate(exchanges):
-        response = tokenizer.encode_response(e.response)
-        ids = tokenizer.encode_chat_prompt(e.prompt, e.system) + (response if e.finished else response[:-1])
+        if whole_chat:
+            ids = tokenizer.encode_dialogue(e.prompt, e.response, e.system)
+        else:
+            response = tokenizer.encode_response(e.response)
+            ids = tokenizer.encode_chat_prompt(e.prompt, e.system) + (response if e.finished else response[:-1])
         fits[i] = len(ids) <= max_length
         ids = ids[:max_length]
         tokens[i, : len(ids)], segments[i, : len(ids)] = ids, 1
@@ -34,9 +40,12 @@ def encode_exchanges(exchanges: Sequence[Exchange], tokenizer: Tokenizer, max_le
 
 
 def make_reward_model(
-    params: Any, cfg: ModelConfig, tokenizer: Tokenizer, max_length: int, place: Placement, batch_size: int
-) -> RewardFn:
+    params: Any, cfg: ModelConfig, tokenizer: Tokenizer, max_length: int, place: Placement, batch_size: int,
+    whole_chat: bool = False,
+) -> RewardFn:  # fmt: skip
     """The reward function of a scalar model; scores are computed `batch_size` rows at a time in one compiled shape.
+
+    `whole_chat`: see `encode_exchanges`.
 
     With several processes all of them ask for the same exchanges; each scores the rows that its devices hold.
     """
@@ -46,7 +55,7 @@ def make_reward_model(
         return heads.scores(params, cfg, tokens, segment_ids, ops.positions_of(segment_ids), place)
 
     def reward(exchanges: Sequence[Exchange]) -> RewardResult:
-        tokens, segments, fits = encode_exchanges(exchanges, tokenizer, max_length)
+        tokens, segments, fits = encode_exchanges(exchanges, tokenizer, max_length, whole_chat)
         values = []
         for start in range(0, len(exchanges), batch_size):
             piece = [np.asarray(a[start : start + batch_size]) for a in (tokens, segments)]

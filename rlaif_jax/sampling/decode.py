@@ -14,6 +14,7 @@ import jax.numpy as jnp
 
 from rlaif_jax.models import ops
 from rlaif_jax.models.model_config import ModelConfig
+from rlaif_jax.models.quant import from_cache, to_cache
 from rlaif_jax.sampling.filters import SamplingParams, sample_token
 from rlaif_jax.sharding.placement import Placement, constrain
 
@@ -44,7 +45,7 @@ class DecodeState:
 
     step: jax.Array
     logits: jax.Array  # (B, V) of the next token
-    caches: tuple  # per layer (K, V), each (B, S, K, H)
+    caches: tuple  # per layer (K, V), each (B, S, K, H), or in 8 bits with its scales (B, S, K)
     tokens: jax.Array
     mask: jax.Array
     logprobs: jax.Array
@@ -62,10 +63,12 @@ def _prefill(params, layers, cfg, tokens, segment_ids, place):
     angles = ops.rope_angles(ops.positions_of(segment_ids), cfg)
     mask = ops.causal_mask(segment_ids)
     caches = []
+
+    def attend(q, k, v):
+        return ops.attention(q, k, v, mask, cfg.attention), (to_cache(k, cfg.kv_cache), to_cache(v, cfg.kv_cache))
+
     for weights in layers:
-        x, kept = ops.layer(
-            weights, cfg, x, angles, lambda q, k, v: (ops.attention(q, k, v, mask, cfg.attention), (k, v))
-        )
+        x, kept = ops.layer(weights, cfg, x, angles, attend)
         x = constrain(x, ("batch", "context", "activation"), place)
         caches.append(kept)
     return _last_logits(params, cfg, x[:, -1]), caches
@@ -76,6 +79,13 @@ def _last_logits(params, cfg, x):
     return ops.logits(x, ops.output_matrix(params, cfg))
 
 
+def _written(cache, x, slot, cfg):
+    """The cache with x (B, 1, K, H) at this slot."""
+    return jax.tree.map(
+        lambda c, new: jax.lax.dynamic_update_slice_in_dim(c, new, slot, axis=1), cache, to_cache(x, cfg.kv_cache)
+    )
+
+
 def _decode_step(params, layers, cfg, caches, token, position, slot, visible):
     """One token (B,) through all layers -> its logits (B, V) and the caches with the new slot written."""
     x = params["embed"].astype(cfg.compute_dtype)[token][:, None]
@@ -84,9 +94,9 @@ def _decode_step(params, layers, cfg, caches, token, position, slot, visible):
     for weights, (k_cache, v_cache) in zip(layers, caches, strict=True):
 
         def attend(q, k, v, k_cache=k_cache, v_cache=v_cache):
-            k_all = jax.lax.dynamic_update_slice_in_dim(k_cache, k, slot, axis=1)
-            v_all = jax.lax.dynamic_update_slice_in_dim(v_cache, v, slot, axis=1)
-            return ops.attention(q, k_all, v_all, visible[:, None]), (k_all, v_all)
+            k_all, v_all = _written(k_cache, k, slot, cfg), _written(v_cache, v, slot, cfg)
+            keys, values = from_cache(k_all, q.dtype), from_cache(v_all, q.dtype)
+            return ops.attention(q, keys, values, visible[:, None]), (k_all, v_all)
 
         x, kept = ops.layer(weights, cfg, x, angles, attend)
         new_caches.append(kept)
@@ -104,13 +114,13 @@ def begin(
     def repeat(x):
         return constrain(jnp.repeat(x, group, axis=0), ("batch",) + (None,) * (x.ndim - 1), place)
 
-    def grow(x):  # room for the response, (B, Tp + R, K, H)
-        return repeat(jnp.pad(x, ((0, 0), (0, max_tokens), (0, 0), (0, 0))))
+    def grow(x):  # room for the response, (B, Tp + R, K, H), or (B, Tp + R, K) for scales
+        return repeat(jnp.pad(x, ((0, 0), (0, max_tokens)) + ((0, 0),) * (x.ndim - 2)))
 
     visible = repeat(jnp.pad(segment_ids > 0, ((0, 0), (0, max_tokens))))
     zeros = jnp.zeros((rows, max_tokens), jnp.float32)
     return Prompted(keys=keys, visible=visible, lengths=repeat(jnp.sum(segment_ids > 0, axis=1))), DecodeState(
-        step=jnp.int32(0), logits=repeat(logits), caches=tuple((grow(k), grow(v)) for k, v in caches),
+        step=jnp.int32(0), logits=repeat(logits), caches=jax.tree.map(grow, tuple(caches)),
         tokens=jnp.full((rows, max_tokens), pad_id, jnp.int32), mask=zeros, logprobs=zeros,
         done=jnp.zeros((rows,), bool),
     )  # fmt: skip

@@ -12,6 +12,8 @@ import numpy as np
 
 from rlaif_jax.models import ops
 from rlaif_jax.models.model_config import ModelConfig
+from rlaif_jax.models.quant import quantised
+from rlaif_jax.models.weights import Int8, is_special
 from rlaif_jax.sampling.decode import Decoded, decode
 from rlaif_jax.sampling.filters import row_keys
 from rlaif_jax.sharding.move import shard
@@ -21,12 +23,23 @@ Sampler = Callable[..., Decoded]
 
 
 def for_sampling(params: Any, cfg: ModelConfig, axes: Any, place: Placement) -> Any:
-    """Parameters in the compute dtype and gathered over fsdp (under jit): once per rollout, not once per token."""
+    """Parameters in the compute dtype and gathered over fsdp (under jit): once per rollout, not once per token.
+
+    Adapters are merged into their weights; with `cfg.rollout_weights` int8, the matrices of the blocks are in 8 bits.
+    """
     gathered = place.without("fsdp")
-    return jax.tree.map(
-        lambda a, w: jax.lax.with_sharding_constraint(w.astype(cfg.compute_dtype), gathered.array(a, w.shape)),
-        axes, params, is_leaf=lambda a: isinstance(a, tuple),
-    )  # fmt: skip
+
+    def constrained(x, axes):
+        return jax.lax.with_sharding_constraint(x, gathered.array(axes, x.shape))
+
+    def one(axes, w):
+        w = (w.plain() if is_special(w) else w).astype(cfg.compute_dtype)
+        if cfg.rollout_weights == "float" or len(axes) < 3:
+            return constrained(w, axes)
+        small = quantised(w)  # before the gathering, which then moves half the bytes
+        return Int8(constrained(small.values, axes), constrained(small.scale, (axes[0], axes[2])))
+
+    return jax.tree.map(one, axes, params, is_leaf=lambda a: isinstance(a, tuple))
 
 
 def make_sampler(

@@ -100,8 +100,8 @@ def _resume(checkpoints: Checkpoints, state: TrainState, shardings: TrainState, 
 
 
 def _rest(state: TrainState) -> dict[str, Any]:
-    """All of the state but the parameters, which other stages restore alone."""
-    fields = {f.name: getattr(state, f.name) for f in dataclasses.fields(state) if f.name != "params"}
+    """All that a step changes but the parameters, which other stages restore alone."""
+    fields = {f.name: getattr(state, f.name) for f in dataclasses.fields(state) if f.name not in ("params", "frozen")}
     return {name: value for name, value in fields.items() if value is not None}
 
 

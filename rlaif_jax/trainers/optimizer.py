@@ -1,18 +1,28 @@
-"""AdamW with a schedule, clipping and a decay mask, from the config (optax)."""
+"""AdamW or Adafactor with a schedule, clipping and a decay mask, from the config (optax)."""
 
 from __future__ import annotations
 
 import dataclasses
 
 import jax
+import jax.numpy as jnp
 import optax
 
 from rlaif_jax.errors import UserError
+from rlaif_jax.trainers import low_memory
 
 
 @dataclasses.dataclass(frozen=True)
 class OptimizerConfig:
-    """`warmup` is a share of all steps; `schedule` runs from the peak to `final_ratio` * peak over the rest."""
+    """`warmup` is a share of all steps; `schedule` runs from the peak to `final_ratio` * peak over the rest.
+
+    Attributes:
+      moments: how Adam's two moments are kept: "float32" (8 bytes per parameter), "bfloat16" (4, rounded
+        stochastically), or "factored": Adafactor's (arXiv 1804.04235), rows and columns in place of the second, the
+        first in bfloat16 (2 bytes); `beta2` is then not used.
+      masters: of bfloat16 parameters (`model.param_dtype`) the optimiser keeps a float32 copy (4 bytes) and rounds it.
+        False: it has none, and every update is rounded stochastically instead.
+    """
 
     learning_rate: float = 1e-3
     schedule: str = "cosine"  # constant | linear | cosine
@@ -23,10 +33,14 @@ class OptimizerConfig:
     beta2: float = 0.99
     epsilon: float = 1e-8
     clip_norm: float = 1.0
+    moments: str = "float32"
+    masters: bool = True
 
     def __post_init__(self):
         if self.schedule not in ("constant", "linear", "cosine"):
             raise UserError(f"optimizer.schedule is {self.schedule!r}; expected constant, linear or cosine")
+        if self.moments not in ("float32", "bfloat16", "factored"):
+            raise UserError(f"optimizer.moments is {self.moments!r}; expected float32, bfloat16 or factored")
 
 
 def schedule(cfg: OptimizerConfig, steps: int) -> optax.Schedule:
@@ -53,8 +67,16 @@ def decay_mask(params: dict) -> dict:
 
 
 def make_optimizer(cfg: OptimizerConfig, steps: int) -> optax.GradientTransformation:
-    """Clip by global norm, then AdamW (arXiv 1711.05101)."""
-    return optax.chain(
-        optax.clip_by_global_norm(cfg.clip_norm),
-        optax.adamw(schedule(cfg, steps), cfg.beta1, cfg.beta2, cfg.epsilon, 0.0, None, cfg.weight_decay, decay_mask),
-    )
+    """Clip by global norm, then AdamW (arXiv 1711.05101) or Adafactor; parameters in bfloat16 as `cfg.masters` says."""
+    rate = schedule(cfg, steps)
+    if cfg.moments == "float32":
+        rule = optax.adamw(rate, cfg.beta1, cfg.beta2, cfg.epsilon, 0.0, None, cfg.weight_decay, decay_mask)
+    else:
+        scaled = [low_memory.scale_by_adam(cfg.beta1, cfg.beta2, cfg.epsilon)]
+        if cfg.moments == "factored":
+            first = optax.ema(cfg.beta1, accumulator_dtype=jnp.bfloat16)
+            scaled = [optax.scale_by_factored_rms(), optax.clip_by_block_rms(1.0), first]
+        decay = optax.add_decayed_weights(cfg.weight_decay, decay_mask)
+        rule = optax.chain(*scaled, decay, optax.scale_by_learning_rate(rate))
+    rule = optax.chain(optax.clip_by_global_norm(cfg.clip_norm), rule)
+    return low_memory.with_masters(rule) if cfg.masters else low_memory.with_rounding(rule)

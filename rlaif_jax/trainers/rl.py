@@ -186,16 +186,20 @@ def make_learn(
     """
     may_rest = rl.kl_stop > 0 or (rl.critic is not None and rl.critic.warmup > 0)
 
-    def policy_turn(state: RlState, piece: dict, rests: jax.Array) -> tuple[RlState, Metrics]:
-        if not may_rest:
-            return policy_update(state, piece)
-        shapes = jax.eval_shape(policy_update, state, piece)[1]
-        return jax.lax.cond(rests, lambda s, p: (s, empty(shapes)), policy_update, state, piece)
+    def policy_turn(state: RlState, piece: dict, rests: jax.Array, frozen: Any) -> tuple[RlState, Metrics]:
+        def update(state: RlState, piece: dict) -> tuple[RlState, Metrics]:
+            state, metrics = policy_update(state.replace(frozen=frozen), piece)
+            return state.replace(frozen=None), metrics  # what no update changes is not carried from one to the next
 
-    def one(carry, rows, batch):
+        if not may_rest:
+            return update(state, piece)
+        shapes = jax.eval_shape(update, state, piece)[1]
+        return jax.lax.cond(rests, lambda s, p: (s, empty(shapes)), update, state, piece)
+
+    def one(carry, rows, batch, frozen):
         state, rests = carry
         piece = jax.tree.map(lambda x: constrain(x[rows], ("batch",) + (None,) * (x.ndim - 1), place), batch)
-        state, metrics = policy_turn(state, piece, rests)
+        state, metrics = policy_turn(state, piece, rests, frozen)
         if rl.kl_stop > 0:
             rests |= metrics["kl_old"].value() > rl.kl_stop
         if critic_update is not None:
@@ -209,9 +213,11 @@ def make_learn(
         count = batch["mask"].shape[0]
         orders = jax.vmap(lambda k: jax.random.permutation(k, count))(jax.random.split(key, rl.epochs))
         rests = number <= (rl.critic.warmup if rl.critic is not None else 0)
-        (state, _), metrics = jax.lax.scan(
-            partial(one, batch=batch), (state, rests), orders.reshape(rl.epochs * rl.minibatches, -1)
-        )
+        (learned, _), metrics = jax.lax.scan(
+            partial(one, batch=batch, frozen=state.frozen), (state.replace(frozen=None), rests),
+            orders.reshape(rl.epochs * rl.minibatches, -1),
+        )  # fmt: skip
+        state = learned.replace(frozen=state.frozen)
         # At the first update policy and sampler have the same weights: what differs is arithmetic.
         gap = jax.tree.map(lambda x: x[0], metrics["logprob_gap"]).value()
         facts = {"sampler_gap": gap, "skipped": state.skipped}
@@ -231,20 +237,26 @@ def make_step(
     rollout: RolloutFn, refill: Callable[[Any, Rollout, int], tuple[Rollout, dict]] | None, annotate: Callable,
     experience: Callable, learn: Callable, reference: Any, sampling: SamplingParams, rl: RlConfig, seed: int,
     on_samples: Callable[[int, list[Exchange], RewardResult], None],
+    view: Callable[[Any, Any], Any] = lambda frozen, params: params,
 ) -> Callable[[RlState, dict, int], tuple[RlState, dict]]:  # fmt: skip
-    """The body of the RL loop."""
+    """The body of the RL loop.
+
+    `view(state.frozen, state.params)` is the model of a state that trains an adapter; its reference is then the frozen
+    base, where `reference` is None and never refreshed.
+    """
     copy = jax.jit(lambda tree: jax.tree.map(jnp.copy, tree))
 
     def step(state: RlState, prompts: dict, number: int) -> tuple[RlState, dict]:
         clock = [time.perf_counter()]
-        rolled, refilled = rollout(state.params, prompts, number), {}
+        policy = view(state.frozen, state.params)
+        rolled, refilled = rollout(policy, prompts, number), {}
         if refill is not None:
-            rolled, refilled = refill(state.params, rolled, number)
+            rolled, refilled = refill(policy, rolled, number)
         clock.append(time.perf_counter())
         # Runs on the device while the rewards are waited for.
         part = annotate(
-            state.params if rl.policy.correction != "none" else None,
-            reference if state.reference is None else state.reference,
+            policy if rl.policy.correction != "none" else None,
+            _reference(state, reference, view),
             state.critic.params if state.critic is not None else None,
             rolled.prompts["tokens"], rolled.prompts["segment_ids"], rolled.decoded, sampling.temperature,
         )  # fmt: skip
@@ -266,6 +278,13 @@ def make_step(
         return state, metrics | learned | reward_metrics(result) | refilled | seconds
 
     return step
+
+
+def _reference(state: RlState, reference: Any, view: Callable[[Any, Any], Any]) -> Any:
+    """The refreshed weights, else the given ones, else the base under an adapter."""
+    if state.reference is not None:
+        return view(state.frozen, state.reference)
+    return state.frozen if reference is None else reference
 
 
 def reward_metrics(result: RewardResult) -> dict[str, float]:

@@ -46,13 +46,17 @@ class SftConfig:
 
 @dataclasses.dataclass(frozen=True)
 class RewardConfig:
-    """A scalar model: "bradley_terry" on pairs, or "binary" on labelled responses. Starts from SFT or from scratch."""
+    """A scalar model: "bradley_terry" on pairs, or "binary" on labelled responses. Starts from SFT or from scratch.
+
+    `folder`: a Hugging Face reward model (one label) with its own tokenizer, in place of one that is trained here.
+    """
 
     train: TrainConfig = TrainConfig()
     loss: str = "bradley_terry"
     init: str = "sft"  # sft | base
     max_length: int = 96
     centring: float = 0.0
+    folder: str = ""
 
     def __post_init__(self):
         for field, allowed in (("loss", ("bradley_terry", "binary")), ("init", ("sft", "base"))):

@@ -53,14 +53,14 @@ def make_evaluate(
     """evaluate(state) -> {"loss", ...}: exact means over a whole evaluation set, every row once."""
 
     @jax.jit
-    def one(params, batch):
-        loss, metrics = loss_fn(params, batch)
+    def one(params, frozen, batch):
+        loss, metrics = loss_fn(params, batch) if frozen is None else loss_fn(params, batch, frozen=frozen)
         return {"loss": loss} | {k: v for k, v in metrics.items() if k != "tokens"}
 
     def evaluate(state: TrainState) -> dict[str, float]:
         total: Metrics | None = None
         for batch in batches():
-            sums = jax.device_get(one(state.params, prepare(global_batch(batch, place))))
+            sums = jax.device_get(one(state.params, state.frozen, prepare(global_batch(batch, place))))
             total = sums if total is None else merge(total, sums)
         return {name: float(m.total / m.weight) for name, m in total.items() if m.weight > 0}
 

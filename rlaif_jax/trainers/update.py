@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import chex
@@ -19,14 +20,18 @@ from rlaif_jax.sharding.placement import Placement
 LossFn = Callable[[Any, dict], tuple[Mean, Metrics]]
 
 
-@chex.dataclass(frozen=True)
+@chex.dataclass(frozen=True, kw_only=True)
 class TrainState:
-    """Everything that a step changes. `skipped` counts steps whose loss or gradient was not finite."""
+    """Everything that a step changes. `skipped` counts steps whose loss or gradient was not finite.
+
+    `frozen` are weights that the loss reads, too, and no step changes (a base under an adapter); in no checkpoint.
+    """
 
     params: Any
     opt_state: Any
     step: jax.Array
     skipped: jax.Array
+    frozen: Any = None
 
 
 Update = Callable[[TrainState, dict], tuple[TrainState, Metrics]]
@@ -83,7 +88,7 @@ def _accumulate(loss_fn: LossFn, params: Any, batch: dict, accumulation: int) ->
 
     pieces = jax.tree.map(split, batch)
     shapes, (_, metric_shapes) = jax.eval_shape(grad, params, jax.tree.map(lambda x: x[0], pieces))
-    zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
+    zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, jnp.float32), shapes)  # sums of bfloat16 would lose the small ones
     start = zeros, Mean(jnp.float32(0.0), jnp.float32(0.0)), empty(metric_shapes)
     return jax.lax.scan(add, start, pieces)[0]
 
@@ -91,13 +96,16 @@ def _accumulate(loss_fn: LossFn, params: Any, batch: dict, accumulation: int) ->
 def make_update_fn(loss_fn: LossFn, optimizer: optax.GradientTransformation, accumulation: int = 1) -> Update:
     """The pure update: gradients over `accumulation` micro-batches, clip, optimiser. Its metrics are still unmerged.
 
+    Of a state with frozen weights, `loss_fn` is called as loss_fn(params, batch, frozen=...).
+
     A step whose loss or gradient norm is not finite changes nothing but `skipped` and `step`.
     """
 
     def update(state: TrainState, batch: dict) -> tuple[TrainState, Metrics]:
-        grads, loss, metrics = _accumulate(loss_fn, state.params, batch, accumulation)
+        whole_loss = loss_fn if state.frozen is None else partial(loss_fn, frozen=state.frozen)
+        grads, loss, metrics = _accumulate(whole_loss, state.params, batch, accumulation)
         scale = jnp.where(loss.weight > 0, 1.0 / jnp.where(loss.weight > 0, loss.weight, 1.0), 0.0)
-        grads = jax.tree.map(lambda g: g * scale, grads)
+        grads = jax.tree.map(lambda g: g.astype(jnp.float32) * scale, grads)
         norm = optax.global_norm(grads)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)

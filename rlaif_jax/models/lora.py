@@ -1,0 +1,98 @@
+"""LoRA (arXiv 2106.09685) as functions on parameter trees; nothing in the model knows of it but `ops.linear`.
+
+    adapter = init(cfg, lora, key)                 # {"layers": {"q": {"a": (L, D, R), "b": (L, R, F)}, ...}}
+    hidden = transformer.forward(attach(base, adapter, lora), cfg, ...)      # gradients flow to what is differentiated
+    plain = merge(base, adapter, lora)             # for sampling, export and whoever comes after
+
+The base alone is the model without its adapter, so one base in memory is policy and reference.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import re
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from rlaif_jax.errors import UserError
+from rlaif_jax.models import transformer
+from rlaif_jax.models.model_config import ModelConfig
+from rlaif_jax.models.weights import Adapted, plain
+
+
+@dataclasses.dataclass(frozen=True)
+class LoraConfig:
+    """Which matrices get an update, and of which rank.
+
+    `targets` is an ordered table of regular expressions on a parameter's name ("layers/q"); the first that matches the
+    whole name gives its rank, 0 or no match leaves it as it is. The update counts alpha / rank. There is no dropout.
+    """
+
+    targets: dict[str, int] = dataclasses.field(default_factory=lambda: {"layers/(q|k|v|o|gate|up|down)": 16})
+    alpha: float = 32.0
+
+    def __post_init__(self):
+        for pattern, rank in self.targets.items():
+            try:
+                re.compile(pattern)
+            except re.error as error:
+                raise UserError(f"lora.targets: {pattern!r} is no regular expression: {error}") from error
+            if rank < 0:
+                raise UserError(f"lora.targets: the rank of {pattern!r} is {rank}; expected 0 (none) or more")
+        if self.alpha <= 0:
+            raise UserError(f"lora.alpha is {self.alpha}; expected more than 0")
+
+
+def ranks(cfg: ModelConfig, lora: LoraConfig) -> dict[str, int]:
+    """Matrix of a block -> rank, for those with one. UserError if there is none, or a rank exceeds a matrix's sides."""
+    found = {}
+    for name, (shape, _, _) in transformer.layer_table(cfg).items():
+        rank = next((r for p, r in lora.targets.items() if re.fullmatch(p, f"layers/{name}")), 0)
+        if rank and len(shape) == 2:
+            if rank > min(shape):
+                raise UserError(f"lora.targets: rank {rank} for layers/{name}, whose shape is {shape}")
+            found[name] = rank
+    if not found:
+        names = ", ".join(f"layers/{n}" for n, (s, _, _) in transformer.layer_table(cfg).items() if len(s) == 2)
+        raise UserError(f"lora.targets matches no matrix; they are {names}")
+    return found
+
+
+def init(cfg: ModelConfig, lora: LoraConfig, key: jax.Array) -> dict:
+    """A fresh adapter in float32: a uniform in +-1/sqrt(D), b zero, so that it changes nothing yet (as PEFT begins)."""
+    table, adapter = transformer.layer_table(cfg), {}
+    for number, (name, rank) in enumerate(ranks(cfg, lora).items()):
+        inputs, outputs = table[name][0]
+        bound = 1.0 / math.sqrt(inputs)
+        shape = (cfg.layers, inputs, rank)
+        a = jax.random.uniform(jax.random.fold_in(key, number), shape, jnp.float32, -bound, bound)
+        adapter[name] = {"a": a, "b": jnp.zeros((cfg.layers, rank, outputs), jnp.float32)}
+    return {"layers": adapter}
+
+
+def logical_axes(cfg: ModelConfig, lora: LoraConfig) -> dict:
+    """Logical axis names in the tree of `init`: the outer sides lie as those of the matrix, the rank is whole."""
+    table = transformer.layer_table(cfg)
+    sides = {name: table[name][1] for name in ranks(cfg, lora)}
+    return {"layers": {n: {"a": ("layers", i, None), "b": ("layers", None, o)} for n, (i, o) in sides.items()}}
+
+
+def attach(base: Any, trained: Any, lora: LoraConfig) -> Any:
+    """The base's tree with an `Adapted` for every matrix that has an update; both trees may be nested in the same dicts.
+
+    What stands only in `trained` (a scalar head beside the decoder) is taken from there.
+    """
+    if not isinstance(trained, dict):
+        return trained
+    if trained.keys() == {"a", "b"}:
+        return Adapted(base, trained["a"], trained["b"], lora.alpha / trained["a"].shape[-1])
+    found = {name: attach(base[name], node, lora) if name in base else node for name, node in trained.items()}
+    return base | found
+
+
+def merge(base: Any, trained: Any, lora: LoraConfig) -> Any:
+    """The plain tree in which every update is added to its matrix (under jit, with the base's shardings)."""
+    return plain(attach(base, trained, lora))

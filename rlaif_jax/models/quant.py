@@ -1,0 +1,47 @@
+"""8-bit weights and KV caches for sampling: half the memory of bfloat16, with rounding errors below one per cent.
+
+What is sampled under them is not exactly the policy: RL corrects for it (`rl.policy.correction`).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from rlaif_jax.models.weights import Int8
+
+Cached = tuple[jax.Array, jax.Array] | jax.Array
+
+
+def rounded(x: jax.Array, axis: int) -> tuple[jax.Array, jax.Array]:
+    """(int8 values of x's shape, float32 scales without `axis`): symmetric, the largest magnitude along it is 127."""
+    x = x.astype(jnp.float32)
+    scale = jnp.max(jnp.abs(x), axis=axis) / 127.0
+    divisor = jnp.expand_dims(jnp.where(scale > 0, scale, 1.0), axis)
+    return jnp.round(x / divisor).astype(jnp.int8), scale
+
+
+def quantised(matrix: jax.Array) -> Int8:
+    """A matrix (..., D, F) in 8 bits with one scale per output: an output's error depends on its own weights alone."""
+    return Int8(*rounded(matrix, -2))
+
+
+def quantise_layers(params: dict) -> dict:
+    """A decoder with the matrices of its blocks in 8 bits; embeddings, norms and biases stay as they are."""
+    layers = {n: quantised(w) if w.ndim == 3 else w for n, w in params["layers"].items()}
+    return params | {"layers": layers}
+
+
+def to_cache(x: jax.Array, kind: str) -> Cached:
+    """Keys or values (B, S, K, H) as they are kept: "float", or "int8" with one scale per row, slot and head."""
+    return x if kind == "float" else rounded(x, -1)
+
+
+def from_cache(cached: Cached, dtype: Any) -> jax.Array:
+    """The inverse of `to_cache`."""
+    if not isinstance(cached, tuple):
+        return cached
+    values, scale = cached
+    return (values.astype(jnp.float32) * scale[..., None]).astype(dtype)

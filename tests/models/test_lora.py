@@ -1,0 +1,180 @@
+"""LoRA on the parameter tree: attached equals merged, only the adapter learns, and PEFT reads and writes the same."""
+
+import dataclasses
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+from rlaif_jax.errors import UserError
+from rlaif_jax.models import heads, lora, ops, transformer
+from rlaif_jax.models.hf_config import read_config
+from rlaif_jax.models.hf_weights import load_params
+from rlaif_jax.models.lora import LoraConfig
+from rlaif_jax.models.peft import load_adapter, save_adapter
+from rlaif_jax.sampling.filters import SamplingConfig, traced
+from rlaif_jax.sampling.rollout import make_sampler
+from tests import hf
+
+LORA = LoraConfig({"layers/(q|v)": 4, "layers/(k|gate)": 2, "layers/up": 0, "layers/(o|up|down)": 3}, alpha=6.0)
+
+
+def _full(tree, seed=5):
+    """The same tree with numbers in it (a fresh adapter changes nothing)."""
+    leaves, structure = jax.tree.flatten(tree)
+    keys = jax.random.split(jax.random.key(seed), len(leaves))
+    return jax.tree.unflatten(structure, [0.3 * jax.random.normal(k, x.shape) for k, x in zip(keys, leaves, strict=True)])
+
+
+def _hidden(params, cfg, tokens, segments):
+    return transformer.forward(params, cfg, tokens, segments, ops.positions_of(jnp.array(segments)))
+
+
+def test_targets_are_an_ordered_table(small_model):
+    assert lora.ranks(small_model, LORA) == {"q": 4, "k": 2, "v": 4, "o": 3, "gate": 2, "down": 3}
+    axes, adapter = lora.logical_axes(small_model, LORA), lora.init(small_model, LORA, jax.random.key(0))
+    assert axes["layers"]["down"] == {"a": ("layers", "mlp", None), "b": ("layers", None, "embed")}
+    assert adapter["layers"]["down"]["a"].shape == (2, 64, 3) and adapter["layers"]["k"]["b"].shape == (2, 2, 16)
+    for targets, message in (
+        ({"layers/embed": 4}, "matches no matrix; they are layers/q"),
+        ({"layers/k": 17}, r"rank 17 for layers/k, whose shape is \(32, 16\)"),
+    ):
+        with pytest.raises(UserError, match=message):
+            lora.ranks(small_model, LoraConfig(targets))
+    for wrong, message in (({"q(": 4}, "no regular expression"), ({"q": -1}, "expected 0")):
+        with pytest.raises(UserError, match=message):
+            LoraConfig(wrong)
+
+
+@pytest.mark.parametrize("remat", ["none", "full"])
+def test_attached_equals_merged_and_only_the_adapter_learns(small_model, remat):
+    cfg = dataclasses.replace(small_model, remat=remat)
+    base, fresh = transformer.init(cfg, jax.random.key(0)), lora.init(cfg, LORA, jax.random.key(1))
+    tokens, segments = hf.rows(left=True, vocab=128)
+    plain = _hidden(base, cfg, tokens, segments)
+    np.testing.assert_array_equal(plain, _hidden(lora.attach(base, fresh, LORA), cfg, tokens, segments))
+    adapter = _full(fresh)
+    attached, merged = (
+        _hidden(f(base, adapter, LORA), cfg, tokens, segments)[segments > 0] for f in (lora.attach, lora.merge)
+    )
+    assert float(jnp.abs(attached - plain[segments > 0]).max()) > 0.1
+    np.testing.assert_allclose(attached, merged, atol=2e-5)
+
+    def loss(adapter, combine):
+        return jnp.sum(jnp.sin(_hidden(combine(base, adapter, LORA), cfg, tokens, segments)) * segments[..., None])
+
+    one, two = (jax.grad(loss)(adapter, f) for f in (lora.attach, lora.merge))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-3, rtol=2e-3), one, two)
+    assert all(float(jnp.abs(x).max()) > 0 for x in jax.tree.leaves(one))
+
+
+def test_no_gradient_of_the_size_of_the_base_is_made(small_model):
+    """The point of it: temporary memory of a step does not grow with the frozen weights."""
+    cfg = dataclasses.replace(small_model, width=256, ffn=1024, layers=6, head_dim=64, remat="full")
+    base, adapter = (jax.eval_shape(f) for f in (
+        lambda: transformer.init(cfg, jax.random.key(0)), lambda: lora.init(cfg, LORA, jax.random.key(1))
+    ))  # fmt: skip
+    tokens, segments = hf.rows(left=False, vocab=128)
+
+    def loss(adapter, base, combine):
+        return jnp.sum(_hidden(combine(base, adapter, LORA), cfg, tokens, segments) ** 2)
+
+    def bytes_of(combine):
+        compiled = jax.jit(lambda a, b: jax.grad(loss)(a, b, combine)).lower(adapter, base).compile()
+        return compiled.memory_analysis().temp_size_in_bytes
+
+    temporary = {f.__name__: bytes_of(f) for f in (lora.attach, lora.merge)}
+    weights = sum(4 * x.size for x in jax.tree.leaves(base["layers"]))
+    assert temporary["attach"] < weights / 3 < weights < temporary["merge"], (temporary, weights)
+
+
+def test_samples_under_an_adapter_are_those_of_the_merged_weights(small_model, one_device):
+    base = jax.tree.map(lambda x: x * 4 if x.ndim > 1 else x, transformer.init(small_model, jax.random.key(0)))
+    adapter = _full(lora.init(small_model, LORA, jax.random.key(1)))
+    sampler = make_sampler(
+        small_model, transformer.logical_axes(small_model), one_device, group=2, max_tokens=8, pad_id=0
+    )  # fmt: skip
+    tokens, segments = hf.rows(left=True, vocab=128)
+    out = [sampler(f(base, adapter, LORA), tokens, segments, 0, 0, traced(SamplingConfig(), ())) for f in (lora.attach, lora.merge)]
+    np.testing.assert_array_equal(out[0].tokens, out[1].tokens)
+    assert not np.array_equal(out[0].tokens, sampler(base, tokens, segments, 0, 0, traced(SamplingConfig(), ())).tokens)
+
+
+def test_peft_loads_our_adapter_with_the_same_logits(tmp_path, one_device):
+    torch, peft = pytest.importorskip("torch"), pytest.importorskip("peft")
+    model = hf.random_model("qwen2")
+    folder = hf.save(model, tmp_path / "base")
+    cfg = read_config(folder).model
+    base, adapter = load_params(folder, cfg, one_device), _full(lora.init(cfg, LORA, jax.random.key(1)))
+    save_adapter(adapter, cfg, LORA, tmp_path / "adapter", base=str(folder))
+    theirs = peft.PeftModel.from_pretrained(model, tmp_path / "adapter").eval()
+    tokens, segments = hf.rows(left=True)
+    with torch.no_grad():
+        expected = theirs(**hf.torch_inputs(tokens, segments)).logits.numpy()
+    hidden = _hidden(lora.attach(base, adapter, LORA), cfg, tokens, segments)
+    ours = np.asarray(ops.logits(hidden, ops.output_matrix(base, cfg)))
+    np.testing.assert_allclose(ours[segments > 0], expected[segments > 0], atol=1e-4, rtol=1e-5)
+    assert np.abs(ours - np.asarray(ops.logits(_hidden(base, cfg, tokens, segments), base["embed"])))[segments > 0].max() > 0.1
+
+    theirs.save_pretrained(tmp_path / "again")
+    a, b = (load_file(tmp_path / f / "adapter_model.safetensors") for f in ("adapter", "again"))
+    hf.assert_same_tensors(a, b)
+    back, found, score = load_adapter(tmp_path / "again", cfg)
+    assert score is None and lora.ranks(cfg, found) == lora.ranks(cfg, LORA) and found.alpha == 6.0
+    jax.tree.map(np.testing.assert_array_equal, back, adapter)
+
+
+def test_an_adapter_made_by_peft_is_read(tmp_path, one_device):
+    torch, peft = pytest.importorskip("torch"), pytest.importorskip("peft")
+    model = hf.random_model("llama", scalar=True)
+    folder = hf.save(model, tmp_path / "base")
+    options = peft.LoraConfig(
+        r=4, lora_alpha=10, target_modules=["q_proj", "down_proj"], task_type="SEQ_CLS", init_lora_weights=False
+    )
+    theirs = peft.get_peft_model(model, options).eval()
+    theirs.save_pretrained(tmp_path / "adapter")
+    found = read_config(folder)
+    cfg, params = found.model, load_params(folder, found.model, one_device, scalar=True)
+    adapter, options, score = load_adapter(tmp_path / "adapter", cfg)
+    assert lora.ranks(cfg, options) == {"q": 4, "down": 4}
+    tokens, segments = hf.rows(left=False)
+    with torch.no_grad():
+        expected = theirs(**hf.torch_inputs(tokens, segments)).logits[:, 0].numpy()
+    whole = lora.attach(params, {"model": adapter, "head": {"score": score}}, options)
+    scores = heads.scores(whole, cfg, tokens, segments, hf.as_jax(segments))
+    np.testing.assert_allclose(scores, expected, atol=1e-4)
+    save_adapter(adapter, cfg, options, tmp_path / "ours", base=str(folder), score=score)
+    hf.assert_same_tensors(*(load_file(tmp_path / f / "adapter_model.safetensors") for f in ("adapter", "ours")))
+    again = peft.PeftModel.from_pretrained(hf.random_model("llama", scalar=True), tmp_path / "ours").eval()
+    with torch.no_grad():
+        assert torch.equal(again(**hf.torch_inputs(tokens, segments)).logits[:, 0], torch.tensor(expected))
+
+
+def test_adapters_that_do_not_fit_are_refused(small_model, tmp_path):
+    adapter = lora.init(small_model, LORA, jax.random.key(0))
+    save_adapter(adapter, small_model, LORA, tmp_path / "good", base="x")
+    config = json.loads((tmp_path / "good" / "adapter_config.json").read_text())
+    tensors = load_file(tmp_path / "good" / "adapter_model.safetensors")
+    name = "base_model.model.model.layers.1.self_attn.v_proj.lora_B.weight"
+
+    def refused(message, config=config, tensors=tensors):
+        folder = tmp_path / "wrong"
+        folder.mkdir(exist_ok=True)
+        (folder / "adapter_config.json").write_text(json.dumps(config))
+        save_file(tensors, folder / "adapter_model.safetensors")
+        with pytest.raises(UserError, match=message):
+            load_adapter(folder, small_model)
+
+    refused("use_dora is True", config | {"use_dora": True})
+    refused("use_rslora is True", config | {"use_rslora": True})
+    refused("bias is 'all'", config | {"bias": "all"})
+    refused("names no matrix", config | {"target_modules": ["c_attn"]})
+    refused("lacks .*layers.1.self_attn.v_proj.lora_B", tensors={n: t for n, t in tensors.items() if n != name})
+    refused("not part of the adapter: extra", tensors=tensors | {"extra": np.ones(2, np.float32)})
+    wrong = {n: t[:1] if "lora_B" in n and "q_proj" in n else t for n, t in tensors.items()}
+    refused(r"q_proj has shapes", tensors=wrong)
+    with pytest.raises(UserError, match=r"no adapter_config\.json"):
+        load_adapter(tmp_path, small_model)
