@@ -12,6 +12,14 @@ from orbax.checkpoint.checkpoint_managers import preservation_policy as keep
 from rlaif_jax.errors import UserError
 
 
+class _Manager(ocp.CheckpointManager):
+    """Orbax's manager, but for its own questions whether the run is to stop: JAX's agreement on a step counts every call,
+    and the training loop alone asks (`trainers/preemption.py`)."""
+
+    def reached_preemption(self, step: int) -> bool:
+        return False
+
+
 class Checkpoints:
     """Saves and restores `step -> (params, rest of the state, meta)`; keeps the last few and the best by `score`.
 
@@ -22,7 +30,7 @@ class Checkpoints:
         policy = keep.AnyPreservationPolicy(
             [keep.LatestN(keep_last), keep.BestN(get_metric_fn=lambda m: m["score"], reverse=False, n=1)]
         )
-        self._manager = ocp.CheckpointManager(
+        self._manager = _Manager(
             Path(folder).absolute(),
             item_names=("params", "rest", "meta"),
             options=ocp.CheckpointManagerOptions(

@@ -5,7 +5,6 @@ import os
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -21,10 +20,10 @@ from rlaif_jax.experiment import Experiment, open_experiment
 from rlaif_jax.metrics import read_metrics
 from rlaif_jax.trainers import loop
 from tests import tiny
+from tests.processes import MESH, ended, launch
 
 pytestmark = pytest.mark.slow
-ROOT, QUIET, STEPS = Path(__file__).parents[1], Console(quiet=True), 12
-MESH = ["--set", "mesh.fsdp=2", "--set", "mesh.tensor=2"]
+QUIET, STEPS = Console(quiet=True), 12
 
 
 @pytest.fixture(scope="module")
@@ -43,21 +42,10 @@ def _config():
     return tiny.config(steps=STEPS, checkpoint_every=4)
 
 
-def _launch(start, out: Path, stage: str, processes: int = 2, devices: int = 4, mesh=MESH) -> subprocess.Popen:
+def _launch(start, out: Path, stage: str, **machine) -> subprocess.Popen:
     if not out.exists():
         shutil.copytree(start[1], out)
-    env = os.environ | {"XLA_FLAGS": "", "PYTHONPATH": str(ROOT)}
-    command = [
-        sys.executable, "-m", "rlaif_jax.cli", "launch", "--local", str(processes), "--devices-per-process", str(devices),
-        "--restarts", "1", "--backoff", "0.1", "--", stage, str(start[0]), "--out", str(out), *mesh,
-    ]  # fmt: skip
-    return subprocess.Popen(command, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
-
-
-def _ends_well(process: subprocess.Popen) -> str:
-    _, said = process.communicate(timeout=400)
-    assert process.returncode == 0, said[-3000:]
-    return said
+    return launch(start[0], out, stage, **machine)
 
 
 def _losses(folder: Path) -> np.ndarray:
@@ -85,7 +73,7 @@ def two(start, tmp_path_factory) -> Path:
     """SFT, reward model and GRPO on two processes."""
     out = tmp_path_factory.mktemp("two") / "run"
     for stage in ("sft", "reward", "rl"):
-        _ends_well(_launch(start, out, stage))
+        ended(_launch(start, out, stage))
     return out
 
 
@@ -112,7 +100,7 @@ def test_a_run_that_loses_a_process_ends_with_the_same_bytes(start, two, tmp_pat
         time.sleep(0.01)
     children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
     os.kill(int(children[victim]), number)
-    said = _ends_well(process)
+    said = ended(process)
     assert "restart 1 of 1" in said
     assert ("SIGTERM" if number == signal.SIGTERM else "died") in said or "has saved" in said
     expected, found = _params(two / "sft"), _params(tmp_path / "run" / "sft")
@@ -129,16 +117,15 @@ def test_the_supervisor_told_to_stop_saves_and_says_so(start, two, tmp_path):
         assert process.poll() is None, process.stderr.read()[-3000:]
         time.sleep(0.01)
     process.send_signal(signal.SIGTERM)
-    _, said = process.communicate(timeout=200)
-    assert process.returncode == 75, said[-3000:]
+    said = ended(process, 75)
     assert "saved at step" in said and not (tmp_path / "run" / "sft" / "done.json").exists()
-    _ends_well(_launch(start, tmp_path / "run", "sft"))
+    ended(_launch(start, tmp_path / "run", "sft"))
     np.testing.assert_array_equal(_losses(tmp_path / "run" / "sft"), _losses(two / "sft"))
 
 
 @pytest.mark.parametrize(
     ("processes", "devices", "mesh"),
-    [(1, 4, MESH), (2, 2, MESH), (4, 1, ["--set", "mesh.fsdp=4"])],
+    [(1, 4, MESH), (2, 2, MESH), (4, 1, ("--set", "mesh.fsdp=4"))],
     ids=["one process, 4 devices", "2 processes, 4 devices", "4 processes, another mesh"],
 )
 def test_a_checkpoint_of_eight_devices_goes_on_elsewhere(
@@ -156,7 +143,7 @@ def test_a_checkpoint_of_eight_devices_goes_on_elsewhere(
     monkeypatch.setattr(loop._Window, "add", stop_at_eight)
     with pytest.raises(Preempted, match="step 8"):
         pipeline.run(x, {"sft": pipeline.run_sft})
-    _ends_well(_launch(start, tmp_path / "run", "sft", processes, devices, mesh))
+    ended(_launch(start, tmp_path / "run", "sft", processes=processes, devices=devices, mesh=mesh))
     losses = _losses(tmp_path / "run" / "sft")
     np.testing.assert_allclose(losses, _losses(two / "sft"), atol=1e-5)
     assert len(losses) == STEPS
