@@ -8,6 +8,8 @@ fits a request, and GRPO moves the policy there. Seen (seed 0): gold excellence 
 the judge's balanced accuracy on the labelled test rows from .49 to .64.
 """
 
+import dataclasses
+
 from rlaif_jax.algorithms.kl import KlConfig
 from rlaif_jax.config import (
     CorpusConfig,
@@ -33,6 +35,11 @@ from rlaif_jax.trainers.optimizer import OptimizerConfig
 def config() -> RunConfig:
     """A 1M-parameter policy from scratch."""
     sampling = SamplingConfig(temperature=1.0, max_tokens=40)
+    rl = RlConfig(
+        TrainConfig(steps=60, batch_size=32, checkpoint_every=20, log_every=2,
+                    optimizer=OptimizerConfig(2e-4, schedule="linear")),
+        group=4, kl=KlConfig(0.05), sampling=sampling, max_prompt=20, minibatches=2,
+    )  # fmt: skip
     return RunConfig(
         name="greetings_demo",
         data=DataConfig(corpus=CorpusConfig(sft=24000, pairs=24000, eval_prompts=800, sft_flaw_rate=0.75)),
@@ -44,11 +51,9 @@ def config() -> RunConfig:
         reward=RewardConfig(
             TrainConfig(steps=1000, batch_size=16, checkpoint_every=500, optimizer=OptimizerConfig(5e-4)), max_length=56
         ),
-        rl=RlConfig(
-            TrainConfig(steps=60, batch_size=32, checkpoint_every=20, log_every=2,
-                        optimizer=OptimizerConfig(2e-4, schedule="linear")),
-            group=4, kl=KlConfig(0.05), sampling=sampling, max_prompt=20, minibatches=2,
-        ),
+        rl=rl,
+        # The judge knows nothing of flaws that none of its principles names: the policy is held nearer to SFT.
+        rl_judge=dataclasses.replace(rl, kl=KlConfig(0.2)),
         # What a request states in so many words (length, number of items, first word ...) is checked by rule.
         rl_rules=RuleConfig(constraint_weight=1.0),
         feedback=FeedbackConfig(

@@ -21,4 +21,4 @@ def config() -> RunConfig:
         critic=CriticConfig(OptimizerConfig(5e-4, "constant"), warmup=3),
         sampling=demo.rl.sampling, max_prompt=demo.rl.max_prompt,
     )  # fmt: skip
-    return dataclasses.replace(demo, name="greetings_demo_ppo", feedback=None, curate=None, judge=None, rl=rl)
+    return dataclasses.replace(demo, name="greetings_demo_ppo", feedback=None, curate=None, judge=None, rl=rl, rl_judge=None)
