@@ -17,10 +17,13 @@ def _forms(secret: str) -> list[str]:
     return [secret, quoted, shlex.quote(secret), "s3same", "开门"]
 
 
+FORMS = _forms(SECRET)  # before any job looks at command lines: bash has the secret on its own here
+
+
 def _assert_hidden(bench, *texts: str) -> None:
     texts += tuple(" ".join(call) for call in bench.calls)
     for text in texts:
-        assert not any(form in text for form in _forms(SECRET))
+        assert not any(form in text for form in FORMS)
 
 
 def test_on_a_tpu(ready):
