@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
+import traceback
 from pathlib import Path
 
 from rich.console import Console
@@ -183,9 +185,6 @@ def _dispatch(args: argparse.Namespace, console: Console) -> int:
     from rlaif_jax.launch import end_with_supervisor
     from rlaif_jax.sharding.distributed import init_distributed
 
-    processes = init_distributed()
-    end_with_supervisor()
-    console.quiet = processes.index > 0
     cfg = load_config(args.config, args.overrides)
     if args.command == "run" and args.dry_run:
         print_plan(cfg, console)
@@ -194,9 +193,20 @@ def _dispatch(args: argparse.Namespace, console: Console) -> int:
         from rlaif_jax.aot.plan import run_plan
 
         return 0 if run_plan(cfg, args.topology, args.program, args.json, console) else 1
+    processes = init_distributed()
+    end_with_supervisor()
+    console.quiet = processes.index > 0
     experiment = open_experiment(cfg, args.out or Path("runs") / cfg.name, console)
     stages = pipeline.stages(cfg) if args.command == "run" else {args.command: pipeline.ALL_STAGES[args.command]}
-    pipeline.run(experiment, stages)
+    try:
+        pipeline.run(experiment, stages)
+    except Exception as error:
+        if processes.count == 1 or isinstance(error, (UserError, Preempted)):
+            raise
+        # At an ordinary end JAX waits for the other processes, and they may wait in a collective for this one.
+        traceback.print_exc()
+        sys.stderr.flush()
+        os._exit(1)
     return 0
 
 

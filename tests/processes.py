@@ -10,11 +10,15 @@ MESH = ("--set", "mesh.fsdp=2", "--set", "mesh.tensor=2")
 
 
 def launch(config: Path, out: Path, *stage: str, processes: int = 2, devices: int = 4, mesh=MESH) -> subprocess.Popen:
-    """Starts one stage of a run under the supervisor, with at most one restart."""
+    """Starts one stage of a run under the supervisor.
+
+    On a busy machine a process may take more than the 30 s longer to compile that gloo waits for it at their first
+    collective; it dies and all start again, as they would anywhere, hence a few restarts.
+    """
     env = os.environ | {"XLA_FLAGS": "", "PYTHONPATH": str(ROOT)}
     command = [
         sys.executable, "-m", "rlaif_jax.cli", "launch", "--local", str(processes), "--devices-per-process", str(devices),
-        "--restarts", "1", "--backoff", "0.1", "--", *stage, str(config), "--out", str(out), *mesh,
+        "--restarts", "4", "--backoff", "0.1", "--", *stage, str(config), "--out", str(out), *mesh,
     ]  # fmt: skip
     return subprocess.Popen(command, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
 

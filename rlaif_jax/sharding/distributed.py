@@ -40,7 +40,8 @@ def init_distributed(timeout: int = 300, env: Mapping[str, str] | None = None) -
     if source == "one":
         return Processes(0, 1, source)
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
-    jax.distributed.initialize(**found, initialization_timeout=timeout)
+    # The last barrier of a process that leaves: one that met a mistake alone must not wait for the others for long.
+    jax.distributed.initialize(**found, initialization_timeout=timeout, shutdown_timeout_seconds=60)
     return Processes(jax.process_index(), jax.process_count(), source)
 
 
