@@ -1,4 +1,4 @@
-"""The main job on the bundled corpus of Chinese greetings: no download, a quarter of an hour on two CPU cores.
+"""The main job on the bundled corpus of Chinese greetings: no download, some twenty minutes on two CPU cores.
 
     rlaif run configs/greetings_demo.py --out runs/demo
 
