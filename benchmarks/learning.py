@@ -1,5 +1,5 @@
-"""Does RL learn, whatever the seed? Trains the RL stage of a config over several seeds on a finished run's SFT policy and
-reward model, and compares the gold rate with SFT's on the held-out prompts.
+"""Does RL learn with other seeds? Trains the RL stage of a config over several seeds, all on one finished run's SFT policy and
+reward model, and compares the gold rate with SFT's on the held-out prompts. Seeds change sampling and order, not the run.
 
     python benchmarks/learning.py runs/demo configs/greetings_demo_ppo.py configs/greetings_demo.py --seeds 0 1 2
 

@@ -1,4 +1,4 @@
-"""The demo with PPO in place of GRPO, against the reward model only: critic from the reward model, KL in the reward.
+"""The demo with PPO in place of GRPO, against reward model and rule only: critic from the reward model, KL in the reward.
 
     rlaif run configs/greetings_demo_ppo.py --out runs/demo_ppo
 """

@@ -1,6 +1,7 @@
 """Every stage with an adapter: the base stays, one base is policy and reference, and the sum goes out."""
 
 import dataclasses
+import io
 import json
 
 import jax
@@ -18,7 +19,7 @@ from rlaif_jax.export import export, export_adapter
 from rlaif_jax.metrics import read_metrics
 from rlaif_jax.models import lora
 from rlaif_jax.models.lora import LoraConfig
-from rlaif_jax.models.model_config import ModelConfig
+from rlaif_jax.models.model_config import ModelConfig, preset
 from rlaif_jax.run_models import RunModels
 from rlaif_jax.trainers.settings import DpoConfig
 from tests import hf, tiny
@@ -66,6 +67,8 @@ def test_only_the_targets_move_and_only_adapters_are_saved(run):
 
 def test_a_fresh_adapter_changes_nothing_and_the_first_kl_is_zero(run):
     x, _ = run
+    held_out = [r["eval/loss"] for r in read_metrics(x.folder("sft") / "metrics.jsonl") if "eval/loss" in r]
+    assert held_out[-1] < held_out[0], "single training batches differ more than four steps can show"
     assert _losses(x, "dpo")[0] == pytest.approx(np.log(2), abs=1e-3), "policy and reference are the same model at first"
     rows = [r for r in read_metrics(x.folder("rl") / "metrics.jsonl") if "kl" in r]
     assert abs(rows[0]["kl_sequence"]) < 1e-6 and rows[-1]["step"] == 4, "policy and reference share the base"
@@ -120,7 +123,7 @@ def test_without_a_lora_section_there_is_no_adapter(tmp_path, one_device):
 
 def test_the_plan_counts_the_adapter(run, tmp_path, capsys):
     from rlaif_jax.config import to_dict
-    from rlaif_jax.dry_run import plan
+    from rlaif_jax.dry_run import plan, print_plan
     from rlaif_jax.sharding import Placement, make_mesh
 
     x, _ = run
@@ -139,4 +142,9 @@ def test_the_plan_counts_the_adapter(run, tmp_path, capsys):
     config = tmp_path / "config.json"
     config.write_text(json.dumps(to_dict(x.cfg)))
     assert main(["run", str(config), "--dry-run", "--out", str(tmp_path / "x")]) == 0
-    assert "memory per" in capsys.readouterr().out
+    shown = {}
+    for adapters in (LoraConfig({"layers/(q|k|v|o|gate|up|down)": 64}), None):  # parts below 1 MiB are not listed
+        console = Console(width=250, record=True, quiet=False, file=io.StringIO())
+        print_plan(dataclasses.replace(tiny.config(), model=preset("base-12m"), lora=adapters), console)
+        shown[adapters is None] = console.export_text()
+    assert "adapter" in shown[False] and "adapter" not in shown[True]

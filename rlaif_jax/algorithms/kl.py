@@ -19,7 +19,7 @@ class KlConfig:
       place: "loss" (GRPO) or "reward" (PPO: taken off the reward of each token, no gradient through it).
       estimator: k1, k2 or k3, see `kl_terms`. In the loss k1 needs `corrected`: its own expected gradient is zero.
       corrected: in the loss, multiply by the importance ratio, so that the expected gradient is that of the KL
-        (arXiv 2512.02556, section 3.1).
+        (DeepSeek-V3.2, arXiv 2512.02556).
       target: > 0 makes the coefficient adaptive: it grows while the KL is above the target (arXiv 1909.08593, section 2.2).
       horizon: over how many samples the adaptive coefficient reacts.
       refresh: every so many steps the policy becomes the new reference; 0 = never.

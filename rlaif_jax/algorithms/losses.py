@@ -61,7 +61,7 @@ def value_loss(
     """Half the squared error of a critic, (B, R) each, over valid tokens.
 
     With `clip` > 0 a value that moved further than that from the old one gains nothing by it: the larger of the two
-    errors counts (PPO's reference implementation; arXiv 2005.12729, section 3).
+    errors counts (PPO's reference implementation; arXiv 2005.12729).
     """
     errors = (values - returns) ** 2
     metrics = {"value": mean_of(values, mask), "value_error": mean_of(errors, mask)}
