@@ -37,9 +37,10 @@ class PolicyConfig:
       aggregation: see `losses.aggregate`.
       entropy_coefficient: weight of the entropy bonus, aggregated like the rest.
       correction: the sampler's log-probs may differ from the trainer's (another precision or engine). With this on, the
-        trainer computes the old log-probs itself and weighs the terms by p_old / p_sampler: "token_truncate" (held in
-        the bounds; Yao et al. 2025, fengyao.notion.site/off-policy-rl), "token_mask" (0 outside), "sequence_truncate", "sequence_mask" (product over the
-        response) or "geometric_mask" (mean per token). "none": the sampler's log-probs are the old ones.
+        trainer computes the old log-probs itself and weighs the terms by p_old / p_sampler: "token_truncate" (held in the
+        bounds; Yao et al. 2025, fengyao.notion.site/off-policy-rl), "token_mask" (0 outside), "sequence_truncate",
+        "sequence_mask" (product over the response) or "geometric_mask" (mean per token). "none": the sampler's log-probs
+        are the old ones.
       correction_low, correction_high: its bounds.
     """
 
