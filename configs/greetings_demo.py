@@ -55,12 +55,12 @@ def config() -> RunConfig:
         ),
         rl=rl,
         # The judge knows nothing of flaws that none of its principles names: the policy is held nearer to SFT.
-        rl_judge=dataclasses.replace(rl, kl=KlConfig(0.2)),
+        rl_judge=dataclasses.replace(rl, kl=KlConfig(0.1)),
         # What a request states in so many words (length, number of items, first word ...) is checked by rule.
         rl_rules=RuleConfig(constraint_weight=1.0),
         feedback=FeedbackConfig(
-            train=TrainConfig(steps=1100, batch_size=9, checkpoint_every=550, optimizer=OptimizerConfig(1e-3)),
-            max_length=128, pair_max_length=64, transcripts=18000, verdict_pairs=14000, pair_batch_size=12,
+            train=TrainConfig(steps=1000, batch_size=8, checkpoint_every=500, optimizer=OptimizerConfig(1e-3)),
+            max_length=128, pair_max_length=160, transcripts=18000, verdict_pairs=9000, pair_batch_size=4, questions=8,
         ),
         curate=CurateConfig(prompts=300, max_tokens=40, reply_tokens=48, with_data_pairs=True),
         judge=JudgeConfig(

@@ -67,7 +67,7 @@ def config() -> RunConfig:
         ),
         feedback=FeedbackConfig(
             train=TrainConfig(steps=500, batch_size=4, checkpoint_every=250, optimizer=OptimizerConfig(1e-3)),
-            source="labelled", max_length=192, pair_batch_size=8,
+            source="labelled", max_length=192, pair_max_length=192, pair_batch_size=8,
         ),
         judge=JudgeConfig(principles="principles_general", game=None),
         rl=RlConfig(

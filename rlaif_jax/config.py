@@ -86,8 +86,10 @@ class FeedbackConfig:
         and template), "http" (a chat API) or "recorded" (the replies in `transcript`).
       prompts: a family of prompt files (zh, en, embedded) or a folder; empty: embedded for that backend, else zh.
       train, max_length, source: how the embedded model is trained; source is corpus | labelled. A step takes
-        `train.batch_size` rows of packed transcripts of up to `max_length` tokens, and `pair_batch_size` pairs of verdicts
-        of up to `pair_max_length` (0 = the same); what is longer is left out.
+        `train.batch_size` rows of packed transcripts of up to `max_length` tokens, and `pair_batch_size` pairs of a good and
+        a flawed answer, each with all questions about it in up to `pair_max_length` tokens (0 = the same); what is longer
+        is left out.
+      questions: about each answer of a pair (source corpus).
       transcripts, verdict_pairs: how many are written (source corpus).
       http: the chat API.
       transcript, model: the recorded replies, and whose they are (empty: the only model in the file); or the folder.
@@ -98,10 +100,11 @@ class FeedbackConfig:
     prompts: str = ""
     train: TrainConfig = TrainConfig()
     max_length: int = 128
-    pair_max_length: int = 0
+    pair_max_length: int = 256
     transcripts: int = 30000
     verdict_pairs: int = 20000
-    pair_batch_size: int = 16
+    pair_batch_size: int = 4
+    questions: int = 4
     source: str = "corpus"
     http: HttpConfig = HttpConfig()
     transcript: str = ""

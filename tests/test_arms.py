@@ -108,8 +108,8 @@ def test_the_embedded_model_trains_and_answers(tmp_path):
     small = tiny.config(steps=2, checkpoint_every=2)
     train = dataclasses.replace(small.sft.train, optimizer=OptimizerConfig(1e-3))
     cfg = dataclasses.replace(
-        small, grader=None, feedback=FeedbackConfig(train=train, max_length=192, transcripts=60, verdict_pairs=40,
-                                                    pair_batch_size=8, batch_size=16),
+        small, grader=None, feedback=FeedbackConfig(train=train, max_length=192, pair_max_length=320, transcripts=60,
+                                                    verdict_pairs=40, questions=2, pair_batch_size=8, batch_size=16),
         judge=JudgeConfig(game=GameConfig(rounds=1, games=1, reflections=1)),
     )  # fmt: skip
     experiment = open_experiment(cfg, tmp_path / "run", QUIET)

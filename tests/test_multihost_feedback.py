@@ -34,8 +34,8 @@ HTTP = """
         judge=JudgeConfig(principles="principles_general", game=GameConfig(rounds=1, games=2, reflections=2))
 """
 EMBEDDED = """
-        feedback=FeedbackConfig(train=small.sft.train, max_length=192, transcripts=60, verdict_pairs=40, pair_batch_size=8,
-                                batch_size=16),
+        feedback=FeedbackConfig(train=small.sft.train, max_length=192, pair_max_length=320, transcripts=60, verdict_pairs=40,
+                                questions=2, pair_batch_size=8, batch_size=16),
         judge=JudgeConfig(game=GameConfig(rounds=1, games=2, reflections=2)),
         curate=CurateConfig(prompts=4, candidates=2, max_tokens=8, reply_tokens=16, chunk=2)
 """

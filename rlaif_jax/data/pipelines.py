@@ -19,7 +19,7 @@ import grain
 import numpy as np
 
 from rlaif_jax.data.records import LabelledResponse, PreferencePair, Prompt, SftExample
-from rlaif_jax.data.tokenizer import Encoded, Segment, Tokenizer, conversation, encode_records
+from rlaif_jax.data.tokenizer import Encoded, Segment, Tokenizer, common_prefix, conversation, encode_records
 from rlaif_jax.errors import UserError
 
 Batch = dict[str, np.ndarray]
@@ -40,7 +40,10 @@ class Row:
 
 @dataclasses.dataclass(frozen=True)
 class Rows(Sequence):
-    """Rows with all that collating needs; `dropped` and `truncated` count the records that were too long."""
+    """Rows with all that collating needs; `dropped` and `truncated` count the records that were too long.
+
+    With `shared_prefix` the positions of a line's later segments go on from its first.
+    """
 
     items: list[Row]
     max_length: int
@@ -49,6 +52,7 @@ class Rows(Sequence):
     truncated: int = 0
     with_loss_mask: bool = False
     left: bool = False
+    shared_prefix: bool = False
 
     def __len__(self) -> int:
         return len(self.items)
@@ -108,14 +112,26 @@ def pair_rows(
     return rows, rows.dropped
 
 
-def verdict_rows(encoded: Encoded, max_length: int, pad_id: int) -> Rows:
-    """Rows of two lines, the one to be called good first: tokens, segment_ids, positions, loss_mask (B, 2, T).
+def verdict_rows(pairs: Sequence[Sequence[Sequence[Segment]]], max_length: int, pad_id: int) -> Rows:
+    """Rows of two lines, the good answer first: tokens, segment_ids, positions, loss_mask (B, 2, T).
 
-    Padded to the longest row, which is often much shorter than `max_length`.
+    A line is one answer with all questions about it: segment 1 is what they begin with, each further one a question and the
+    first token of its answer, the only one with loss_mask 1. It wants `shared_prefix` attention. Padded to the longest row,
+    which is often much shorter than `max_length`.
     """
-    rows = [Row(tuple((line,) for line in lines)) for _, lines in encoded.items]
-    longest = min(max(row.length for row in rows), max_length)
-    return Rows(rows, longest, pad_id, encoded.dropped, encoded.truncated, with_loss_mask=True)
+    rows = [Row(tuple(_shared(line) for line in pair)) for pair in pairs]
+    kept = [row for row in rows if row.length <= max_length]
+    if not kept:
+        raise UserError(f"none of {len(rows)} pairs of verdicts fits into {max_length} tokens; raise the length")
+    longest = max(row.length for row in kept)
+    return Rows(kept, longest, pad_id, len(rows) - len(kept), with_loss_mask=True, shared_prefix=True)
+
+
+def _shared(questions: Sequence[Segment]) -> tuple[Segment, ...]:
+    """Chats that begin alike, as their common beginning and what is left of each up to its answer's first token."""
+    first = questions[0][0]
+    common = min(common_prefix(first, ids[: start - 1]) for ids, start in questions)
+    return (first[:common], common), *((ids[common : start + 1], start - common) for ids, start in questions)
 
 
 def labelled_rows(
@@ -156,7 +172,8 @@ def _collate(rows: Rows, indices: Sequence[int], length: int) -> Batch:
             for number, (ids, start) in enumerate(line, 1):
                 end = at + len(ids)
                 tokens[b, side, at:end], segment_ids[b, side, at:end] = ids, number
-                positions[b, side, at:end] = np.arange(len(ids))
+                before = len(line[0][0]) if rows.shared_prefix and number > 1 else 0
+                positions[b, side, at:end] = before + np.arange(len(ids))
                 loss_mask[b, side, at + max(start, 1) : end] = 1.0  # nothing comes before a segment's first token
                 at = end
     batch = {"tokens": tokens, "segment_ids": segment_ids}

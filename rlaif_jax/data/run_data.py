@@ -12,7 +12,7 @@ from rlaif_jax.data import corpus, pipelines
 from rlaif_jax.data.audit import without_leaks
 from rlaif_jax.data.records import LabelledResponse, PreferencePair, Prompt, Record, SftExample
 from rlaif_jax.data.sources import load
-from rlaif_jax.data.tokenizer import Encoded, Segment, Tokenizer, chat_segment, encode_records
+from rlaif_jax.data.tokenizer import Segment, Tokenizer, chat_segment, encode_records
 from rlaif_jax.experiment import Experiment
 from rlaif_jax.feedback import embedded
 from rlaif_jax.feedback.curate import read_items
@@ -52,7 +52,7 @@ class RunData:
         texts += [t for p in self.records(PreferencePair, self._cfg.pairs) for t in (p.prompt, p.chosen, p.rejected)]
         if self._x.cfg.feedback and self._x.cfg.feedback.backend == "embedded":
             rows, pairs = self.transcripts(_TOKENIZER_ROWS)
-            rows = [*rows, *(t for pair in pairs for t in pair)]
+            rows = [*rows, *(side[0] for pair in pairs for side in pair)]
             texts += [text for r in rows for text in (*(m.content for m in r.messages), r.target)]
         return Tokenizer.train(texts, cfg.vocab_size, folder)
 
@@ -101,7 +101,7 @@ class RunData:
         seed, count, pairs = self._x.cfg.seed, cfg.transcripts, cfg.verdict_pairs
         return (
             embedded.transcripts(seed, min(count, most or count), prompts, limit, held_out, together),
-            embedded.verdict_pairs(seed, min(pairs, most or pairs), prompts, limit, held_out, together),
+            embedded.verdict_pairs(seed, min(pairs, most or pairs), prompts, limit, held_out, together, cfg.questions),
         )
 
     def feedback_batches(self, tokenizer: Tokenizer) -> tuple[Any, Callable[[], Iterable[dict]], dict[str, Any]]:
@@ -115,23 +115,20 @@ class RunData:
 
         pair_length = cfg.pair_max_length or cfg.max_length
 
-        def encode(records: list, lines: Callable[[Any], list], length: int) -> Encoded:
-            return encode_records(records, lines, length, "drop", "transcripts")
-
         def line(t: embedded.Transcript) -> Segment:
             return chat_segment(tokenizer, t.messages, t.target)
 
-        roles = encode(transcripts, lambda t: [line(t)], cfg.max_length)
-        verdicts, held_out = (encode(p, lambda p: [line(t) for t in p], pair_length) for p in (pairs[held:], pairs[:held]))
-        self._too_long("transcripts", roles.dropped, cfg.max_length)
-        self._too_long("pairs of verdicts", verdicts.dropped + held_out.dropped, pair_length)
+        roles = encode_records(transcripts, lambda t: [line(t)], cfg.max_length, "drop", "transcripts")
         role_rows = pipelines.sft_rows(roles, cfg.max_length, tokenizer.pad_id, packing=True, seed=seed)
         pair_rows, held_rows = (
-            pipelines.verdict_rows(e, pair_length, tokenizer.pad_id) for e in (verdicts, held_out)
+            pipelines.verdict_rows([[[line(t) for t in side] for side in p] for p in part], pair_length, tokenizer.pad_id)
+            for part in (pairs[held:], pairs[:held])
         )
+        self._too_long("transcripts", roles.dropped, cfg.max_length)
+        self._too_long("pairs of verdicts", pair_rows.dropped + held_rows.dropped, pair_length)
         role_batches, _ = self._batches(role_rows, role_rows, cfg.train.batch_size, seed)
         pair_batches, held_pass = self._batches(pair_rows, held_rows, cfg.pair_batch_size, seed)
-        facts = {"transcripts": len(roles), "verdict_pairs": len(verdicts), "held_out": len(held_out)}
+        facts = {"transcripts": len(roles), "verdict_pairs": len(pair_rows), "held_out": len(held_rows)}
         joined = pipelines.JoinedBatches({"roles": role_batches, "verdicts": pair_batches})
         return joined, lambda: ({"verdicts": b} for b in held_pass()), facts
 

@@ -266,6 +266,11 @@ def chat_segment(tokenizer: Tokenizer, messages: Sequence[Any], answer: str) -> 
     return np.array(head + tokenizer.encode_response(answer), np.int32), len(head)
 
 
+def common_prefix(a: Sequence[int], b: Sequence[int]) -> int:
+    """How many first tokens agree."""
+    return next((n for n, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
+
+
 def conversation(tokenizer: Tokenizer, record: Any, response: str) -> Segment:
     """Tokens of a record's prompt and this answer to it, the end of turn included, and where the answer begins."""
     head = tokenizer.encode_chat_prompt(record.prompt, record.system)

@@ -150,18 +150,19 @@ class Game:
         """Labelled answers that the detector gets wrong: one event with a suggestion for each."""
         drawn = rng.sample(self._labelled, min(8 * self._cfg.reflections, len(self._labelled)))
         verdicts = self._judge(self.current, [(r.prompt, r.response) for r in drawn])
+        reasons = verdicts.reasons or ("",) * len(drawn)
         wrong = [
-            (row, GOOD if p > 0.5 else BAD) for row, p in zip(drawn, verdicts.p_good, strict=True)
+            (row, GOOD if p > 0.5 else BAD, reason) for row, p, reason in zip(drawn, verdicts.p_good, reasons, strict=True)
             if not np.isnan(p) and (p > 0.5) != bool(row.label)
         ][: self._cfg.reflections]  # fmt: skip
         events = [
-            {"list": "principles", "query": r.prompt, "response": r.response, "reason": f"{said}, not as labelled"}
-            for r, said in wrong
+            {"list": "principles", "query": r.prompt, "response": r.response, "verdict": said, "reason": reason}
+            for r, said, reason in wrong
         ]
         fields = [
             {"principles": self.current, "query": r.prompt, "response": r.response, "verdict": said,
-             "label": GOOD if r.label else BAD}
-            for r, said in wrong
+             "label": GOOD if r.label else BAD, "reason": reason if said == BAD else ""}
+            for r, said, reason in wrong
         ]  # fmt: skip
         self._suggest(events, ["reflector"] * len(events), fields, rng)
         return events

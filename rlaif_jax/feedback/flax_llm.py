@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from rlaif_jax.data.tokenizer import Tokenizer
+from rlaif_jax.data.tokenizer import Tokenizer, common_prefix
 from rlaif_jax.errors import UserError
 from rlaif_jax.feedback.llm import Failure, LLMReply, LLMRequest, OnReply, OnRow
 from rlaif_jax.models import transformer
@@ -182,7 +182,7 @@ def packs(encoded: Sequence[list[int]], max_length: int) -> list[Pack]:
             continue
         if done and len(done[-1].members) < _ENDINGS:
             last = done[-1]
-            prefix = min(_common(encoded[last.members[0]], ids), last.prefix, len(ids) - 1)
+            prefix = min(common_prefix(encoded[last.members[0]], ids), last.prefix, len(ids) - 1)
             joined = Pack((*last.members, i), prefix)
             longest = max(len(encoded[m]) for m in joined.members)
             if 3 * prefix >= 2 * longest and joined.length(encoded) <= max_length:
@@ -190,11 +190,6 @@ def packs(encoded: Sequence[list[int]], max_length: int) -> list[Pack]:
                 continue
         done.append(Pack((i,), len(ids) - 1))
     return done
-
-
-def _common(a: list[int], b: list[int]) -> int:
-    """How many first tokens agree."""
-    return next((n for n, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
 
 
 def _width(length: int) -> int:

@@ -1,4 +1,4 @@
-"""The embedded feedback model: language modelling of every role, and pairs of verdicts that differ in one thing."""
+"""The embedded feedback model: language modelling of every role, and verdicts on pairs of answers."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from rlaif_jax.metrics import Mean, mean_of
-from rlaif_jax.models import transformer
+from rlaif_jax.models import ops, transformer
 from rlaif_jax.models.model_config import ModelConfig
 from rlaif_jax.sharding.placement import Placement
 from rlaif_jax.trainers.sft import sft_loss
@@ -17,34 +17,36 @@ from rlaif_jax.trainers.sft import sft_loss
 def verdict_loss(
     params: Any, batch: dict[str, jax.Array], cfg: ModelConfig, words: tuple[int, int], place: Placement | None = None
 ) -> tuple[Mean, dict[str, Mean]]:
-    """Per pair: -log sigmoid(gap of the first - gap of the second), and the log-loss of both verdicts, in nats.
+    """Log-loss of the verdicts in nats, the mean of those that should be good plus the mean of those that should be bad.
 
-    That of the good one counts double: where nothing tells the two apart, P(Good) settles at 2/3, so that a judge in doubt
-    does not condemn.
-
-    gap = log P(good word) - log P(bad word) where the verdict begins; the first line of a pair is to be called good.
-    batch: tokens, segment_ids, positions, loss_mask (B, 2, T), loss_mask 1 on what the judge says; row_mask (B,)
-    optional. `words`: first tokens of the two verdicts.
+    The first mean counts double: where nothing tells the two apart, P(Good) settles at 2/3, so that a judge in doubt does not
+    condemn. P(Good) is the sigmoid of log P(good word) - log P(bad word), as the judge reads it.
+    batch: tokens, segment_ids, positions, loss_mask (B, 2, T) of `pipelines.verdict_rows`; the words with loss_mask 1 are
+    the verdicts. `words`: first tokens of the two verdicts.
     """
     flat = {k: v.reshape(-1, v.shape[-1]) for k, v in batch.items() if k != "row_mask"}
-    hidden = transformer.forward(params, cfg, flat["tokens"], flat["segment_ids"], flat["positions"], place)
-    before = jnp.argmax(flat["loss_mask"] > 0, axis=1) - 1  # the place that predicts the first word of the verdict
-    last = jnp.take_along_axis(hidden, before[:, None, None], axis=1)
-    said, _ = transformer.logprobs(params, cfg, jnp.repeat(last, 2, axis=1), jnp.tile(jnp.array(words), (len(last), 1)))
-    gap = (said[:, 0] - said[:, 1]).reshape(-1, 2)
-    own = -2.0 * said[::2, 0] - said[1::2, 1]
-    margin = gap[:, 0] - gap[:, 1]
-    weight = batch.get("row_mask", jnp.ones(len(margin)))
-    terms = jax.nn.softplus(-margin) + own
-    right = ((gap[:, 0] > 0).astype(jnp.float32) + (gap[:, 1] <= 0)) / 2
-    metrics = {"pair_accuracy": mean_of((margin > 0).astype(jnp.float32), weight), "accuracy": mean_of(right, weight)}
-    return mean_of(terms, weight), metrics
+    hidden = transformer.forward(
+        params, cfg, flat["tokens"], flat["segment_ids"], flat["positions"], place, shared_prefix=True
+    )
+    both = ops.logits(hidden, ops.output_matrix(params, cfg)[jnp.array(words)])
+    gap = (both[..., 0] - both[..., 1])[:, :-1]  # where the next word is the verdict
+    asked, is_good = flat["loss_mask"][:, 1:], flat["tokens"][:, 1:] == words[0]
+    good, bad = asked * is_good, asked * ~is_good
+    loss = 2.0 * _ratio(jax.nn.softplus(-gap), good) + _ratio(jax.nn.softplus(gap), bad)
+    right = {"good_accuracy": mean_of(gap > 0, good), "bad_accuracy": mean_of(gap <= 0, bad)}
+    balanced = Mean(sum(m.total / jnp.maximum(m.weight, 1.0) for m in right.values()) / 2, jnp.float32(1.0))
+    return Mean(loss, jnp.float32(1.0)), right | {"accuracy": balanced}
+
+
+def _ratio(x: jax.Array, mask: jax.Array) -> jax.Array:
+    mean = mean_of(x, mask)
+    return mean.total / jnp.maximum(mean.weight, 1.0)
 
 
 def feedback_loss(
     params: Any, batch: dict[str, Any], cfg: ModelConfig, words: tuple[int, int], place: Placement | None = None
 ) -> tuple[Mean, dict[str, Mean]]:
-    """The mean loss of the roles' tokens plus that of the verdict pairs; a part that is absent counts nothing."""
+    """The mean loss of the roles' tokens plus that of the verdicts; a part that is absent counts nothing."""
     total, metrics = jnp.float32(0.0), {}
     for name, part in batch.items():
         loss, found = sft_loss(params, part, cfg, place) if name == "roles" else verdict_loss(params, part, cfg, words, place)
