@@ -62,7 +62,7 @@ def config() -> RunConfig:
             train=TrainConfig(steps=1000, batch_size=8, checkpoint_every=500, optimizer=OptimizerConfig(1e-3)),
             max_length=128, pair_max_length=160, transcripts=18000, verdict_pairs=9000, pair_batch_size=4, questions=8,
         ),
-        curate=CurateConfig(prompts=300, max_tokens=40, reply_tokens=48, with_data_pairs=True),
+        curate=CurateConfig(prompts=200, max_tokens=40, reply_tokens=48, with_data_pairs=True),
         judge=JudgeConfig(
             mode="checklist", rules=RuleConfig(constraint_weight=0.2),
             game=GameConfig(reflections=8, gate_rows=400, reply_tokens=48),
