@@ -38,7 +38,7 @@ def config() -> RunConfig:
     """A 1M-parameter policy from scratch."""
     sampling = SamplingConfig(temperature=1.0, max_tokens=40)
     rl = RlConfig(
-        TrainConfig(steps=60, batch_size=32, checkpoint_every=20, log_every=2,
+        TrainConfig(steps=90, batch_size=32, checkpoint_every=30, log_every=2,
                     optimizer=OptimizerConfig(2e-4, schedule="linear")),
         group=4, kl=KlConfig(0.05), sampling=sampling, max_prompt=20, minibatches=2,
     )  # fmt: skip
@@ -59,8 +59,8 @@ def config() -> RunConfig:
         # What a request states in so many words (length, number of items, first word ...) is checked by rule.
         rl_rules=RuleConfig(constraint_weight=1.0),
         feedback=FeedbackConfig(
-            train=TrainConfig(steps=1000, batch_size=8, checkpoint_every=500, optimizer=OptimizerConfig(1e-3)),
-            max_length=128, pair_max_length=160, transcripts=18000, verdict_pairs=9000, pair_batch_size=4, questions=8,
+            train=TrainConfig(steps=1250, batch_size=8, checkpoint_every=625, optimizer=OptimizerConfig(1e-3)),
+            max_length=128, pair_max_length=160, transcripts=18000, verdict_pairs=10000, pair_batch_size=4, questions=8,
         ),
         curate=CurateConfig(prompts=200, max_tokens=40, reply_tokens=48, with_data_pairs=True),
         judge=JudgeConfig(
