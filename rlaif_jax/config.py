@@ -226,6 +226,9 @@ class RunConfig:
         embedded = self.feedback is not None and self.feedback.backend == "embedded"
         if embedded and self.judge is None:
             raise UserError("the embedded feedback model needs a judge section: it learns lists of at most game.limit rules")
+        for field in ("reward", "grader"):
+            if getattr(self, field) is not None and getattr(self, field).init == "feedback" and not embedded:
+                raise UserError(f"{field}.init is feedback, but the run trains no feedback model (feedback.backend embedded)")
 
     def rl_of(self, stage: str) -> RlConfig:
         """The settings of the stage "rl" or "rl_judge"."""
