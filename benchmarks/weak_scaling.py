@@ -5,7 +5,7 @@ what a chip receives from others, and the bounds on time. Compiled for TPUs that
     python benchmarks/weak_scaling.py configs/qwen25_7b_grpo_v5p_32.py --layout copies --json copies.json
 
 `--layout split` splits the weights over all chips (fsdp); `copies` keeps `--fsdp` parts of them, so often that all chips are
-used (data). Depth costs nothing: the layers are a scan, hence all of them are compiled. Results: docs/scaling.md.
+used (data). Depth costs nothing: the layers are a scan, hence all of them are compiled.
 """
 
 from __future__ import annotations
