@@ -19,7 +19,7 @@ def config() -> RunConfig:
     demo = greetings_demo.config()
     rl = RlConfig(
         TrainConfig(steps=60, batch_size=64, checkpoint_every=20, log_every=2, optimizer=OptimizerConfig(2e-4, "linear")),
-        group=2, kl=KlConfig(0.05, place="reward", estimator="k1"), minibatches=2, epochs=2,
+        group=2, kl=KlConfig(0.2, place="reward", estimator="k1"), minibatches=2, epochs=2,
         critic=CriticConfig(OptimizerConfig(5e-4, "constant"), warmup=3),
         sampling=demo.rl.sampling, max_prompt=demo.rl.max_prompt,
     )  # fmt: skip
