@@ -58,8 +58,11 @@ def plan(cfg: RunConfig, place: Placement) -> list[StagePlan]:
         steps = f"{train.steps} x {train.batch_size}"
         if name in _RL:  # reference, what gives the reward, critic; the cache of the rollout
             rl = cfg.rl_of(name)
-            # Reward model, and a reference; under an adapter the frozen base is one. A critic is trained whole.
-            parts["other models"] = (1 if cfg.lora else 2) * weights + (0 if rl.critic is None else 4 * weights)
+            # Reward model, and a reference; under an adapter the frozen base is one, and the critic's base.
+            parts["other models"] = (1 if cfg.lora else 2) * weights
+            if rl.critic is not None:
+                critic = _training_bytes(cfg, dataclasses.replace(train, optimizer=rl.critic.optimizer), model, place)
+                parts["critic"] = sum(critic.values()) - (weights if cfg.lora else 0)
             parts["sampler"] = _sampler_bytes(model, place)
             parts["cache"] = _cache_bytes(model, train.batch_size * rl.group, length, place)
             steps += f" x {rl.group}"

@@ -107,15 +107,20 @@ def _learner(x: Experiment, cfg: RlConfig, models: RunModels):
 
 
 def _critic(x: Experiment, cfg: RlConfig, models: RunModels):
-    """The critic's state, shardings and update."""
-    axes, optimizer = heads.logical_axes(models.config), make_optimizer(cfg.critic.optimizer, cfg.updates)
+    """The critic's state, shardings and update. With a lora section it is an adapter and a head over the policy's base,
+    which the reward model's adapter lies over, too (the config sees to it)."""
+    model, lora, optimizer = models.config, x.cfg.lora, make_optimizer(cfg.critic.optimizer, cfg.updates)
+    loss_fn = partial(rl.critic_loss, cfg=model, rl=cfg, place=x.place)
     if cfg.critic.init == "reward":
         x.require("reward")
-        params = models.scalar("reward")
+    if lora is None:
+        axes, head = heads.logical_axes(model), heads.zero_head(model)
+        params = models.scalar("reward") if cfg.critic.init == "reward" else {"model": models.policy("sft"), "head": head}
     else:
-        params = {"model": models.policy("sft"), "head": heads.zero_head(models.config)}
+        axes, loss_fn = heads.adapter_axes(model, lora), adapted(loss_fn, lora)
+        fresh = partial(heads.adapter_init, model, lora, jax.random.fold_in(jax.random.key(x.cfg.seed), 1))
+        params = models.adapter("reward") if cfg.critic.init == "reward" else fresh()
     state, shardings = state_of(params, axes, optimizer, x.place)
-    loss_fn = partial(rl.critic_loss, cfg=models.config, rl=cfg, place=x.place)
     return state, shardings, make_update_fn(loss_fn, optimizer, cfg.train.accumulation)
 
 

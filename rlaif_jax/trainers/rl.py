@@ -39,7 +39,7 @@ class RlState(TrainState):
     """The policy's state and whatever else an RL step changes; all of it is in one checkpoint.
 
     Attributes:
-      critic: the critic's state, or None.
+      critic: the critic's state, or None; its own `frozen` is None, see `critic_base`.
       reference: the reference's weights where they are refreshed; None where they are SFT's for good.
       kl_coefficient: () float32, adaptive or not.
       reward_stats: (3,) float32: count, mean and sum of squared deviations of all rewards so far.
@@ -176,6 +176,11 @@ def _advantages(batch: dict, scores, valid, penalty, rl: RlConfig) -> tuple[dict
     return {"advantages": found, "returns": returns}, metrics
 
 
+def critic_base(frozen: Any) -> Any:
+    """The frozen part of a critic: where the policy is an adapter, so is the critic, beside its head, over the same base."""
+    return None if frozen is None else {"model": frozen}
+
+
 def make_learn(
     policy_update: Update, critic_update: Update | None, rl: RlConfig, shardings: RlState, place: Placement
 ) -> Callable[[RlState, dict, int, int], tuple[RlState, dict]]:  # fmt: skip
@@ -203,8 +208,8 @@ def make_learn(
         if rl.kl_stop > 0:
             rests |= metrics["kl_old"].value() > rl.kl_stop
         if critic_update is not None:
-            critic, found = critic_update(state.critic, piece)
-            state = state.replace(critic=critic)
+            critic, found = critic_update(state.critic.replace(frozen=critic_base(frozen)), piece)
+            state = state.replace(critic=critic.replace(frozen=None))
             metrics |= {f"critic/{name}": m for name, m in found.items()}
         return (state, rests), metrics
 
@@ -242,7 +247,7 @@ def make_step(
     """The body of the RL loop.
 
     `view(state.frozen, state.params)` is the model of a state that trains an adapter; its reference is then the frozen
-    base, where `reference` is None and never refreshed.
+    base, where `reference` is None and never refreshed, and its critic is an adapter and a head over that base.
     """
     copy = jax.jit(lambda tree: jax.tree.map(jnp.copy, tree))
 
@@ -257,7 +262,7 @@ def make_step(
         part = annotate(
             policy if rl.policy.correction != "none" else None,
             _reference(state, reference, view),
-            state.critic.params if state.critic is not None else None,
+            view(critic_base(state.frozen), state.critic.params) if state.critic is not None else None,
             rolled.prompts["tokens"], rolled.prompts["segment_ids"], rolled.decoded, sampling.temperature,
         )  # fmt: skip
         result = checked(rolled.result(), rl.max_lost_rewards)
