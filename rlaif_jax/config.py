@@ -227,6 +227,8 @@ class RunConfig:
         embedded = self.feedback is not None and self.feedback.backend == "embedded"
         if embedded and self.judge is None:
             raise UserError("the embedded feedback model needs a judge section: it learns lists of at most game.limit rules")
+        if self.lora is not None and (self.rl.offload_reference or self.rl_of("rl_judge").offload_reference):
+            raise UserError("rl.offload_reference: under lora the policy's own base is the reference; set it to false")
         critics = [rl.critic for rl in (self.rl, self.rl_of("rl_judge")) if rl.critic is not None]
         if any(critic.init == "reward" for critic in critics):
             self._check_critic_start()

@@ -9,6 +9,7 @@ from rich.console import Console
 
 from rlaif_jax import pipeline, rl_stages
 from rlaif_jax.algorithms.kl import KlConfig
+from rlaif_jax.aot.programs import build_programs
 from rlaif_jax.checkpoint import Checkpoints
 from rlaif_jax.dry_run import plan
 from rlaif_jax.errors import UserError
@@ -108,6 +109,18 @@ def test_from_the_policy_it_starts_at_zero_with_numbers_of_its_own(run, tmp_path
     assert not np.any(state.critic.params["head"]["score"])
     for name, node in state.critic.params["model"]["layers"].items():
         assert not np.any(node["b"]) and not np.array_equal(node["a"], state.params["layers"][name]["a"])
+
+
+def test_rlaif_plan_compiles_the_update_of_this_very_state(run):
+    for cfg in (run.cfg, dataclasses.replace(run.cfg, lora=None)):
+        programs = {p.name: p for p in build_programs(cfg, RunModels(run).config, run.place)}
+        if cfg.lora is None:
+            assert programs["rl: update"].arguments[0].frozen is None
+            continue
+        planned, real = programs["rl: update"].arguments[0], _state(run)
+        assert jax.tree.structure(planned) == jax.tree.structure(real)
+        for a, b in zip(jax.tree.leaves(planned), jax.tree.leaves(real), strict=True):
+            assert (a.shape, a.dtype) == (b.shape, b.dtype) and a.sharding.is_equivalent_to(b.sharding, b.ndim)
 
 
 def test_a_reward_model_over_another_base_is_refused():
