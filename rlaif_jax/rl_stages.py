@@ -47,6 +47,14 @@ def run_rl_judge(x: Experiment) -> Mapping[str, Any]:
     return _reinforce(x, "rl_judge", RunModels(x).judge(x.cfg.rl_of("rl_judge").group))
 
 
+def require_memory(x: Experiment, name: str) -> None:
+    """UserError if the stage's settings ask for memory that the mesh's devices do not have; to be asked before hours of SFT."""
+    cfg = x.cfg.rl_of(name)
+    for setting, wanted in (("offload_optimizer", cfg.offload_optimizer), ("offload_reference", cfg.offload_reference)):
+        if wanted:
+            require_host_memory(x.place.mesh, f"rl.{setting}")
+
+
 def _reinforce(x: Experiment, name: str, model_reward: RewardFn) -> Mapping[str, Any]:
     data, models, cfg = RunData(x), RunModels(x), x.cfg.rl_of(name)
     model, seed = models.config, x.cfg.seed
@@ -82,7 +90,6 @@ def _reference(x: Experiment, cfg: RlConfig, models: RunModels) -> tuple[Any, Ca
     reference = models.policy("sft")
     if not cfg.offload_reference:
         return reference, None
-    require_host_memory(x.place.mesh, "rl.offload_reference")
     waiting = on_host(jax.tree.map(lambda w: w.sharding, reference))
     return jax.device_put(reference, waiting), partial(jax.device_put, device=on_device(waiting))
 
@@ -119,7 +126,6 @@ def _learner(x: Experiment, cfg: RlConfig, models: RunModels):
     learn = rl.make_learn(update, critic_update, cfg, shardings, x.place)
     if not cfg.offload_optimizer:
         return state, shardings, learn
-    require_host_memory(x.place.mesh, "rl.offload_optimizer")
     waiting = optimizers_on_host(shardings)
     return jax.device_put(state, waiting), waiting, with_optimizers_on_host(learn, shardings)
 

@@ -11,6 +11,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from rich.console import Console
 
 from configs._targets import greetings_7b
+from rlaif_jax import pipeline
 from rlaif_jax.algorithms.kl import KlConfig
 from rlaif_jax.aot.programs import build_programs, chip_bytes
 from rlaif_jax.dry_run import plan, planned_mesh, planned_model, print_plan
@@ -47,6 +48,9 @@ def test_a_backend_without_that_memory_is_named():
     with pytest.raises(UserError, match=r"rl\.offload_optimizer needs .* pinned_host .* abacus backend have device: leave"):
         require_host_memory(mesh, "rl.offload_optimizer")
     require_host_memory(types.SimpleNamespace(devices=np.array(jax.devices())), "rl.offload_optimizer")
+    x = types.SimpleNamespace(cfg=_offloading(tiny.config()), place=types.SimpleNamespace(mesh=mesh))
+    with pytest.raises(UserError, match="needs devices with pinned_host memory"):
+        pipeline.run(x, pipeline.stages(x.cfg))
 
 
 def test_a_reference_that_is_none_or_moves_cannot_wait():
