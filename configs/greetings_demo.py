@@ -2,11 +2,11 @@
 
     rlaif run configs/greetings_demo.py --out runs/demo
 
-Three quarters of the SFT answers carry a flaw, as in texts collected from the web. Arm A: the reward model learns from pairs what fits
-a request, and GRPO moves the policy there. Arm B: the judge, asked for one principle at a time, is the reward; a game finds its
-principles. A rule for what a request states in so many words is a part of both rewards. What whole runs gave stands in
-benchmarks/RESULTS.md: on a seed that chose none of the settings, +8.7 points of gold excellence for arm A and +3.5 for arm B (the game
-has more rounds since).
+Three quarters of the SFT answers carry a flaw, as in texts collected from the web. Arm A: the reward model learns from pairs what
+fits a request, and GRPO moves the policy there. Arm B: the judge, asked for one principle at a time, is the reward; a game finds
+its principles. A rule for what a request states in so many words is a part of both rewards. What whole runs gave stands in
+benchmarks/RESULTS.md: on a seed that chose none of the settings, +8.7 points of gold excellence for arm A and +3.5 for arm B
+(the game has more rounds since).
 """
 
 import dataclasses

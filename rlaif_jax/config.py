@@ -186,7 +186,8 @@ class RunConfig:
 
     What is None is left out; without SFT, the policy that later stages start from is `model.init_from` as it is.
     `rl_judge` None with a judge: the judge arm trains with the settings of `rl`. With `lora`, every stage trains an
-    adapter over the (frozen) weights that it starts from; the next one starts from their sum.
+    adapter over the (frozen) weights that it starts from; the next one starts from their sum. The critic of PPO is one more
+    adapter, with its head, over the policy's base.
     """
 
     name: str = "run"
@@ -229,6 +230,21 @@ class RunConfig:
         for field in ("reward", "grader"):
             if getattr(self, field) is not None and getattr(self, field).init == "feedback" and not embedded:
                 raise UserError(f"{field}.init is feedback, but the run trains no feedback model (feedback.backend embedded)")
+        if self.lora is not None and (self.rl.offload_reference or self.rl_of("rl_judge").offload_reference):
+            raise UserError("rl.offload_reference: under lora the policy's own base is the reference; set it to false")
+        critics = [rl.critic for rl in (self.rl, self.rl_of("rl_judge")) if rl.critic is not None]
+        if any(critic.init == "reward" for critic in critics):
+            self._check_critic_start()
+
+    def _check_critic_start(self):
+        """A critic that starts from the reward model needs one of this run, and with adapters one over the policy's base."""
+        if self.reward.folder:
+            raise UserError("rl.critic.init is reward, but the reward model is that of reward.folder: set rl.critic.init=policy")
+        if self.lora is not None and self.sft is not None and self.reward.init != "sft":
+            raise UserError(
+                "lora: a critic that starts from the reward model shares the policy's base, and with "
+                f"reward.init={self.reward.init} the reward model has another: set reward.init=sft, or rl.critic.init=policy"
+            )
 
     def rl_of(self, stage: str) -> RlConfig:
         """The settings of the stage "rl" or "rl_judge"."""

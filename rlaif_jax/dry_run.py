@@ -26,18 +26,24 @@ from rlaif_jax.trainers.optimizer import make_optimizer
 
 @dataclasses.dataclass(frozen=True)
 class StagePlan:
-    """One row of the plan; `parts` of the memory are estimates in bytes on one device."""
+    """One row of the plan; `parts` of the memory are estimates in bytes on one device.
+
+    `host` are those that wait in the host's memory while they are not needed.
+    """
 
     name: str
     model: str
     parameters: int
     steps: str
     parts: Mapping[str, int]
+    host: Mapping[str, int] = dataclasses.field(default_factory=dict)
 
     @property
     def memory(self) -> int:
-        """Their sum."""
-        return sum(self.parts.values())
+        """Their sum, less what is on the device at no time together with the rest: an optimiser's state that waits while the
+        sampler works (or the other way round), and a reference, which comes when there are no gradients, as large as it."""
+        sampling = self.parts.get("sampler", 0) + self.parts.get("cache", 0)
+        return sum(self.parts.values()) - min(self.host.get("optimiser", 0), sampling) - self.host.get("reference", 0)
 
 
 def plan(cfg: RunConfig, place: Placement) -> list[StagePlan]:
@@ -55,15 +61,22 @@ def plan(cfg: RunConfig, place: Placement) -> list[StagePlan]:
         sequences, length = _shape(cfg, name)
         parts = _training_bytes(cfg, train, model, place)
         parts["activations"] = _activation_bytes(model, sequences // train.accumulation, length, place)
-        steps = f"{train.steps} x {train.batch_size}"
+        steps, host = f"{train.steps} x {train.batch_size}", {}
         if name in _RL:  # reference, what gives the reward, critic; the cache of the rollout
             rl = cfg.rl_of(name)
-            # Reward model, and a reference; under an adapter the frozen base is one. A critic is trained whole.
-            parts["other models"] = (1 if cfg.lora else 2) * weights + (0 if rl.critic is None else 4 * weights)
+            # Reward model, and a reference; under an adapter the frozen base is one, and the critic's base.
+            parts["other models"] = (1 if cfg.lora else 2) * weights
+            if rl.critic is not None:
+                critic = _training_bytes(cfg, dataclasses.replace(train, optimizer=rl.critic.optimizer), model, place)
+                parts["critic"] = sum(critic.values()) - (weights if cfg.lora else 0)
+            if rl.offload_optimizer:
+                host["optimiser"] = parts["optimiser"] + (0 if rl.critic is None else critic["optimiser"])
+            if rl.offload_reference:
+                host["reference"] = weights
             parts["sampler"] = _sampler_bytes(model, place)
             parts["cache"] = _cache_bytes(model, train.batch_size * rl.group, length, place)
             steps += f" x {rl.group}"
-        rows.append(StagePlan(name, _KINDS.get(name, "scalar model"), parameter_count(model), steps, parts))
+        rows.append(StagePlan(name, _KINDS.get(name, "scalar model"), parameter_count(model), steps, parts, host))
     return rows
 
 
@@ -173,5 +186,7 @@ def print_plan(cfg: RunConfig, console: Console) -> None:
         parameters = f"{row.parameters:,}" if row.parameters else "-"
         memory = f"{row.memory / 2**20:,.0f} MiB" if row.memory else "-"
         parts = ", ".join(f"{name} {size / 2**20:,.0f}" for name, size in row.parts.items() if size >= 2**20)
+        waiting = ", ".join(f"{name} {size / 2**20:,.0f}" for name, size in row.host.items())
+        parts += f"; these wait on the host: {waiting}" if waiting else ""
         table.add_row(row.name, row.model, parameters, row.steps, memory, parts if len(row.parts) > 1 else "")
     console.print(table)

@@ -20,7 +20,7 @@ from rlaif_jax.experiment import Experiment
 from rlaif_jax.feedback.detector import BAD, GOOD
 from rlaif_jax.feedback_stages import run_curate, run_judge
 from rlaif_jax.models import heads, transformer
-from rlaif_jax.rl_stages import run_rl, run_rl_judge
+from rlaif_jax.rl_stages import require_memory, run_rl, run_rl_judge
 from rlaif_jax.run_models import RunModels
 from rlaif_jax.sharding import on_first
 from rlaif_jax.trainers import dpo, loop, sft
@@ -35,6 +35,9 @@ StageFn = Callable[[Experiment], Mapping[str, Any]]
 
 def run(experiment: Experiment, todo: Mapping[str, StageFn]) -> None:
     """Runs the stages in order and prints what each took."""
+    for name in ("rl", "rl_judge"):
+        if name in todo:
+            require_memory(experiment, name)
     for name, stage in todo.items():
         if on_first(partial(experiment.is_done, name), "is done"):  # not a question that processes may answer differently
             experiment.console.print(f"{name}: done before, skipped")

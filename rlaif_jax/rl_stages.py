@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
@@ -24,9 +24,11 @@ from rlaif_jax.run_models import RunModels
 from rlaif_jax.sampling import filters
 from rlaif_jax.sampling.rollout import make_sampler
 from rlaif_jax.sharding import is_first
+from rlaif_jax.sharding.memory import on_device, on_host, require_host_memory
 from rlaif_jax.trainers import loop, rl, rollout
 from rlaif_jax.trainers.adapter import adapted, adapter_state
 from rlaif_jax.trainers.health import Health
+from rlaif_jax.trainers.offload import optimizers_on_host, with_optimizers_on_host
 from rlaif_jax.trainers.optimizer import make_optimizer
 from rlaif_jax.trainers.rl import RlState
 from rlaif_jax.trainers.update import TrainState, make_update_fn, state_of
@@ -43,6 +45,14 @@ def run_rl_judge(x: Experiment) -> Mapping[str, Any]:
     """RL from the same policy against the principle-guided judge."""
     x.require("sft")
     return _reinforce(x, "rl_judge", RunModels(x).judge(x.cfg.rl_of("rl_judge").group))
+
+
+def require_memory(x: Experiment, name: str) -> None:
+    """UserError if the stage's settings ask for memory that the mesh's devices do not have; to be asked before hours of SFT."""
+    cfg = x.cfg.rl_of(name)
+    for setting, wanted in (("offload_optimizer", cfg.offload_optimizer), ("offload_reference", cfg.offload_reference)):
+        if wanted:
+            require_host_memory(x.place.mesh, f"rl.{setting}")
 
 
 def _reinforce(x: Experiment, name: str, model_reward: RewardFn) -> Mapping[str, Any]:
@@ -64,14 +74,24 @@ def _reinforce(x: Experiment, name: str, model_reward: RewardFn) -> Mapping[str,
     refill = rollout.make_refill(sample, lambda: next(batches), cfg) if cfg.refills else None
     # Under an adapter the frozen base is the reference.
     needed = cfg.kl.coefficient > 0 and not cfg.kl.refresh and x.cfg.lora is None
-    reference, view = models.policy("sft") if needed else None, _view(x)
+    reference, fetch = _reference(x, cfg, models) if needed else (None, None)
+    view = _view(x)
     step = rl.make_step(
         sample, refill, rl.make_annotate(model, cfg, x.place), rl.make_experience(cfg), learn, reference, sampling, cfg,
-        seed + 13, SampleTable(x, name).show, view,
+        seed + 13, SampleTable(x, name).show, view, fetch,
     )  # fmt: skip
     evaluate = _rl_evaluate(x, cfg, models, sampler, reward, held_out, sampling, view)
     loop.fit(_watched(x, name, cfg), state, shardings, batches, step, evaluate)
     return facts | models.selected(name, cfg.train)
+
+
+def _reference(x: Experiment, cfg: RlConfig, models: RunModels) -> tuple[Any, Callable[[Any], Any] | None]:
+    """The SFT policy's weights; where they wait on the host, also what brings them to the devices."""
+    reference = models.policy("sft")
+    if not cfg.offload_reference:
+        return reference, None
+    waiting = on_host(jax.tree.map(lambda w: w.sharding, reference))
+    return jax.device_put(reference, waiting), partial(jax.device_put, device=on_device(waiting))
 
 
 def _watched(x: Experiment, name: str, cfg: RlConfig) -> loop.Stage:
@@ -103,26 +123,35 @@ def _learner(x: Experiment, cfg: RlConfig, models: RunModels):
         **policy_at, critic=critic_at, reference=policy_at.params if refreshed else None,
         **dict.fromkeys(numbers, x.place.replicated),
     )  # fmt: skip
-    return state, shardings, rl.make_learn(update, critic_update, cfg, shardings, x.place)
+    learn = rl.make_learn(update, critic_update, cfg, shardings, x.place)
+    if not cfg.offload_optimizer:
+        return state, shardings, learn
+    waiting = optimizers_on_host(shardings)
+    return jax.device_put(state, waiting), waiting, with_optimizers_on_host(learn, shardings)
 
 
 def _critic(x: Experiment, cfg: RlConfig, models: RunModels):
-    """The critic's state, shardings and update."""
-    axes, optimizer = heads.logical_axes(models.config), make_optimizer(cfg.critic.optimizer, cfg.updates)
+    """The critic's state, shardings and update. With a lora section it is an adapter and a head over the policy's base,
+    which the reward model's adapter lies over, too (the config sees to it)."""
+    model, lora, optimizer = models.config, x.cfg.lora, make_optimizer(cfg.critic.optimizer, cfg.updates)
+    loss_fn = partial(rl.critic_loss, cfg=model, rl=cfg, place=x.place)
     if cfg.critic.init == "reward":
         x.require("reward")
-        params = models.scalar("reward")
+    if lora is None:
+        axes, head = heads.logical_axes(model), heads.zero_head(model)
+        params = models.scalar("reward") if cfg.critic.init == "reward" else {"model": models.policy("sft"), "head": head}
     else:
-        params = {"model": models.policy("sft"), "head": heads.zero_head(models.config)}
+        axes, loss_fn = heads.adapter_axes(model, lora), adapted(loss_fn, lora)
+        fresh = partial(heads.adapter_init, model, lora, jax.random.fold_in(jax.random.key(x.cfg.seed), 1))
+        params = models.adapter("reward") if cfg.critic.init == "reward" else fresh()
     state, shardings = state_of(params, axes, optimizer, x.place)
-    loss_fn = partial(rl.critic_loss, cfg=models.config, rl=cfg, place=x.place)
     return state, shardings, make_update_fn(loss_fn, optimizer, cfg.train.accumulation)
 
 
 def _view(x: Experiment):
     """What a state's frozen weights and trained ones are together."""
     lora = x.cfg.lora
-    return (lambda frozen, params: params) if lora is None else partial(attach, lora=lora)
+    return rl.plain_view if lora is None else partial(attach, lora=lora)
 
 
 def _rl_evaluate(x: Experiment, cfg: RlConfig, models: RunModels, sampler, reward, records, sampling, view):

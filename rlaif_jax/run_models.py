@@ -86,10 +86,10 @@ class RunModels:
         cfg, lora = self.config, self._x.cfg.lora
         if lora is None:
             raise UserError("the run has no lora section: its stages trained all weights")
-        axes, abstract = lora_lib.logical_axes(cfg, lora), jax.eval_shape(lambda: lora_lib.init(cfg, lora, jax.random.key(0)))
+        axes, init = lora_lib.logical_axes(cfg, lora), lora_lib.init
         if stage in ("reward", "grader"):
-            axes = {"model": axes, "head": heads.logical_axes(cfg)["head"]}
-            abstract = {"model": abstract, "head": jax.eval_shape(lambda: heads.zero_head(cfg))}
+            axes, init = heads.adapter_axes(cfg, lora), heads.adapter_init
+        abstract = jax.eval_shape(lambda: init(cfg, lora, jax.random.key(0)))
         return self._restore(stage, self._train(stage), abstract_like(abstract, self._x.place.tree(axes, abstract)))
 
     def _merged(self, base: Any, trained: Any, shardings: Any) -> Any:

@@ -1,11 +1,15 @@
 """Answers from a folder: streamed as sampled, the same as transformers', and files of them that can be resumed."""
 
+import argparse
+import io
 import json
 
 import jax
 import numpy as np
 import pytest
+from rich.console import Console
 
+from rlaif_jax import generate
 from rlaif_jax.cli import main
 from rlaif_jax.data.tokenizer import Tokenizer
 from rlaif_jax.generate import Answerer, Model, chat
@@ -74,6 +78,57 @@ def test_a_greedy_answer_is_that_of_transformers(folder, capsys):
     assert shown.split("\n", 1)[1].rstrip("\n") == visible.rstrip("\n")
 
 
+BANNER = "Type a request; an empty line or Ctrl-D ends.\n"
+
+
+def _typed(monkeypatch, *lines):
+    """What a user would type; after it, the end of the input."""
+    monkeypatch.setattr("sys.stdin", io.StringIO("".join(f"{line}\n" for line in lines)))
+
+
+def _greedy(folder, *messages):
+    """The answer that ends these messages, as the terminal shows it."""
+    answerer = Answerer(Model.of_folder(folder, 12), 1, 0, SamplingConfig(0.0, max_tokens=12))
+    answer = "".join(answerer.stream(messages))
+    return answer, generate._CONTROL.sub("", answer)
+
+
+def test_a_chat_remembers_and_ends_at_an_empty_line(folder, monkeypatch, capsys):
+    system, first, second = *chat("新年好", "助手"), *chat("再写一条")
+    one, shown_one = _greedy(folder, system, first)
+    told = system, first, {"role": "assistant", "content": one}, second
+    (_, shown_two), (_, alone) = _greedy(folder, *told), _greedy(folder, system, second)
+    assert shown_two != alone, "the conversation matters"
+    _typed(monkeypatch, "新年好", "  再写一条  ", "", "不再回答")
+    command = ["generate", "--model", str(folder), "--temperature", "0", "--max-tokens", "12", "--system", "助手"]
+    assert main(command) == 0
+    assert capsys.readouterr().out == f"{BANNER}> {shown_one}\n> {shown_two}\n> "
+
+
+def test_a_chat_that_grows_too_long_begins_anew(folder, monkeypatch, capsys):
+    command = ["generate", "--model", str(folder), "--temperature", "0", "--max-tokens", "12"]
+    _typed(monkeypatch, "新年好", "长" * 600, "再写一条")  # and Ctrl-D
+    assert main(command) == 0
+    (_, first), (_, second) = (_greedy(folder, *chat(text)) for text in ("新年好", "再写一条"))
+    out = capsys.readouterr().out
+    assert out.startswith(f"{BANNER}> {first}\n> the prompt has ") and "the conversation begins anew" in out
+    assert out.endswith(f"> {second}\n> ")
+
+
+def test_a_chat_with_several_samples_or_of_a_run_takes_each_request_alone(folder, monkeypatch, capsys):
+    command = ["generate", "--model", str(folder), "--max-tokens", "12", "--samples", "2"]
+    _typed(monkeypatch, "新年好")
+    assert main(command) == 0
+    two = Answerer(Model.of_folder(folder, 12), 2, 0, SamplingConfig(0.7, max_tokens=12))("新年好")
+    assert two[0] != two[1]
+    assert capsys.readouterr().out == BANNER + "> " + "".join(f"{generate._CONTROL.sub('', t)}\n" for t in two) + "> "
+    answerer = Answerer(Model.of_folder(folder, 12), 1, 0, SamplingConfig(0.0, max_tokens=12))
+    _typed(monkeypatch, "新年好", "再写一条")
+    generate._chat(answerer, argparse.Namespace(model=None, system="", samples=1), Console())
+    (_, first), (_, second) = (_greedy(folder, *chat(text)) for text in ("新年好", "再写一条"))
+    assert capsys.readouterr().out == f"{BANNER}> {first}\n> {second}\n> "
+
+
 def _rows(path):
     return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n")[:-1]]
 
@@ -84,29 +139,29 @@ def test_a_file_of_answers_is_resumed_and_never_overwritten(folder, tmp_path, ca
     rows[3]["prompt"] = "长" * 600
     prompts.write_text("".join(json.dumps(r, ensure_ascii=False) + "\n" for r in rows), encoding="utf-8")
 
-    def generate(out, *more):
+    def answer(out, *more):
         command = ["generate", "--model", str(folder), "--file", str(prompts), "--out", str(out), "--samples", "2"]
         return main([*command, "--max-tokens", "12", *more])
 
     whole, other = tmp_path / "whole.jsonl", tmp_path / "other.jsonl"
-    assert generate(whole, "--batch-size", "3") == 0
+    assert answer(whole, "--batch-size", "3") == 0
     found = _rows(whole)
     assert [r["prompt"] for r in found] == [r["prompt"] for r in rows]
     assert all(len(r["responses"]) == len(r["finished"]) == 2 for i, r in enumerate(found) if i != 3)
     assert "responses" not in found[3] and "at most" in found[3]["error"]
     assert len({t for r in found if "responses" in r for t in r["responses"]}) > 8, "every sample has keys of its own"
-    assert generate(other, "--batch-size", "8") == 0
+    assert answer(other, "--batch-size", "8") == 0
     assert other.read_bytes() == whole.read_bytes(), "the batch size changes nothing"
 
     lines = whole.read_bytes().splitlines(keepends=True)
     other.write_bytes(b"".join(lines[:4]) + lines[4][:20])  # as a killed run leaves it
-    assert generate(other, "--batch-size", "2") == 0
+    assert answer(other, "--batch-size", "2") == 0
     assert other.read_bytes() == whole.read_bytes()
     assert "4 of them before" in capsys.readouterr().out
-    assert generate(other, "--seed", "1") == 2
+    assert answer(other, "--seed", "1") == 2
     assert "other settings (seed)" in capsys.readouterr().err
     (tmp_path / "mine.jsonl").write_text("mine")
-    assert generate(tmp_path / "mine.jsonl") == 2
+    assert answer(tmp_path / "mine.jsonl") == 2
     assert (tmp_path / "mine.jsonl").read_text() == "mine" and other.read_bytes() == whole.read_bytes()
 
 

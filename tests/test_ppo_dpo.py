@@ -16,6 +16,7 @@ from rlaif_jax.evaluation.stage import best_of_groups
 from rlaif_jax.experiment import Experiment
 from rlaif_jax.metrics import read_metrics
 from rlaif_jax.rewards.base import RewardResult
+from rlaif_jax.trainers import rl as rl_trainer
 from rlaif_jax.trainers.optimizer import OptimizerConfig
 from rlaif_jax.trainers.settings import CriticConfig, DpoConfig, ShapingConfig
 from tests import tiny
@@ -71,20 +72,61 @@ def test_an_interrupted_ppo_stage_ends_with_the_same_bytes(run, tmp_path, monkey
     again.out.mkdir()
     for stage in ("tokenizer", "sft", "reward"):
         (again.out / stage).symlink_to(run.folder(stage))
-    show = rl_stages.SampleTable.show
-
-    def fail_at_five(self, step, *rest):
-        if step == 5:
-            raise KeyboardInterrupt
-        show(self, step, *rest)
-
     with monkeypatch.context() as patched:
-        patched.setattr(rl_stages.SampleTable, "show", fail_at_five)
+        _stop_once(patched, step=5)
         with pytest.raises(KeyboardInterrupt):
             pipeline.run(again, {"rl": pipeline.ALL_STAGES["rl"]})
     assert not again.is_done("rl")
     pipeline.run(again, {"rl": pipeline.ALL_STAGES["rl"]})
     assert _state(again) == _state(run)
+
+
+def _stop_once(monkeypatch, step: int):
+    """The RL stage fails once, at this step."""
+    show, failed = rl_stages.SampleTable.show, []
+
+    def stop(self, number, *rest):
+        if number == step and not failed:
+            failed.append(step)
+            raise KeyboardInterrupt
+        show(self, number, *rest)
+
+    monkeypatch.setattr(rl_stages.SampleTable, "show", stop)
+
+
+def _where_it_waits(monkeypatch) -> set[str]:
+    """The memory kinds in which optimisers' states and the reference are found between updates."""
+    real, kinds = rl_trainer.reference_of, set()
+
+    def look(state, *rest):
+        reference = real(state, *rest)
+        waiting = state.opt_state, state.critic.opt_state, reference
+        kinds.update(leaf.sharding.memory_kind for leaf in jax.tree.leaves(waiting))
+        return reference
+
+    monkeypatch.setattr(rl_trainer, "reference_of", look)
+    return kinds
+
+
+def test_what_waits_on_the_host_changes_nothing(run, tmp_path, monkeypatch):
+    """Optimisers' states and reference on the host, with a stop in between, against a run without either."""
+    fixed, states = dataclasses.replace(run.cfg.rl, kl=KlConfig(0.05), epochs=1), []
+    for offload, kind in ((False, jax.devices()[0].default_memory().kind), (True, "pinned_host")):
+        rl = dataclasses.replace(fixed, offload_optimizer=offload, offload_reference=offload)
+        x = dataclasses.replace(run, out=tmp_path / f"{offload}", cfg=dataclasses.replace(run.cfg, rl=rl))
+        x.out.mkdir()
+        for stage in ("tokenizer", "sft", "reward"):
+            (x.out / stage).symlink_to(run.folder(stage))
+        with monkeypatch.context() as patched:
+            kinds = _where_it_waits(patched)
+            if offload:
+                _stop_once(patched, step=5)
+                with pytest.raises(KeyboardInterrupt):
+                    pipeline.run(x, {"rl": pipeline.ALL_STAGES["rl"]})
+            pipeline.run(x, {"rl": pipeline.ALL_STAGES["rl"]})
+        assert kinds == {kind}
+        states.append(_state(x))
+    assert states[0] == states[1]
 
 
 def test_best_of_takes_the_highest_verdict_there_is():

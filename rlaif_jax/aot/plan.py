@@ -109,10 +109,11 @@ def measure(program: Program, place: Placement, chip: Chip) -> Row:
         arguments = chip_bytes(program.arguments)
         return Row(program.name, arguments, 0, 0, held, needed + held, False, flops, (), {}, 0.0, took)
     took, memory = time.perf_counter() - began, compiled.memory_analysis()
-    arguments, results = memory.argument_size_in_bytes, memory.output_size_in_bytes - memory.alias_size_in_bytes
+    twice = sum(chip_bytes(leaf) for leaf in jax.tree.leaves(program.arguments)) - chip_bytes(program.arguments)
+    arguments, results = memory.argument_size_in_bytes - twice, memory.output_size_in_bytes - memory.alias_size_in_bytes
     temporaries = memory.temp_size_in_bytes + memory.generated_code_size_in_bytes
     found = collectives(compiled.as_text(), dict(place.mesh.shape), program.loop_trips)
-    moved = arguments + memory.output_size_in_bytes + program.read
+    moved = memory.argument_size_in_bytes + memory.output_size_in_bytes + program.read
     seconds = {
         "compute": flops / chip.flops, "memory": moved / chip.bandwidth,
         "collectives": sum(c.bytes for c in found) / chip.links,

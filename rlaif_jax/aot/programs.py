@@ -13,13 +13,16 @@ import jax.numpy as jnp
 
 from rlaif_jax.config import RunConfig
 from rlaif_jax.models import heads, ops, transformer
+from rlaif_jax.models import lora as lora_lib
+from rlaif_jax.models.lora import LoraConfig
 from rlaif_jax.models.model_config import ModelConfig
 from rlaif_jax.sampling import filters
 from rlaif_jax.sampling.decode import Decoded
 from rlaif_jax.sampling.rollout import make_sampler
 from rlaif_jax.sharding import Placement
 from rlaif_jax.trainers import rl, sft
-from rlaif_jax.trainers.optimizer import make_optimizer
+from rlaif_jax.trainers.adapter import adapted
+from rlaif_jax.trainers.optimizer import OptimizerConfig, make_optimizer
 from rlaif_jax.trainers.reward import label_loss, pair_loss
 from rlaif_jax.trainers.settings import RlConfig, TrainConfig
 from rlaif_jax.trainers.update import TrainState, make_update, make_update_fn, state_shardings
@@ -51,8 +54,9 @@ class Program:
 
 
 def chip_bytes(tree: Abstract) -> int:
-    """Bytes that one chip holds of a tree with shardings."""
-    leaves = jax.tree.leaves(tree)
+    """Bytes that one chip holds of a tree with shardings; what stands in it more than once (a base that serves several
+    models) is held once."""
+    leaves = {id(leaf): leaf for leaf in jax.tree.leaves(tree)}.values()
     return sum(jnp.dtype(x.dtype).itemsize * math.prod(x.sharding.shard_shape(x.shape)) for x in leaves)
 
 
@@ -91,15 +95,36 @@ def _scalar_model(model: ModelConfig, place: Placement) -> tuple[Any, Abstract]:
     return axes, _on(weights, place.tree(axes, weights))
 
 
-def _state(params: Abstract, axes: Any, optimizer: Any, place: Placement) -> tuple[TrainState, TrainState]:
-    """The abstract twin of `update.state_of`."""
+@dataclasses.dataclass(frozen=True)
+class _Weights:
+    """What a stage trains, and the weights under it that it does not (None: it trains all)."""
+
+    axes: Any
+    params: Abstract
+    frozen: Abstract | None = None
+
+
+def _weights(lora: LoraConfig | None, model: ModelConfig, place: Placement, scalar: bool) -> _Weights:
+    """Of a policy or a scalar model: everything, or an adapter (and the head) over a frozen decoder."""
+    base = _policy(model, place)[1]
+    if lora is None:
+        return _Weights(*(_scalar_model(model, place) if scalar else _policy(model, place)))
+    axes = (heads.adapter_axes if scalar else lora_lib.logical_axes)(model, lora)
+    init = heads.adapter_init if scalar else lora_lib.init
+    trained = jax.eval_shape(lambda: init(model, lora, jax.random.key(0)))
+    return _Weights(axes, _on(trained, place.tree(axes, trained)), {"model": base} if scalar else base)
+
+
+def _state(weights: _Weights, optimizer: Any, place: Placement) -> tuple[TrainState, TrainState]:
+    """The abstract twin of `update.state_of` and `adapter.adapter_state`."""
 
     def build(params: Any) -> TrainState:
         return TrainState(params=params, opt_state=optimizer.init(params), step=jnp.int32(0), skipped=jnp.int32(0))
 
-    abstract = jax.eval_shape(build, params)
-    shardings = state_shardings(abstract, axes, place)
-    return _on(abstract, shardings), shardings
+    abstract = jax.eval_shape(build, weights.params)
+    shardings = state_shardings(abstract, weights.axes, place)
+    frozen_at = jax.tree.map(lambda x: x.sharding, weights.frozen)
+    return _on(abstract, shardings).replace(frozen=weights.frozen), shardings.replace(frozen=frozen_at)
 
 
 def _gathered(model: ModelConfig, place: Placement) -> int:
@@ -122,11 +147,12 @@ def _more_accumulation(stage: str, train: TrainConfig) -> tuple[tuple[str, ...],
     return tuple((f"{stage}.train.accumulation={n}",) for n in options if train.batch_size % n == 0)
 
 
-def _update(name: str, train: TrainConfig, loss_fn: Any, weights: Any, batch: Any, model: ModelConfig, place: Placement) -> Program:
-    axes, params = weights
+def _update(
+    name: str, train: TrainConfig, loss_fn: Any, lora: LoraConfig | None, batch: Any, model: ModelConfig, place: Placement
+) -> Program:
     optimizer = make_optimizer(train.optimizer, train.steps)
-    state, shardings = _state(params, axes, optimizer, place)
-    update = make_update(loss_fn, optimizer, shardings, train.accumulation)
+    state, shardings = _state(_weights(lora, model, place, scalar=name == "reward"), optimizer, place)
+    update = make_update(loss_fn if lora is None else adapted(loss_fn, lora), optimizer, shardings, train.accumulation)
     read = _passes(model) * train.accumulation * _gathered(model, place)
     return Program(name, update, (state, _rows(batch, place)), read=read, remedies=_more_accumulation(name, train))
 
@@ -135,7 +161,7 @@ def _sft(cfg: RunConfig, model: ModelConfig, place: Placement) -> Program:
     rows, length = cfg.sft.train.batch_size, cfg.sft.max_length
     batch = _text((rows,), length) | {"loss_mask": _array((rows, length), jnp.float32)}
     loss_fn = partial(sft.sft_loss, cfg=model, place=place)
-    return _update("sft", cfg.sft.train, loss_fn, _policy(model, place), batch, model, place)
+    return _update("sft", cfg.sft.train, loss_fn, cfg.lora, batch, model, place)
 
 
 def _reward(cfg: RunConfig, model: ModelConfig, place: Placement) -> Program:
@@ -146,22 +172,25 @@ def _reward(cfg: RunConfig, model: ModelConfig, place: Placement) -> Program:
     else:
         batch = _text((rows,), length) | {"label": _array((rows,), jnp.float32)}
         loss_fn = partial(label_loss, cfg=model, place=place)
-    return _update("reward", cfg.reward.train, loss_fn, _scalar_model(model, place), batch, model, place)
+    return _update("reward", cfg.reward.train, loss_fn, cfg.lora, batch, model, place)
 
 
 def _rl(cfg: RunConfig, model: ModelConfig, place: Placement) -> list[Program]:
-    settings = cfg.rl
-    state, learn = _rl_state(settings, model, place)
-    reference = _policy(model, place)[1] if settings.kl.coefficient > 0 and not settings.kl.refresh else None
+    settings, lora = cfg.rl, cfg.lora
+    state, learn = _rl_state(settings, lora, model, place)
+    needed = settings.kl.coefficient > 0 and not settings.kl.refresh and lora is None  # else the frozen base is the reference
+    reference = _policy(model, place)[1] if needed else None
+    view = rl.plain_view if lora is None else partial(lora_lib.attach, lora=lora)
+    whole = view(state.frozen, state.params)
     scorer = _scalar_model(model, place)[1]
     rows = settings.train.batch_size * settings.group
     prompts = {k: _array((settings.train.batch_size, settings.max_prompt), jnp.int32) for k in ("tokens", "segment_ids")}
     temperature = _scalar(jnp.float32, place)
     decoded = _decoded(rows, settings.sampling.max_tokens, place)
     annotate = rl.make_annotate(model, settings, place)
-    critic = None if state.critic is None else state.critic.params
-    policy = state.params if settings.policy.correction != "none" else None
-    inputs = (policy, state.reference if reference is None else reference, critic)
+    critic = None if state.critic is None else view(rl.critic_base(state.frozen), state.critic.params)
+    policy = whole if settings.policy.correction != "none" else None
+    inputs = (policy, rl.reference_of(state, reference, view), critic)
     annotated = (*inputs, *_rows(prompts, place).values(), decoded, temperature)
     batch = _batch(settings, annotate, annotated, decoded, place)
     weights, passes = _gathered(model, place), sum(x is not None for x in inputs)
@@ -171,12 +200,13 @@ def _rl(cfg: RunConfig, model: ModelConfig, place: Placement) -> list[Program]:
     updates = settings.epochs * settings.minibatches * (1 if critic is None else 2)
     more = [n for n in (2 * accumulation, 4 * accumulation) if rows // settings.minibatches % n == 0]
     number = _scalar(jnp.uint32, place)
+    kept, waiting = _between_updates(settings, state), None if settings.offload_reference else reference
     return [
-        _rollout(settings, model, state, prompts, (reference, scorer), place),
-        Program("rl: log-probs", annotate, annotated, (_without(state, inputs), scorer), passes * weights),
-        Program("rl: scores", score, (scorer, *text.values()), (state, reference), weights),
+        _rollout(settings, model, whole, prompts, (_without(kept, (whole,)), waiting, scorer), place),
+        Program("rl: log-probs", annotate, annotated, (_without(kept, inputs), scorer), passes * weights),
+        Program("rl: scores", score, (scorer, *text.values()), (kept, waiting), weights),
         Program(
-            "rl: update", learn, (state, batch, number, _scalar(jnp.int32, place)), (reference, scorer),
+            "rl: update", learn, (state, batch, number, _scalar(jnp.int32, place)), (waiting, scorer),
             updates * accumulation * _passes(model) * weights,
             remedies=tuple((f"rl.train.accumulation={n}",) for n in more),
         ),
@@ -184,7 +214,7 @@ def _rl(cfg: RunConfig, model: ModelConfig, place: Placement) -> list[Program]:
 
 
 def _rollout(
-    settings: RlConfig, model: ModelConfig, state: rl.RlState, prompts: dict, held: tuple, place: Placement
+    settings: RlConfig, model: ModelConfig, policy: Abstract, prompts: dict, held: tuple, place: Placement
 ) -> Program:
     count = settings.train.batch_size // settings.rollout_chunks
     limit = settings.sampling.max_tokens
@@ -195,11 +225,11 @@ def _rollout(
     sampling = _on(sampling, jax.tree.map(lambda _: place.replicated, sampling))
     text = _rows({k: _array((count, x.shape[1]), x.dtype) for k, x in prompts.items()}, place)
     numbers = _scalar(jnp.uint32, place), _scalar(jnp.uint32, place)
-    arguments = (state.params, *text.values(), *numbers, sampling, _scalar(jnp.int32, place))
+    arguments = (policy, *text.values(), *numbers, sampling, _scalar(jnp.int32, place))
     read = (limit + 1) * _gathered(model, place) + limit * _cache(model, count * settings.group, settings, place)
     chunks = [n for n in (2 * settings.rollout_chunks, 4 * settings.rollout_chunks) if settings.train.batch_size % n == 0]
     remedies = tuple((f"rl.rollout_chunks={n}",) for n in chunks) + _more_tensor(place)
-    return Program("rl: rollout", sampler.compiled, arguments, (_without(state, (state.params,)), *held), read, limit, remedies)
+    return Program("rl: rollout", sampler.compiled, arguments, held, read, limit, remedies)
 
 
 def _more_tensor(place: Placement) -> tuple[tuple[str, ...], ...]:
@@ -241,22 +271,31 @@ def _without(state: rl.RlState, trees: tuple) -> Abstract:
     return [leaf for leaf in jax.tree.leaves(state) if id(leaf) not in used]
 
 
-def _rl_state(settings: RlConfig, model: ModelConfig, place: Placement) -> tuple[rl.RlState, Callable]:
+def _between_updates(settings: RlConfig, state: rl.RlState) -> rl.RlState:
+    """What of the state is on the chips while nothing is updated."""
+    if not settings.offload_optimizer:
+        return state
+    return state.replace(opt_state=None, critic=None if state.critic is None else state.critic.replace(opt_state=None))
+
+
+def _rl_state(settings: RlConfig, lora: LoraConfig | None, model: ModelConfig, place: Placement) -> tuple[rl.RlState, Callable]:
     """Abstract state and the jitted updates of policy and critic, as `rl_stages` makes them."""
-    axes, params = _policy(model, place)
-    optimizer = make_optimizer(settings.train.optimizer, settings.updates)
-    policy, policy_at = _state(params, axes, optimizer, place)
-    update = make_update_fn(partial(rl.rl_loss, cfg=model, rl=settings, place=place), optimizer, settings.train.accumulation)
+
+    def turn(loss_fn: Any, config: OptimizerConfig, scalar: bool) -> tuple[TrainState, TrainState, Any]:
+        weights, optimizer = _weights(lora, model, place, scalar), make_optimizer(config, settings.updates)
+        loss_fn = partial(loss_fn, cfg=model, rl=settings, place=place)
+        loss_fn = loss_fn if lora is None else adapted(loss_fn, lora)
+        return *_state(weights, optimizer, place), make_update_fn(loss_fn, optimizer, settings.train.accumulation)
+
+    policy, policy_at, update = turn(rl.rl_loss, settings.train.optimizer, scalar=False)
     critic = critic_at = critic_update = None
     if settings.critic is not None:
-        critic_axes, critic_params = _scalar_model(model, place)
-        optimizer = make_optimizer(settings.critic.optimizer, settings.updates)
-        critic, critic_at = _state(critic_params, critic_axes, optimizer, place)
-        loss_fn = partial(rl.critic_loss, cfg=model, rl=settings, place=place)
-        critic_update = make_update_fn(loss_fn, optimizer, settings.train.accumulation)
+        critic, critic_at, critic_update = turn(rl.critic_loss, settings.critic.optimizer, scalar=True)
+        critic, critic_at = critic.replace(frozen=None), critic_at.replace(frozen=None)  # the policy's base is its own
     refreshed = settings.kl.refresh > 0 and settings.kl.coefficient > 0
     numbers = {"kl_coefficient": _array((), jnp.float32), "reward_stats": _array((3,), jnp.float32)}
     at = dict.fromkeys(numbers, place.replicated)
-    state = rl.RlState(**policy, critic=critic, reference=_policy(model, place)[1] if refreshed else None, **_on(numbers, at))
+    reference = _weights(lora, model, place, scalar=False).params if refreshed else None
+    state = rl.RlState(**policy, critic=critic, reference=reference, **_on(numbers, at))
     shardings = rl.RlState(**policy_at, critic=critic_at, reference=policy_at.params if refreshed else None, **at)
     return state, rl.make_learn(update, critic_update, settings, shardings, place).compiled

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import jax
@@ -21,8 +22,9 @@ def optimizer_shardings(opt_state: Any, params: Any, shardings: Any) -> Any:
 
     A leaf belongs to the parameter whose path ends its own: `0/mu/layers/q` to `layers/q`. So masked and partitioned
     states, schedules, accumulators and NNX optimisers are found, too. A leaf of the parameter's shape lies where the
-    parameter does; one that lacks some of its dimensions (the factors of adafactor) keeps the axes of those it has; any
-    other leaf (counts, placeholders of one element) is whole everywhere.
+    parameter does; one that lacks some of its dimensions (the factors of adafactor) keeps the axes of those it has; one with
+    as many dimensions, some of them divided (scales of blocks), keeps the axes where the parts still divide; any other leaf
+    (counts, placeholders of one element) is whole everywhere.
     """
     where = {_key(path): value for path, value in jax.tree_util.tree_leaves_with_path(shardings)}
     owners = {_key(path): (tuple(x.shape), where[_key(path)]) for path, x in jax.tree_util.tree_leaves_with_path(params)}
@@ -48,12 +50,20 @@ def _inherited(shape: tuple[int, ...], owner_shape: tuple[int, ...], sharding: N
     """The owner's spec cut to the dimensions that the leaf has; whole where these are no part of the owner's."""
     parts = split_axes(sharding.spec, len(owner_shape))
     kept = _subsequence(shape, owner_shape)
-    if kept is None:
+    if kept is None and not _divided(shape, owner_shape):
         return PartitionSpec()
+    if kept is None:
+        sizes, kept = sharding.mesh.shape, range(len(shape))
+        parts = [() if n % math.prod(sizes[a] for a in axes) else axes for n, axes in zip(shape, parts, strict=True)]
     spec = [parts[i] if len(parts[i]) > 1 else (parts[i][0] if parts[i] else None) for i in kept]
     while spec and spec[-1] is None:
         spec.pop()
     return PartitionSpec(*spec)
+
+
+def _divided(shape: tuple[int, ...], owner: tuple[int, ...]) -> bool:
+    """Whether the shape is the owner's with some dimensions divided."""
+    return len(shape) == len(owner) and all(n and not size % n for n, size in zip(shape, owner, strict=True))
 
 
 def _subsequence(shape: tuple[int, ...], owner: tuple[int, ...]) -> list[int] | None:

@@ -18,6 +18,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rlaif_jax.checkpoint import Checkpoints, abstract_like
 from rlaif_jax.errors import Preempted
 from rlaif_jax.metrics import MetricsWriter
+from rlaif_jax.sharding.memory import on_device
 from rlaif_jax.trainers.preemption import preemption_notice
 from rlaif_jax.trainers.settings import TrainConfig
 from rlaif_jax.trainers.update import TrainState
@@ -92,9 +93,13 @@ def _resume(checkpoints: Checkpoints, state: TrainState, shardings: TrainState, 
     latest = checkpoints.latest_step()
     if latest is None:
         return state, 0
+    wanted = _rest(shardings)
+    here = on_device(wanted)  # what waits on the host is read to the devices first: not every reader fills the host's memory
     params, rest, meta = checkpoints.restore(
-        latest, abstract_like(state.params, shardings.params), abstract_like(_rest(state), _rest(shardings))
+        latest, abstract_like(state.params, shardings.params), abstract_like(_rest(state), here)
     )
+    if jax.tree.leaves(here) != jax.tree.leaves(wanted):
+        rest = jax.device_put(rest, wanted)
     batches.set_state(meta["data"])
     return state.replace(params=params, **rest), latest
 

@@ -24,8 +24,8 @@ def stochastic_round(x: jax.Array, key: jax.Array) -> jax.Array:
     return jnp.where(jnp.isfinite(x), out, x).astype(jnp.bfloat16)
 
 
-def _keys(count: jax.Array, tree: Any, stream: int) -> Any:
-    """A key for every leaf of the tree, from the step's number; streams are apart."""
+def step_keys(count: jax.Array, tree: Any, stream: int) -> Any:
+    """A random key for every leaf of the tree, from the step's number; streams are apart (0 to 2 here, 3 and 4 of `int8_adam`)."""
     base = jax.random.fold_in(jax.random.fold_in(jax.random.key(_ROUNDING), stream), count)
     leaves, structure = jax.tree.flatten(tree)
     return structure.unflatten([jax.random.fold_in(base, i) for i in range(len(leaves))])
@@ -52,7 +52,7 @@ def scale_by_adam(beta1: float, beta2: float, epsilon: float) -> optax.GradientT
         nu = jax.tree.map(lambda v, g: beta2 * v.astype(jnp.float32) + (1 - beta2) * jnp.square(g), state.nu, grads)
         first, second = 1 - beta1 ** count.astype(jnp.float32), 1 - beta2 ** count.astype(jnp.float32)
         updates = jax.tree.map(lambda m, v: m / first / (jnp.sqrt(v / second) + epsilon), mu, nu)
-        kept = (jax.tree.map(stochastic_round, x, _keys(count, x, stream)) for stream, x in enumerate((mu, nu)))
+        kept = (jax.tree.map(stochastic_round, x, step_keys(count, x, stream)) for stream, x in enumerate((mu, nu)))
         return updates, AdamState(count, *kept)
 
     return optax.GradientTransformation(init, update)
@@ -117,6 +117,6 @@ def with_rounding(inner: optax.GradientTransformation) -> optax.GradientTransfor
             return _step_to(stochastic_round(p.astype(jnp.float32) + u, key), p)
 
         count = state.count + 1
-        return jax.tree.map(one, updates, params, _keys(count, params, 2)), RoundingState(count, inner_state)
+        return jax.tree.map(one, updates, params, step_keys(count, params, 2)), RoundingState(count, inner_state)
 
     return optax.GradientTransformation(init, update)

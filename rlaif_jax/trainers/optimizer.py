@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import optax
 
 from rlaif_jax.errors import UserError
-from rlaif_jax.trainers import low_memory
+from rlaif_jax.trainers import int8_adam, low_memory
 
 
 @dataclasses.dataclass(frozen=True)
@@ -18,8 +18,9 @@ class OptimizerConfig:
 
     Attributes:
       moments: how Adam's two moments are kept: "float32" (8 bytes per parameter), "bfloat16" (4, rounded
-        stochastically), or "factored": Adafactor's (arXiv 1804.04235), rows and columns in place of the second, the
-        first in bfloat16 (2 bytes); `beta2` is then not used.
+        stochastically), "int8" (2 to 2.25: in blocks with a scale each, see `int8_adam`), or "factored": Adafactor's
+        (arXiv 1804.04235), rows and columns in place of the second, the first in bfloat16 (2 bytes); `beta2` is then
+        not used.
       masters: of bfloat16 parameters (`model.param_dtype`) the optimiser keeps a float32 copy (4 bytes) and rounds it.
         False: it has none, and every update is rounded stochastically instead.
     """
@@ -39,8 +40,8 @@ class OptimizerConfig:
     def __post_init__(self):
         if self.schedule not in ("constant", "linear", "cosine"):
             raise UserError(f"optimizer.schedule is {self.schedule!r}; expected constant, linear or cosine")
-        if self.moments not in ("float32", "bfloat16", "factored"):
-            raise UserError(f"optimizer.moments is {self.moments!r}; expected float32, bfloat16 or factored")
+        if self.moments not in ("float32", "bfloat16", "int8", "factored"):
+            raise UserError(f"optimizer.moments is {self.moments!r}; expected float32, bfloat16, int8 or factored")
 
 
 def schedule(cfg: OptimizerConfig, steps: int) -> optax.Schedule:
@@ -72,7 +73,8 @@ def make_optimizer(cfg: OptimizerConfig, steps: int) -> optax.GradientTransforma
     if cfg.moments == "float32":
         rule = optax.adamw(rate, cfg.beta1, cfg.beta2, cfg.epsilon, 0.0, None, cfg.weight_decay, decay_mask)
     else:
-        scaled = [low_memory.scale_by_adam(cfg.beta1, cfg.beta2, cfg.epsilon)]
+        adam = int8_adam.scale_by_adam if cfg.moments == "int8" else low_memory.scale_by_adam
+        scaled = [adam(cfg.beta1, cfg.beta2, cfg.epsilon)]
         if cfg.moments == "factored":
             first = optax.ema(cfg.beta1, accumulator_dtype=jnp.bfloat16)
             scaled = [optax.scale_by_factored_rms(), optax.clip_by_block_rms(1.0), first]

@@ -39,7 +39,7 @@ class RlState(TrainState):
     """The policy's state and whatever else an RL step changes; all of it is in one checkpoint.
 
     Attributes:
-      critic: the critic's state, or None.
+      critic: the critic's state, or None; its own `frozen` is None, see `critic_base`.
       reference: the reference's weights where they are refreshed; None where they are SFT's for good.
       kl_coefficient: () float32, adaptive or not.
       reward_stats: (3,) float32: count, mean and sum of squared deviations of all rewards so far.
@@ -176,6 +176,16 @@ def _advantages(batch: dict, scores, valid, penalty, rl: RlConfig) -> tuple[dict
     return {"advantages": found, "returns": returns}, metrics
 
 
+def plain_view(frozen: None, params: Any) -> Any:
+    """The model of a state that trains all of its weights: these."""
+    return params
+
+
+def critic_base(frozen: Any) -> Any:
+    """The frozen part of a critic: where the policy is an adapter, so is the critic, beside its head, over the same base."""
+    return None if frozen is None else {"model": frozen}
+
+
 def make_learn(
     policy_update: Update, critic_update: Update | None, rl: RlConfig, shardings: RlState, place: Placement
 ) -> Callable[[RlState, dict, int, int], tuple[RlState, dict]]:  # fmt: skip
@@ -203,8 +213,8 @@ def make_learn(
         if rl.kl_stop > 0:
             rests |= metrics["kl_old"].value() > rl.kl_stop
         if critic_update is not None:
-            critic, found = critic_update(state.critic, piece)
-            state = state.replace(critic=critic)
+            critic, found = critic_update(state.critic.replace(frozen=critic_base(frozen)), piece)
+            state = state.replace(critic=critic.replace(frozen=None))
             metrics |= {f"critic/{name}": m for name, m in found.items()}
         return (state, rests), metrics
 
@@ -237,12 +247,13 @@ def make_step(
     rollout: RolloutFn, refill: Callable[[Any, Rollout, int], tuple[Rollout, dict]] | None, annotate: Callable,
     experience: Callable, learn: Callable, reference: Any, sampling: SamplingParams, rl: RlConfig, seed: int,
     on_samples: Callable[[int, list[Exchange], RewardResult], None],
-    view: Callable[[Any, Any], Any] = lambda frozen, params: params,
+    view: Callable[[Any, Any], Any] = plain_view, fetch: Callable[[Any], Any] | None = None,
 ) -> Callable[[RlState, dict, int], tuple[RlState, dict]]:  # fmt: skip
     """The body of the RL loop.
 
     `view(state.frozen, state.params)` is the model of a state that trains an adapter; its reference is then the frozen
-    base, where `reference` is None and never refreshed.
+    base, where `reference` is None and never refreshed, and its critic is an adapter and a head over that base. `fetch`
+    brings a reference to the devices that waits elsewhere.
     """
     copy = jax.jit(lambda tree: jax.tree.map(jnp.copy, tree))
 
@@ -253,11 +264,12 @@ def make_step(
         if refill is not None:
             rolled, refilled = refill(policy, rolled, number)
         clock.append(time.perf_counter())
+        compared = reference_of(state, reference, view)
         # Runs on the device while the rewards are waited for.
         part = annotate(
             policy if rl.policy.correction != "none" else None,
-            _reference(state, reference, view),
-            state.critic.params if state.critic is not None else None,
+            compared if fetch is None else fetch(compared),
+            view(critic_base(state.frozen), state.critic.params) if state.critic is not None else None,
             rolled.prompts["tokens"], rolled.prompts["segment_ids"], rolled.decoded, sampling.temperature,
         )  # fmt: skip
         result = checked(rolled.result(), rl.max_lost_rewards)
@@ -280,7 +292,7 @@ def make_step(
     return step
 
 
-def _reference(state: RlState, reference: Any, view: Callable[[Any, Any], Any]) -> Any:
+def reference_of(state: RlState, reference: Any, view: Callable[[Any, Any], Any]) -> Any:
     """The refreshed weights, else the given ones, else the base under an adapter."""
     if state.reference is not None:
         return view(state.frozen, state.reference)

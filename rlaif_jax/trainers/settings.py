@@ -124,6 +124,8 @@ class RlConfig:
       kl_stop: the updates of a step end early once the policy's KL from the one that sampled exceeds this; 0 = off.
       refills: dynamic sampling: groups without signal are replaced from further prompts, at most so many times a step
         (DAPO, arXiv 2503.14476).
+      offload_optimizer, offload_reference: the optimisers' states (policy and critic), and the reference's weights, wait in
+        the host's memory and are on the devices only for the updates, or for the reference's log-probs.
       rollout_chunks: a rollout is sampled in so many parts, and each is rewarded while the next is sampled: worth it
         where the reward waits for a chat API. Samples and rewards stay the same.
       eval_prompts: so many of the prompts are kept apart to watch the reward on.
@@ -144,6 +146,8 @@ class RlConfig:
     kl_stop: float = 0.0
     refills: int = 0
     rollout_chunks: int = 1
+    offload_optimizer: bool = False
+    offload_reference: bool = False
     eval_prompts: int = 64
     samples_every: int = 20
     max_lost_rewards: float = 0.2
@@ -161,6 +165,8 @@ class RlConfig:
             raise UserError(f"rl: {self.train.batch_size} prompts do not divide into {self.rollout_chunks} rollout_chunks")
         if self.critic is None and self.group < 2 and self.advantage.baseline != "none":
             raise UserError(f"rl.group is {self.group}; without a critic a group of at least 2 is needed to compare samples")
+        if self.offload_reference and (self.kl.coefficient == 0 or self.kl.refresh):
+            raise UserError("rl.offload_reference: with kl.coefficient 0 or kl.refresh there is no reference that stays as it is")
         if self.shaping.overlong_buffer >= self.sampling.max_tokens:
             raise UserError("rl.shaping.overlong_buffer must be shorter than rl.sampling.max_tokens")
 

@@ -17,6 +17,8 @@ from rlaif_jax.cli import main
 from rlaif_jax.config import load_config, override
 from rlaif_jax.dry_run import planned_mesh, planned_model
 from rlaif_jax.errors import UserError
+from rlaif_jax.models import lora
+from rlaif_jax.models.lora import LoraConfig
 from rlaif_jax.models.model_config import parameter_count
 from rlaif_jax.sharding import MeshConfig, Placement
 from rlaif_jax.trainers.settings import CriticConfig
@@ -66,6 +68,35 @@ def test_every_program_compiles_with_its_abstract_arguments(eight_devices):
         assert row.fits and row.total >= row.arguments + row.held > 0 and row.flops > 0
         assert row.step_seconds == max(row.seconds.values()) > 0
         assert {axis for c in row.collectives for axis in c.axes.split("+")} & {"tensor"}
+
+
+def test_with_a_lora_section_the_programs_are_those_of_adapters(eight_devices):
+    cfg = _tiny(mesh=MeshConfig(data=2, fsdp=2, tensor=2), lora=LoraConfig({"layers/(q|v|up)": 4}))
+    cfg = dataclasses.replace(cfg, rl=dataclasses.replace(cfg.rl, critic=CriticConfig()))
+    model, chip = planned_model(cfg), Chip(2**30, 1e12, 1e11, 1e10)
+    configs = cfg, dataclasses.replace(cfg, lora=None)
+    programs, whole = ({p.name: p for p in build_programs(c, model, eight_devices)} for c in configs)
+    assert list(programs) == list(whole) == NAMES
+    adapter = jax.eval_shape(lambda: lora.init(model, cfg.lora, jax.random.key(0)))
+    count = sum(x.size for x in jax.tree.leaves(adapter))
+    for name in ("sft", "reward", "rl: update"):
+        state = programs[name].arguments[0]
+        base = state.frozen["model"] if name == "reward" else state.frozen
+        assert sum(x.size for x in jax.tree.leaves(base)) == parameter_count(model), name
+        trained = state.params["model"] if name == "reward" else state.params
+        assert jax.tree.map(lambda x: x.shape, trained) == jax.tree.map(lambda x: x.shape, adapter), name
+        assert sum(x.size for x in jax.tree.leaves(state.opt_state)) < 2.1 * count + 100, "moments of what is trained alone"
+    critic = programs["rl: update"].arguments[0].critic
+    assert critic.params.keys() == {"model", "head"} and critic.frozen is None
+    for name, program in programs.items():
+        row, full = aot.measure(program, eight_devices, chip), whole[name]
+        assert row.fits and row.flops > 0
+        assert row.arguments + row.held < chip_bytes(full.arguments) + chip_bytes(full.held), name
+    rows = {n: chip_bytes(p.held) + chip_bytes(p.arguments) for n, p in programs.items() if n.startswith("rl")}
+    assert max(rows.values()) < 1.2 * min(rows.values()), "whatever runs, the stage keeps the same"
+    inputs = programs["rl: log-probs"].arguments
+    bases = [x for x in jax.tree.leaves(inputs[1:3]) if x is inputs[1]["embed"]]
+    assert len(bases) == 2, "the critic reads the reference's own weights"
 
 
 def test_held_and_arguments_add_up_to_what_the_stage_keeps():

@@ -155,6 +155,15 @@ def test_factors_of_adafactor_keep_the_axes_they_have(eight_devices):
     assert by_end["v/square"] == PartitionSpec(), "a placeholder of one element"
 
 
+def test_scales_of_blocks_keep_the_axes_that_still_divide(eight_devices):
+    scales = {"layers": {"q": jnp.ones((2, 4, 16)), "bias": jnp.ones(3)}, "square": jnp.ones((64, 1)), "frozen": jnp.ones((8, 4))}
+    shardings = optimizer_shardings({"scale": scales}, PARAMS, eight_devices.tree(AXES, PARAMS))
+    assert {name: s.spec for name, s in named_leaves(shardings)} == {
+        "scale/layers/q": PartitionSpec(None, "fsdp", "tensor"), "scale/layers/bias": PartitionSpec(),
+        "scale/square": PartitionSpec("fsdp"), "scale/frozen": PartitionSpec("fsdp"),
+    }  # fmt: skip
+
+
 def test_masked_partitioned_and_wrapped_states_are_found(eight_devices):
     labels = {"layers": {"q": "adam", "bias": "adam"}, "square": "adam", "frozen": "none"}
     parts = optax.multi_transform({"adam": optax.adam(1e-3), "none": optax.set_to_zero()}, labels)

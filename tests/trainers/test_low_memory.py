@@ -18,12 +18,16 @@ from rlaif_jax.trainers.update import create_state, make_update
 
 OPTIONS = {
     "moments": ("float32", OptimizerConfig(3e-3, moments="bfloat16")),
+    "int8": ("float32", OptimizerConfig(3e-3, moments="int8")),
     "factored": ("float32", OptimizerConfig(3e-3, moments="factored")),
     "masters": ("bfloat16", OptimizerConfig(3e-3)),
     "masters and moments": ("bfloat16", OptimizerConfig(3e-3, moments="bfloat16")),
+    "masters and int8": ("bfloat16", OptimizerConfig(3e-3, moments="int8")),
     "rounding": ("bfloat16", OptimizerConfig(3e-3, moments="bfloat16", masters=False)),
 }
-BYTES = {"moments": 4, "factored": 2, "masters": 12, "masters and moments": 8, "rounding": 4}  # of state per parameter
+BYTES = {
+    "moments": 4, "int8": 2.25, "factored": 2, "masters": 12, "masters and moments": 8, "masters and int8": 6.25, "rounding": 4,
+}  # fmt: skip  # of state per parameter
 
 
 def test_stochastic_rounding_is_right_on_average():
