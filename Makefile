@@ -4,6 +4,8 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 OUT ?= runs/demo
 WORKERS ?= 2
+# A step of a small model on the CPU is mostly fresh memory: with large pages it takes two thirds of the time (docs/decisions.md).
+export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1
 
 .PHONY: help install install-dev demo demo-small test test-all lint clean
 

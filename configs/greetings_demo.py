@@ -1,13 +1,12 @@
-"""The main job on the bundled corpus of Chinese greetings: no download, some twenty minutes on two CPU cores.
+"""The main job on the bundled corpus of Chinese greetings: no download, some seventeen minutes on two CPU cores.
 
     rlaif run configs/greetings_demo.py --out runs/demo
 
-Three quarters of the SFT answers carry a flaw, as in texts collected from the web. The reward model learns from pairs what
-fits a request, and GRPO moves the policy there; a rule for what a request states in so many words is a part of the reward. Seen
-once (seed 0), up to and with RL: gold excellence rate 15.3 % [13.0, 18.0] after SFT, 28.1 % [25.1, 31.3] after RL on 797 prompts;
-mean length 0.85 and distinct-2 1.03 of SFT's. The gain depends on how flawed the SFT texts are: docs/decisions.md. The game raised
-the judge's balanced accuracy on the labelled test rows from .49 to .64, but RL against the judge gained 2.5 points, not 10; the
-whole job has not been timed to its end with these settings.
+Three quarters of the SFT answers carry a flaw, as in texts collected from the web. Arm A: the reward model learns from pairs what fits
+a request, and GRPO moves the policy there. Arm B: the judge, asked for one principle at a time, is the reward; a game finds its
+principles. A rule for what a request states in so many words is a part of both rewards. What whole runs gave stands in
+benchmarks/RESULTS.md: on a seed that chose none of the settings, +8.7 points of gold excellence for arm A and +3.5 for arm B (the game
+has more rounds since).
 """
 
 import dataclasses
@@ -44,6 +43,7 @@ def config() -> RunConfig:
     )  # fmt: skip
     return RunConfig(
         name="greetings_demo",
+        seed=1,  # the settings were chosen on seed 0
         data=DataConfig(corpus=CorpusConfig(sft=24000, pairs=24000, eval_prompts=800, sft_flaw_rate=0.75)),
         tokenizer=TokenizerConfig(vocab_size=2816),
         model=preset("tiny-1m"),
@@ -51,21 +51,22 @@ def config() -> RunConfig:
             TrainConfig(steps=1100, batch_size=16, checkpoint_every=550, optimizer=OptimizerConfig(2e-3)), max_length=64
         ),
         reward=RewardConfig(
-            TrainConfig(steps=1000, batch_size=16, checkpoint_every=500, optimizer=OptimizerConfig(5e-4)), max_length=56
+            TrainConfig(steps=1000, batch_size=16, checkpoint_every=500, optimizer=OptimizerConfig(5e-4)),
+            init="feedback", max_length=56,
         ),
         rl=rl,
         # The judge knows nothing of flaws that none of its principles names: the policy is held nearer to SFT.
-        rl_judge=dataclasses.replace(rl, kl=KlConfig(0.1)),
+        rl_judge=dataclasses.replace(rl, train=dataclasses.replace(rl.train, steps=90), kl=KlConfig(0.1)),
         # What a request states in so many words (length, number of items, first word ...) is checked by rule.
         rl_rules=RuleConfig(constraint_weight=1.0),
         feedback=FeedbackConfig(
-            train=TrainConfig(steps=1000, batch_size=8, checkpoint_every=500, optimizer=OptimizerConfig(1e-3)),
-            max_length=128, pair_max_length=160, transcripts=18000, verdict_pairs=9000, pair_batch_size=4, questions=8,
+            train=TrainConfig(steps=1250, batch_size=8, checkpoint_every=625, optimizer=OptimizerConfig(1e-3)),
+            max_length=128, pair_max_length=160, transcripts=18000, verdict_pairs=10000, pair_batch_size=4, questions=8,
         ),
-        curate=CurateConfig(prompts=300, max_tokens=40, reply_tokens=48, with_data_pairs=True),
+        curate=CurateConfig(prompts=200, max_tokens=40, reply_tokens=48, with_data_pairs=True),
         judge=JudgeConfig(
             mode="checklist", rules=RuleConfig(constraint_weight=0.2),
-            game=GameConfig(reflections=8, gate_rows=400, reply_tokens=48),
+            game=GameConfig(rounds=6, reflections=12, gate_rows=400, reply_tokens=48),
         ),
         evaluation=EvaluationConfig(batch_size=64, sampling=sampling, best_of=4),
     )  # fmt: skip

@@ -1,6 +1,8 @@
 """The demo with PPO in place of GRPO, against reward model and rule only: critic from the reward model, KL in the reward.
 
     rlaif run configs/greetings_demo_ppo.py --out runs/demo_ppo
+
+No feedback model is trained, so the reward model starts from SFT; `benchmarks/learning.py` lends a demo run's to both configs.
 """
 
 import dataclasses
@@ -13,12 +15,15 @@ from rlaif_jax.trainers.settings import CriticConfig
 
 
 def config() -> RunConfig:
-    """The same policy, data and reward model as in the demo."""
+    """Policy and data as in the demo."""
     demo = greetings_demo.config()
     rl = RlConfig(
         TrainConfig(steps=60, batch_size=64, checkpoint_every=20, log_every=2, optimizer=OptimizerConfig(2e-4, "linear")),
-        group=2, kl=KlConfig(0.05, place="reward", estimator="k1"), minibatches=2, epochs=2,
+        group=2, kl=KlConfig(0.2, place="reward", estimator="k1"), minibatches=2, epochs=2,
         critic=CriticConfig(OptimizerConfig(5e-4, "constant"), warmup=3),
         sampling=demo.rl.sampling, max_prompt=demo.rl.max_prompt,
     )  # fmt: skip
-    return dataclasses.replace(demo, name="greetings_demo_ppo", feedback=None, curate=None, judge=None, rl=rl, rl_judge=None)
+    return dataclasses.replace(
+        demo, name="greetings_demo_ppo", feedback=None, curate=None, judge=None, rl=rl, rl_judge=None,
+        reward=dataclasses.replace(demo.reward, init="sft"),
+    )  # fmt: skip

@@ -70,10 +70,16 @@ class Checkpoints:
         return self._manager.restore(step, args=args)["params"]
 
     def restore_all(self, step: int) -> dict[str, Any]:
-        """Everything as it was saved, on this process's devices: {"params", "rest", "meta"}; for looking at."""
-        return dict(self._manager.restore(step, args=ocp.args.Composite(
-            params=ocp.args.StandardRestore(), rest=ocp.args.StandardRestore(), meta=ocp.args.JsonRestore()
-        )))  # fmt: skip
+        """Everything that was saved: {"params", "rest", "meta"}; for looking at.
+
+        Arrays lie where they lay; on other devices or processes than those, whole on this process's first device.
+        """
+        here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+        args = ocp.args.Composite(
+            params=ocp.args.StandardRestore(fallback_sharding=here), rest=ocp.args.StandardRestore(fallback_sharding=here),
+            meta=ocp.args.JsonRestore(),
+        )  # fmt: skip
+        return dict(self._manager.restore(step, args=args))
 
     def wait(self) -> None:
         """Returns when everything is on disk."""

@@ -227,6 +227,9 @@ class RunConfig:
         embedded = self.feedback is not None and self.feedback.backend == "embedded"
         if embedded and self.judge is None:
             raise UserError("the embedded feedback model needs a judge section: it learns lists of at most game.limit rules")
+        for field in ("reward", "grader"):
+            if getattr(self, field) is not None and getattr(self, field).init == "feedback" and not embedded:
+                raise UserError(f"{field}.init is feedback, but the run trains no feedback model (feedback.backend embedded)")
         if self.lora is not None and (self.rl.offload_reference or self.rl_of("rl_judge").offload_reference):
             raise UserError("rl.offload_reference: under lora the policy's own base is the reference; set it to false")
         critics = [rl.critic for rl in (self.rl, self.rl_of("rl_judge")) if rl.critic is not None]
@@ -237,10 +240,11 @@ class RunConfig:
         """A critic that starts from the reward model needs one of this run, and with adapters one over the policy's base."""
         if self.reward.folder:
             raise UserError("rl.critic.init is reward, but the reward model is that of reward.folder: set rl.critic.init=policy")
-        if self.lora is not None and self.sft is not None and self.reward.init == "base":
+        shared = self.reward.init == "sft" or (self.sft is None and self.reward.init == "base")
+        if self.lora is not None and not shared:
             raise UserError(
-                "lora: a critic that starts from the reward model shares the policy's base, and with reward.init=base the "
-                "reward model has another: set reward.init=sft, or rl.critic.init=policy"
+                "lora: a critic that starts from the reward model shares the policy's base, and with "
+                f"reward.init={self.reward.init} the reward model has another: set reward.init=sft, or rl.critic.init=policy"
             )
 
     def rl_of(self, stage: str) -> RlConfig:

@@ -13,7 +13,7 @@ from rich.console import Console
 
 from rlaif_jax.config import RunConfig, from_dict, to_dict
 from rlaif_jax.errors import UserError
-from rlaif_jax.sharding import Placement, barrier, is_first, make_mesh, on_first
+from rlaif_jax.sharding import Placement, barrier, connect, is_first, make_mesh, on_first
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -70,7 +70,9 @@ def open_experiment(cfg: RunConfig, out: Path, console: Console) -> Experiment:
     """
     out = Path(out)
     on_first(lambda: _claim(cfg, out), "open")
-    return Experiment(cfg, out, Placement.of(make_mesh(cfg.mesh), cfg.mesh.rules), console)
+    mesh = make_mesh(cfg.mesh)
+    connect(mesh)
+    return Experiment(cfg, out, Placement.of(mesh, cfg.mesh.rules), console)
 
 
 def _claim(cfg: RunConfig, out: Path) -> None:

@@ -65,7 +65,7 @@ def run_tokenizer(x: Experiment) -> Mapping[str, Any]:
 
 def _train_scalar(x: Experiment, name: str, cfg: RewardConfig, seed: int) -> Mapping[str, Any]:
     """Trains the reward model or the grader."""
-    x.require("tokenizer", "sft")
+    x.require("tokenizer", cfg.init if cfg.init == "feedback" else "sft")
     data, models = RunData(x), RunModels(x)
     tokenizer, model = models.tokenizer, models.config
     batches, evaluation_batches, facts = data.scalar_batches(cfg, tokenizer, seed)

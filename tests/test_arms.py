@@ -110,10 +110,11 @@ def test_the_embedded_model_trains_and_answers(tmp_path):
     cfg = dataclasses.replace(
         small, grader=None, feedback=FeedbackConfig(train=train, max_length=192, pair_max_length=320, transcripts=60,
                                                     verdict_pairs=40, questions=2, pair_batch_size=8, batch_size=16),
+        reward=dataclasses.replace(small.reward, init="feedback"),
         judge=JudgeConfig(game=GameConfig(rounds=1, games=1, reflections=1)),
     )  # fmt: skip
     experiment = open_experiment(cfg, tmp_path / "run", QUIET)
-    stages = {name: pipeline.ALL_STAGES[name] for name in ("tokenizer", "sft", "feedback", "judge", "rl_judge")}
+    stages = {name: pipeline.ALL_STAGES[name] for name in ("tokenizer", "sft", "feedback", "reward", "judge", "rl_judge")}
     pipeline.run(experiment, stages)
     assert 0 <= experiment.facts("feedback")["eval/accuracy"] <= 1
     assert experiment.facts("judge")["n"] > 0 and experiment.is_done("rl_judge")

@@ -1,5 +1,6 @@
 """Two processes with four virtual devices each train as one process does; killed, preempted, and on other machines."""
 
+import dataclasses
 import json
 import os
 import shutil
@@ -10,15 +11,19 @@ from pathlib import Path
 
 import jax
 import numpy as np
-import orbax.checkpoint as ocp
 import pytest
 from rich.console import Console
 
 from rlaif_jax import pipeline
+from rlaif_jax.algorithms.kl import KlConfig
+from rlaif_jax.checkpoint import Checkpoints
+from rlaif_jax.config import to_dict
 from rlaif_jax.errors import Preempted
 from rlaif_jax.experiment import Experiment, open_experiment
 from rlaif_jax.metrics import read_metrics
 from rlaif_jax.trainers import loop
+from rlaif_jax.trainers.optimizer import OptimizerConfig
+from rlaif_jax.trainers.settings import CriticConfig, ShapingConfig
 from tests import tiny
 from tests.processes import MESH, ended, launch
 
@@ -48,8 +53,8 @@ def _launch(start, out: Path, stage: str, **machine) -> subprocess.Popen:
     return launch(start[0], out, stage, **machine)
 
 
-def _losses(folder: Path) -> np.ndarray:
-    return np.array([r["loss"] for r in read_metrics(folder / "metrics.jsonl") if "loss" in r])
+def _losses(folder: Path, key: str = "loss") -> np.ndarray:
+    return np.array([r[key] for r in read_metrics(folder / "metrics.jsonl") if "loss" in r])
 
 
 def _held_out(folder: Path) -> list[dict]:
@@ -58,8 +63,9 @@ def _held_out(folder: Path) -> list[dict]:
 
 
 def _params(folder: Path) -> dict[str, np.ndarray]:
-    path = folder / "checkpoints" / str(STEPS) / "params"
-    tree = ocp.StandardCheckpointer().restore(path.absolute())
+    checkpoints = Checkpoints(folder / "checkpoints")
+    tree = checkpoints.restore_all(STEPS)["params"]
+    checkpoints.close()
     return {jax.tree_util.keystr(k): np.asarray(v) for k, v in jax.tree_util.tree_leaves_with_path(tree)}
 
 
@@ -89,6 +95,35 @@ def test_two_processes_train_as_eight_devices_and_as_one(start, two, tmp_path, o
             for a, b in zip(_held_out(two / stage), _held_out(x.folder(stage)), strict=True):
                 assert a == pytest.approx(b, abs=1e-4), "the held-out pass reads every row once"
         assert _samples(two / "rl") == _samples(x.folder("rl"))
+
+
+def ppo_config():
+    """A critic from the reward model, KL in the reward with a coefficient that adapts, running statistics of rewards."""
+    cfg = tiny.config(steps=6)
+    rl = dataclasses.replace(
+        cfg.rl, critic=CriticConfig(OptimizerConfig(1e-3), warmup=1), kl=KlConfig(0.05, "reward", "k1", target=0.1, refresh=3),
+        group=2, minibatches=2, epochs=2, shaping=ShapingConfig(normalise=True, clip=5.0),
+    )  # fmt: skip
+    return dataclasses.replace(cfg, rl=rl)
+
+
+def test_ppo_on_two_processes_trains_as_eight_devices_and_as_one(two, tmp_path, one_device, eight_devices):
+    config = tmp_path / "config.py"
+    config.write_text("from tests.test_multihost import ppo_config as config\n")
+    for name in ("two", "one", "eight"):  # they start with the same models
+        shutil.copytree(two, tmp_path / name, ignore=shutil.ignore_patterns("rl", "config.json"))
+        (tmp_path / name / "config.json").write_text(json.dumps(to_dict(ppo_config())), encoding="utf-8")
+    ended(launch(config, tmp_path / "two", "rl"))
+    found = tmp_path / "two" / "rl"
+    for name, place in (("one", one_device), ("eight", eight_devices)):
+        x = Experiment(ppo_config(), tmp_path / name, place, QUIET)
+        pipeline.run(x, {"rl": pipeline.ALL_STAGES["rl"]})
+        assert _samples(found) == _samples(x.folder("rl"))
+        for key in ("loss", "critic/loss", "reward", "kl_sequence", "kl_coefficient"):
+            curve = _losses(found, key)
+            assert len(curve) == 6
+            np.testing.assert_allclose(curve, _losses(x.folder("rl"), key), atol=1e-5, err_msg=f"{key}, {name}")
+    assert np.ptp(_losses(found, "kl_coefficient")) > 0 and np.all(_losses(found, "critic/loss") > 0)
 
 
 @pytest.mark.parametrize(("victim", "number"), [(1, signal.SIGKILL), (0, signal.SIGKILL), (1, signal.SIGTERM)])

@@ -23,6 +23,7 @@ from rlaif_jax.sharding.move import gather, shard
 from rlaif_jax.sharding.placement import Placement
 
 _WIDTHS = (32, 48, 64, 96, 128, 192, 256, 512, 1024, 2048, 4096)  # of prompts; one compiled program each
+_FULL_WIDTH = 256  # wider batches have fewer rows: attention takes memory by the square of the width
 _ENDINGS = 16  # of one beginning in a row, at most
 _REPLIES = (16, 48, 128, 512, 2048)  # bounds on replies; the same
 
@@ -36,7 +37,7 @@ class FlaxLLM:
       params, cfg, tokenizer: the model; its own chat template turns messages into tokens.
       place: mesh and rules.
       name: identifies the weights, for cache keys.
-      batch_size: rows per call (rounded up to the mesh's row shards).
+      batch_size: rows per call (rounded up to the mesh's row shards); long prompts are read in smaller batches.
       max_length: bound on prompt and reply together; a longer prompt is a failure "rejected".
     """
 
@@ -85,11 +86,12 @@ class FlaxLLM:
                 groups.setdefault((_width(len(ids)), _bound(request.max_tokens), request.temperature), []).append(i)
         for (width, bound, temperature), members in sorted(groups.items()):
             sampling = traced(SamplingConfig(temperature, max_tokens=bound), self._tokenizer.eos_ids)
-            for start in range(0, len(members), self._batch_size):
-                rows = members[start : start + self._batch_size]
-                arrays = self._batch([encoded[i] for i in rows], width)
-                seeds = self._rows([requests[i].seed & 0xFFFFFFFF for i in rows])
-                texts = self._rows([zlib.crc32(np.array(encoded[i], np.int32).tobytes()) for i in rows])
+            size = self._rows_of(width)
+            for start in range(0, len(members), size):
+                rows = members[start : start + size]
+                arrays = self._batch([encoded[i] for i in rows], size, width)
+                seeds = _filled([requests[i].seed & 0xFFFFFFFF for i in rows], size)
+                texts = _filled([zlib.crc32(np.array(encoded[i], np.int32).tobytes()) for i in rows], size)
                 decoded = gather(self._sample(self._params, *arrays, seeds, texts, sampling, max_tokens=bound))
                 for row, i in enumerate(rows):
                     arrived(i, self._reply(decoded, row, len(encoded[i]), requests[i].max_tokens))
@@ -105,8 +107,11 @@ class FlaxLLM:
         out = np.full((len(requests), len(choices)), np.nan, np.float32)
         encoded = [self._encode(r) for r in requests]
         found_packs = sorted(packs(encoded, self._max_length), key=lambda pack: pack.length(encoded))
-        for start in range(0, len(found_packs), self._batch_size):
+        start = 0
+        while start < len(found_packs):
             batch = found_packs[start : start + self._batch_size]
+            batch = batch[: self._rows_of(_width(batch[-1].length(encoded)))]
+            start += len(batch)
             width = _width(batch[-1].length(encoded))
             endings = 1 if all(len(pack.members) == 1 for pack in batch) else _ENDINGS
             arrays = self._packed(batch, encoded, width, endings)
@@ -118,9 +123,14 @@ class FlaxLLM:
                         on_row(i, out[i].tolist())
         return out
 
+    def _rows_of(self, width: int) -> int:
+        """Rows per call at this width, a multiple of the mesh's row shards."""
+        rows = self._batch_size * _FULL_WIDTH**2 // max(width, _FULL_WIDTH) ** 2
+        return max(rows // self._place.row_shards, 1) * self._place.row_shards
+
     def _packed(self, batch: list[Pack], encoded: list[list[int]], width: int, endings: int) -> list[jax.Array]:
-        """tokens, segment_ids, positions (batch_size, width) and ends (batch_size, endings), spare rows empty."""
-        shape = self._batch_size, width
+        """tokens, segment_ids, positions (rows, width) and ends (rows, endings), spare rows empty."""
+        shape = self._rows_of(width), width
         tokens = np.full(shape, self._tokenizer.pad_id, np.int32)
         segments, positions, ends = np.zeros(shape, np.int32), np.zeros(shape, np.int32), np.zeros((shape[0], endings), np.int32)
         for row, pack in enumerate(batch):
@@ -134,23 +144,20 @@ class FlaxLLM:
                 if number > 1:
                     ends[row, number - 2] = end - 1
                 at = end
-        rows = self._place.rows(self._batch_size)
+        rows = self._place.rows(shape[0])
         return [jax.device_put(a, rows) for a in (tokens, segments, positions, ends)]
 
     def _encode(self, request: LLMRequest) -> list[int]:
         return self._tokenizer.encode_messages([{"role": m.role, "content": m.content} for m in request.messages])
 
-    def _batch(self, encoded: list[list[int]], width: int) -> tuple[jax.Array, jax.Array]:
-        """Left-padded tokens and segment_ids (batch_size, width); spare rows repeat the first."""
-        tokens = np.full((self._batch_size, width), self._tokenizer.pad_id, np.int32)
+    def _batch(self, encoded: list[list[int]], size: int, width: int) -> tuple[jax.Array, jax.Array]:
+        """Left-padded tokens and segment_ids (size, width); spare rows repeat the first."""
+        tokens = np.full((size, width), self._tokenizer.pad_id, np.int32)
         segments = np.zeros_like(tokens)
-        for row in range(self._batch_size):
+        for row in range(size):
             ids = encoded[row if row < len(encoded) else 0]
             tokens[row, width - len(ids) :], segments[row, width - len(ids) :] = ids, 1
-        return shard((tokens, segments), self._place.rows(self._batch_size))
-
-    def _rows(self, values: list[int]) -> np.ndarray:
-        return np.array(values + [0] * (self._batch_size - len(values)), np.uint32)
+        return shard((tokens, segments), self._place.rows(size))
 
     def _reply(self, decoded, row: int, prompt_tokens: int, max_tokens: int) -> LLMReply:
         count = min(int(decoded.mask[row].sum()), max_tokens)
@@ -190,6 +197,10 @@ def packs(encoded: Sequence[list[int]], max_length: int) -> list[Pack]:
                 continue
         done.append(Pack((i,), len(ids) - 1))
     return done
+
+
+def _filled(values: list[int], size: int) -> np.ndarray:
+    return np.array(values + [0] * (size - len(values)), np.uint32)
 
 
 def _width(length: int) -> int:

@@ -33,7 +33,8 @@ class Processes:
 def init_distributed(timeout: int = 300, env: Mapping[str, str] | None = None) -> Processes:
     """Joins the processes of this program, as the environment says; see `settings`. Waits `timeout` seconds for the others.
 
-    Several processes on CPU devices talk through gloo. UserError for variables that make no sense.
+    Several processes on CPU devices talk through gloo, and compile what they run: with programs read back from a cache on disk
+    (jaxlib 0.10) two processes were seen to wait for ever in different collectives. UserError for variables that make no sense.
     """
     env = os.environ if env is None else env
     source, found = settings(env, on_tpu_host())
@@ -42,6 +43,8 @@ def init_distributed(timeout: int = 300, env: Mapping[str, str] | None = None) -
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
     # The last barrier of a process that leaves: one that met a mistake alone must not wait for the others for long.
     jax.distributed.initialize(**found, initialization_timeout=timeout, shutdown_timeout_seconds=60)
+    if jax.default_backend() == "cpu":
+        jax.config.update("jax_enable_compilation_cache", False)
     return Processes(jax.process_index(), jax.process_count(), source)
 
 

@@ -7,12 +7,15 @@ all of this does nothing.
 
 from __future__ import annotations
 
+import itertools
 import json
 import threading
 from collections.abc import Callable
 from typing import Any, TypeVar
 
 import jax
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from rlaif_jax.errors import UserError
 
@@ -32,6 +35,28 @@ def barrier(name: str = "barrier", timeout: float = _DAY) -> None:
     """Returns when every process is here; RuntimeError after `timeout` seconds."""
     if jax.process_count() > 1:
         _service().wait_at_barrier(_key(name), int(timeout * 1000))
+
+
+def connect(mesh: Mesh) -> None:
+    """Has all devices of a mesh meet once over every set of its axes; only several processes on CPU devices need it.
+
+    They talk through gloo, which connects a set of devices at its first collective and then waits 30 s for the late ones
+    and no longer; on a busy machine one process may compile that much longer than another. Here all come at one time,
+    and of those that are connected XLA waits for half an hour.
+    """
+    if jax.process_count() == 1 or mesh.devices.flat[0].platform != "cpu":
+        return
+    axes = [axis for axis, size in mesh.shape.items() if size > 1]
+    groups = [group for count in range(1, len(axes) + 1) for group in itertools.combinations(axes, count)]
+    spec = PartitionSpec(tuple(axes))
+    ones = np.ones(mesh.size, np.float32)
+    x = jax.make_array_from_callback(ones.shape, NamedSharding(mesh, spec), lambda part: ones[part])
+    meet = jax.shard_map(
+        lambda x: x + sum(jax.lax.psum(x, group) for group in groups), mesh=mesh, in_specs=spec, out_specs=spec
+    )  # fmt: skip
+    compiled = jax.jit(meet).lower(x).compile()
+    barrier("connect")
+    jax.block_until_ready(compiled(x))
 
 
 def broadcast(value: Any, name: str = "value", timeout: float = _DAY) -> Any:

@@ -46,20 +46,21 @@ class SftConfig:
 
 @dataclasses.dataclass(frozen=True)
 class RewardConfig:
-    """A scalar model: "bradley_terry" on pairs, or "binary" on labelled responses. Starts from SFT or from scratch.
+    """A scalar model: "bradley_terry" on pairs, or "binary" on labelled responses. Starts from the SFT policy, from
+    what SFT started from (base), or from the embedded feedback model, which knows flaws by name already.
 
     `folder`: a Hugging Face reward model (one label) with its own tokenizer, in place of one that is trained here.
     """
 
     train: TrainConfig = TrainConfig()
     loss: str = "bradley_terry"
-    init: str = "sft"  # sft | base
+    init: str = "sft"  # sft | base | feedback
     max_length: int = 96
     centring: float = 0.0
     folder: str = ""
 
     def __post_init__(self):
-        for field, allowed in (("loss", ("bradley_terry", "binary")), ("init", ("sft", "base"))):
+        for field, allowed in (("loss", ("bradley_terry", "binary")), ("init", ("sft", "base", "feedback"))):
             if getattr(self, field) not in allowed:
                 raise UserError(f"{field} is {getattr(self, field)!r}; expected one of {', '.join(allowed)}")
 

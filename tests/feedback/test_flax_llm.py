@@ -109,3 +109,17 @@ def test_what_does_not_fit_is_a_failure_and_what_cannot_be_told_apart_an_error(p
     assert np.isfinite(scores[0]).all() and np.isnan(scores[1]).all()
     with pytest.raises(UserError, match="same token"):
         llm.choice_logprobs(ask("祝"), ("Good", "Good"))
+
+
+def test_a_long_text_is_read_in_a_smaller_batch(parts, one_device, eight_devices):
+    """One essay among the texts must not make a full batch of its width: attention would take memory for all of it."""
+    llm, requests = model(parts, one_device, batch_size=128), ask(*TEXTS, "给朋友写两条中秋祝福" * 120, "万事如意" * 200)
+    shapes = []
+    run = llm._choose
+    llm._choose = lambda params, tokens, *rest: shapes.append(tokens.shape) or run(params, tokens, *rest)
+    scores = llm.choice_logprobs(requests, ("Good", "Bad"))
+    assert max(width for _, width in shapes) >= 512 and max(rows * width**2 for rows, width in shapes) <= 128 * 256**2
+    replies = llm.complete(requests)
+    small = model(parts, eight_devices, batch_size=8)
+    np.testing.assert_allclose(scores, small.choice_logprobs(requests, ("Good", "Bad")), atol=1e-5)
+    assert [r.text for r in replies] == [r.text for r in small.complete(requests)]

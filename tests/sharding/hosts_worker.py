@@ -1,5 +1,6 @@
 """What every one of two processes with four devices each does in test_hosts.py; any failure is a non-zero exit code."""
 
+import sys
 import time
 
 import jax
@@ -12,6 +13,7 @@ from rlaif_jax.sharding import (
     all_values,
     barrier,
     broadcast,
+    connect,
     gather,
     global_batch,
     host_rows,
@@ -89,9 +91,23 @@ def values_are_told(index: int) -> None:
             raise AssertionError("nobody heard of it")
 
 
+def one_comes_late(index: int) -> None:
+    """Later than gloo waits for it when it connects."""
+    mesh = make_mesh(MeshConfig(data=2, fsdp=2, tensor=2))
+    place = Placement.of(mesh)
+    connect(mesh)
+    batch = global_batch({"x": X[host_rows(place, 16)]}, place)["x"]
+    if index == 1:
+        time.sleep(40.0)
+    np.testing.assert_allclose(jax.jit(lambda x: x.sum())(batch), X.sum())
+
+
 if __name__ == "__main__":
     me = init_distributed()
     assert (me.count, me.source, len(jax.devices())) == (2, "variables", 8)
+    if sys.argv[1:] == ["late"]:
+        one_comes_late(me.index)
+        sys.exit()
     rows_go_where_the_mesh_says(me.index)
     trees_move()
     values_are_told(me.index)

@@ -17,6 +17,13 @@ def test_two_processes_share_rows_trees_and_values():
     assert code == 0, said
 
 
+@pytest.mark.slow
+def test_devices_that_have_met_wait_for_a_late_process():
+    said = []
+    command = [sys.executable, "-m", "tests.sharding.hosts_worker", "late"]
+    assert supervise(command, Launch(local=2, devices=4, restarts=0), said.append) == 0, said
+
+
 def test_variables_come_first():
     env = {"JAX_COORDINATOR_ADDRESS": "host:1", "JAX_NUM_PROCESSES": "4", "JAX_PROCESS_ID": "3"} | SLURM
     source, found = settings(env, tpu=True)
