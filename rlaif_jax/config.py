@@ -240,7 +240,8 @@ class RunConfig:
         """A critic that starts from the reward model needs one of this run, and with adapters one over the policy's base."""
         if self.reward.folder:
             raise UserError("rl.critic.init is reward, but the reward model is that of reward.folder: set rl.critic.init=policy")
-        if self.lora is not None and self.sft is not None and self.reward.init != "sft":
+        shared = self.reward.init == "sft" or (self.sft is None and self.reward.init == "base")
+        if self.lora is not None and not shared:
             raise UserError(
                 "lora: a critic that starts from the reward model shares the policy's base, and with "
                 f"reward.init={self.reward.init} the reward model has another: set reward.init=sft, or rl.critic.init=policy"
