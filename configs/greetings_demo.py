@@ -39,7 +39,7 @@ def config() -> RunConfig:
     rl = RlConfig(
         TrainConfig(steps=60, batch_size=32, checkpoint_every=20, log_every=2,
                     optimizer=OptimizerConfig(2e-4, schedule="linear")),
-        group=4, kl=KlConfig(0.05), sampling=sampling, max_prompt=20, minibatches=2,
+        group=4, kl=KlConfig(0.1), sampling=sampling, max_prompt=20, minibatches=2,
     )  # fmt: skip
     return RunConfig(
         name="greetings_demo",
@@ -55,8 +55,7 @@ def config() -> RunConfig:
             init="feedback", max_length=56,
         ),
         rl=rl,
-        # The judge knows nothing of flaws that none of its principles names: the policy is held nearer to SFT.
-        rl_judge=dataclasses.replace(rl, train=dataclasses.replace(rl.train, steps=90), kl=KlConfig(0.1)),
+        rl_judge=dataclasses.replace(rl, train=dataclasses.replace(rl.train, steps=90)),
         # What a request states in so many words (length, number of items, first word ...) is checked by rule.
         rl_rules=RuleConfig(constraint_weight=1.0),
         feedback=FeedbackConfig(
