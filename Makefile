@@ -7,10 +7,10 @@ WORKERS ?= 2
 # A step of a small model on the CPU is mostly fresh memory: with large pages it takes two thirds of the time (docs/decisions.md).
 export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1
 
-.PHONY: help install install-dev demo demo-small test test-all lint clean
+.PHONY: help install install-dev demo test test-all lint clean
 
 help:
-	@echo "make demo      install, then tokenizer -> SFT -> reward model -> GRPO -> report in $(OUT)"
+	@echo "make demo      install, then both arms of the main job, and their report in $(OUT)"
 	@echo "make test      install with test tools, then the quick tests (< 12 minutes on 2 cores)"
 	@echo "make test-all  the slow tests too"
 	@echo "make lint      ruff, and shellcheck for tpu_scripts/"

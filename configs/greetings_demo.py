@@ -5,8 +5,8 @@
 Three quarters of the SFT answers carry a flaw, as in texts collected from the web. Arm A: the reward model learns from pairs what
 fits a request, and GRPO moves the policy there. Arm B: the judge, asked for one principle at a time, is the reward; a game finds
 its principles. A rule for what a request states in so many words is a part of both rewards. What whole runs gave stands in
-benchmarks/RESULTS.md: on a seed that chose none of the settings, +8.7 points of gold excellence for arm A and +3.5 for arm B
-(the game has more rounds since).
+benchmarks/RESULTS.md: last +8.7 points of gold excellence for arm A and +3.5 for arm B. Since then arm A's KL is 0.1 and the
+game has more rounds; with these settings the whole job has not been run or timed.
 """
 
 import dataclasses
@@ -43,7 +43,7 @@ def config() -> RunConfig:
     )  # fmt: skip
     return RunConfig(
         name="greetings_demo",
-        seed=1,  # the settings were chosen on seed 0
+        seed=1,  # most settings were chosen on seed 0, the KL of arm A on this one
         data=DataConfig(corpus=CorpusConfig(sft=24000, pairs=24000, eval_prompts=800, sft_flaw_rate=0.75)),
         tokenizer=TokenizerConfig(vocab_size=2816),
         model=preset("tiny-1m"),

@@ -82,7 +82,7 @@ def verdict_pairs(
 ) -> list[VerdictPair]:
     """`count` pairs of a good and a flawed answer to one request, each with the same `questions` lists of principles.
 
-    One question names the answer and another does not name what is wrong with it: what tells a Bad from the Goods beside it
+    Some of the lists cover what is wrong with the flawed answer, the others do not: what tells a Bad from the Goods beside it
     is the principles or the answer alone, and that is all there is to learn.
     """
     rng = random.Random(f"{seed}/verdicts")

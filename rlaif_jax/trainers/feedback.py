@@ -17,9 +17,9 @@ from rlaif_jax.trainers.sft import sft_loss
 def verdict_loss(
     params: Any, batch: dict[str, jax.Array], cfg: ModelConfig, words: tuple[int, int], place: Placement | None = None
 ) -> tuple[Mean, dict[str, Mean]]:
-    """Log-loss of the verdicts in nats, the mean of those that should be good plus the mean of those that should be bad.
+    """Log-loss of the verdicts in nats, twice the mean of those that should be good plus the mean of the others.
 
-    The first mean counts double: where nothing tells the two apart, P(Good) settles at 2/3, so that a judge in doubt does not
+    Twice: where nothing tells the two apart, P(Good) settles at 2/3, so that a judge in doubt does not
     condemn. P(Good) is the sigmoid of log P(good word) - log P(bad word), as the judge reads it.
     batch: tokens, segment_ids, positions, loss_mask (B, 2, T) of `pipelines.verdict_rows`; the words with loss_mask 1 are
     the verdicts. `words`: first tokens of the two verdicts.

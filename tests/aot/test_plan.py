@@ -202,7 +202,7 @@ WIDE = (  # 1,024 samples a step, so that each of 512 chips has a row of a mini-
     ],
 )
 def test_the_tables_of_docs_scaling(name, topology, changes):
-    """Every program of a 7B run compiles and fits; half an hour each on two cores."""
+    """Every program of a 7B run compiles and fits; hours on two cores."""
     cfg = load_config(ROOT / "configs" / f"{name}.py", changes)
     rows = aot.plan_run(cfg, topology)
     assert [row.name for row in rows] == NAMES
