@@ -65,7 +65,7 @@ def config() -> RunConfig:
         curate=CurateConfig(prompts=200, max_tokens=40, reply_tokens=48, with_data_pairs=True),
         judge=JudgeConfig(
             mode="checklist", rules=RuleConfig(constraint_weight=0.2),
-            game=GameConfig(rounds=6, reflections=12, gate_rows=400, reply_tokens=48),
+            game=GameConfig(rounds=5, reflections=12, edits=6, gate_rows=400, reply_tokens=48),
         ),
         evaluation=EvaluationConfig(batch_size=64, sampling=sampling, best_of=4),
     )  # fmt: skip

@@ -98,9 +98,7 @@ def _watched(x: Experiment, name: str, cfg: RlConfig) -> loop.Stage:
     """The stage, with warnings on the terminal when its metrics look sick."""
     rows = read_metrics(x.folder(name) / "metrics.jsonl")
     health = Health(lambda text: x.console.print(f"{name}: {text}", style="yellow", markup=False), *rows[:1])
-    return loop.Stage(
-        name, x.folder(name), cfg.train, x.console, lambda m: m["reward"], x.cfg.logging.wandb_project, health.look
-    )
+    return loop.Stage(name, x.folder(name), cfg.train, x.console, lambda m: m["reward"], x.cfg.logging.wandb_project, health.look)
 
 
 def _learner(x: Experiment, cfg: RlConfig, models: RunModels):

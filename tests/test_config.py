@@ -62,7 +62,6 @@ def test_a_users_mistake_is_one_line(capsys):
     assert "holds no run" in capsys.readouterr().err
 
 
-
 def test_imports_go_downwards_only():
     order = ("sharding", "models", "sampling", "algorithms", "data", "feedback", "rewards", "trainers", "evaluation")
     rank = {name: i for i, name in enumerate(order)}

@@ -147,9 +147,7 @@ def train_batches(
     return Batches(data, rows, identity)
 
 
-def eval_batches(
-    rows: Rows, batch_size: int, *, buckets: Sequence[int] = (), mine: Sequence[int] | None = None
-) -> Iterator[Batch]:
+def eval_batches(rows: Rows, batch_size: int, *, buckets: Sequence[int] = (), mine: Sequence[int] | None = None) -> Iterator[Batch]:
     """Every row once, in order; the last batch is filled with copies whose "row_mask" (B,) is 0 (loss_mask, too)."""
     widths, positions = _shape(rows, buckets, batch_size, mine)
     for start in range(0, len(rows), batch_size):

@@ -155,9 +155,7 @@ class RunData:
     def pair_batches(self, cfg: DpoConfig, tokenizer: Tokenizer, seed: int):
         """(training iterator, held-out pass, facts) for DPO: the reward model's pairs, with a loss mask on the answers."""
         parts = self.pairs()[0], self.held_out_pairs()
-        rows, held_rows = (
-            dataclasses.replace(pair_rows(part, tokenizer, cfg.max_length), with_loss_mask=True) for part in parts
-        )
+        rows, held_rows = (dataclasses.replace(pair_rows(part, tokenizer, cfg.max_length), with_loss_mask=True) for part in parts)
         self._too_long("answers", rows.dropped + held_rows.dropped, cfg.max_length)
         facts = {"examples": len(rows), "held_out": len(held_rows)}
         return *self._batches(rows, held_rows, cfg.train.batch_size, seed), facts

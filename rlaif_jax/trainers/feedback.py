@@ -25,9 +25,7 @@ def verdict_loss(
     the verdicts. `words`: first tokens of the two verdicts.
     """
     flat = {k: v.reshape(-1, v.shape[-1]) for k, v in batch.items() if k != "row_mask"}
-    hidden = transformer.forward(
-        params, cfg, flat["tokens"], flat["segment_ids"], flat["positions"], place, shared_prefix=True
-    )
+    hidden = transformer.forward(params, cfg, flat["tokens"], flat["segment_ids"], flat["positions"], place, shared_prefix=True)
     both = ops.logits(hidden, ops.output_matrix(params, cfg)[jnp.array(words)])
     gap = (both[..., 0] - both[..., 1])[:, :-1]  # where the next word is the verdict
     asked, is_good = flat["loss_mask"][:, 1:], flat["tokens"][:, 1:] == words[0]
