@@ -115,8 +115,11 @@ class Game:
             counts["fooled"] = float(np.mean([e["fooled"] for e in played])) if played else float("nan")
         if self._cfg.reflections:
             events += self._reflect(rng)
+        seen = set()  # what several answers suggest in the same words is tried once a round
         for event in events:
-            event["outcome"] = self._apply(event, rng)
+            same = event["list"], event["suggestion"]
+            event["outcome"] = "repeated" if same in seen else self._apply(event, rng)
+            seen.add(same)
             if event["list"] == "principles" and event["outcome"] in counts:
                 counts[event["outcome"]] += 1
         with self._log.open("a", encoding="utf-8") as file:

@@ -14,7 +14,7 @@ from rlaif_jax.feedback.prompts import Prompts
 from rlaif_jax.feedback.structured import Answer, ReplyError, ask
 
 GOOD, BAD = "Good", "Bad"
-_REMEMBERED = 20_000  # questions of a checklist
+_REMEMBERED = 50_000  # questions of a checklist
 _VERDICT = re.compile(r"^\W*(good|bad)\b[\s*:：,，.。]*(.*)$", re.IGNORECASE | re.DOTALL)
 
 

@@ -98,6 +98,8 @@ def test_of_several_edits_the_gate_takes_the_best(tmp_path):
 
     (_, single), (game, rows) = (play(tmp_path / str(n), 1, Unsure(), edits=n) for n in (1, 8))
     assert rows[-1]["balanced_accuracy"] == 1.0 > single[-1]["balanced_accuracy"]
+    outcomes = [json.loads(line)["outcome"] for line in (tmp_path / "8" / "game.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert "repeated" in outcomes  # the same words are tried once
     assert "什么都行" not in game.current and sum(r["unusable"] for r in rows) < sum(r["unusable"] for r in single)
 
 
