@@ -68,7 +68,7 @@ def config() -> RunConfig:
         curate=CurateConfig(prompts=200, max_tokens=40, reply_tokens=48, with_data_pairs=True),
         judge=JudgeConfig(
             mode="checklist", rules=RuleConfig(constraint_weight=0.2),
-            game=GameConfig(rounds=4, games=8, reflections=32, edits=12, gate_rows=400, reply_tokens=48),
+            game=GameConfig(rounds=3, games=8, reflections=32, edits=12, gate_rows=400, reply_tokens=48),
         ),
         evaluation=EvaluationConfig(batch_size=64, sampling=sampling, best_of=4),
     )  # fmt: skip
