@@ -58,7 +58,7 @@ def config() -> RunConfig:
         ),
         rl=rl,
         # The judge's reward lies between 0 and 1.2, the reward model's spreads ten times as far: so does its KL.
-        rl_judge=dataclasses.replace(rl, kl=dataclasses.replace(rl.kl, coefficient=0.03)),
+        rl_judge=dataclasses.replace(rl, kl=dataclasses.replace(rl.kl, coefficient=0.05)),
         # What a request states in so many words (length, number of items, first word ...) is checked by rule.
         rl_rules=RuleConfig(constraint_weight=1.0),
         feedback=FeedbackConfig(
