@@ -45,7 +45,7 @@ def config() -> RunConfig:
     )  # fmt: skip
     return RunConfig(
         name="greetings_demo",
-        seed=1,  # most settings were chosen on seed 0, the KL of arm A on this one
+        seed=2,  # seeds 0 and 1 chose the settings
         data=DataConfig(corpus=CorpusConfig(sft=24000, pairs=24000, eval_prompts=800, sft_flaw_rate=0.75)),
         tokenizer=TokenizerConfig(vocab_size=2816),
         model=preset("tiny-1m"),
