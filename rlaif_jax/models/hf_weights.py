@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,11 +18,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from rlaif_jax.errors import UserError
 from rlaif_jax.models import transformer
+from rlaif_jax.models.hf_files import INDEX, SINGLE, Checkpoint, listed
 from rlaif_jax.models.model_config import ModelConfig
 from rlaif_jax.sharding.placement import Placement
 
@@ -34,7 +34,6 @@ LAYER_NAMES = {
 }  # fmt: skip
 _DERIVED = re.compile(r"model\.layers\.\d+\.self_attn\.rotary_emb\.inv_freq")  # computed from the config; old files hold it
 _READABLE = {"F32", "BF16", "F16"}
-_INDEX, _SINGLE = "model.safetensors.index.json", "model.safetensors"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,64 +77,6 @@ def name_table(cfg: ModelConfig, scalar: bool) -> list[Entry]:
     return table
 
 
-class Checkpoint:
-    """The tensors of a folder by name, read in slices; one file is open at a time, for one tensor."""
-
-    def __init__(self, folder: str | Path):
-        self.folder = Path(folder)
-        self._file_of = self._inventory()
-
-    @property
-    def names(self) -> set[str]:
-        """Names of all tensors."""
-        return set(self._file_of)
-
-    def slices(self, name: str) -> Any:
-        """The tensor as an object with get_shape(), get_dtype() and `[slices] -> NumPy array` (a context manager)."""
-        return _Slices(self._file_of[name], name)
-
-    def _inventory(self) -> dict[str, Path]:
-        found: dict[str, Path] = {}
-        for file in self._files():
-            try:
-                with safe_open(file, "numpy") as tensors:
-                    names = list(tensors.keys())
-            except (SafetensorError, OSError) as error:
-                raise UserError(f"{file}: cannot be read as safetensors: {error}") from error
-            if twice := sorted(found.keys() & set(names)):
-                raise UserError(f"{self.folder}: tensors stand in two files: {listed(twice)}")
-            found |= dict.fromkeys(names, file)
-        return found
-
-    def _files(self) -> list[Path]:
-        index = self.folder / _INDEX
-        if not index.exists():
-            if not (self.folder / _SINGLE).exists():
-                raise UserError(f"{self.folder}: neither {_SINGLE} nor {_INDEX} there; only safetensors are read")
-            return [self.folder / _SINGLE]
-        try:
-            files = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-        except (ValueError, KeyError, AttributeError, TypeError) as error:
-            raise UserError(f"{index}: expected an object with weight_map: {error}") from error
-        for name in files:
-            if Path(name).name != name or not (self.folder / name).is_file():
-                raise UserError(f"{index}: it names the file {name!r}, which is not in the folder")
-        return [self.folder / name for name in files]
-
-
-class _Slices:
-    """A tensor of a file that is open only inside the `with` block, so that its pages do not stay in memory."""
-
-    def __init__(self, file: Path, name: str):
-        self._context, self._name = safe_open(file, "numpy"), name
-
-    def __enter__(self):
-        return self._context.__enter__().get_slice(self._name)
-
-    def __exit__(self, *error):
-        return self._context.__exit__(*error)
-
-
 def check(checkpoint: Checkpoint, table: Sequence[Entry], tied: bool) -> None:
     """UserError that lists every tensor that is missing, left over, of another shape or of a dtype that is not read."""
     wanted = {name: entry for entry in table for name in entry.names}
@@ -169,12 +110,6 @@ def _check_same(checkpoint: Checkpoint, first: str, second: str, rows: int = 409
         same = a.get_shape() == b.get_shape() and all(np.array_equal(a[part], b[part]) for part in parts)
     if not same:
         raise UserError(f"{checkpoint.folder}: tie_word_embeddings is true, but {second} differs from {first}")
-
-
-def listed(names: Iterable[str], separator: str = ", ", most: int = 24) -> str:
-    """The names, or the first of them and how many more there are."""
-    names = list(names)
-    return separator.join(names[:most]) + (f" ... and {len(names) - most} more" if len(names) > most else "")
 
 
 def load_params(folder: str | Path, cfg: ModelConfig, place: Placement, scalar: bool = False) -> dict:
@@ -268,7 +203,7 @@ def save_params(
         if shards[-1] and sum(size_of[n] for n in shards[-1]) + size_of[name] > max_shard_bytes:
             shards.append([])
         shards[-1].append(name)
-    files = [_SINGLE] if len(shards) == 1 else [f"model-{i + 1:05d}-of-{len(shards):05d}.safetensors" for i in range(len(shards))]
+    files = [SINGLE] if len(shards) == 1 else [f"model-{i + 1:05d}-of-{len(shards):05d}.safetensors" for i in range(len(shards))]
     for file, names in zip(files, shards, strict=True):
         tensors = {name: fetch[name]() for name in names}
         if jax.process_index() == 0:
@@ -276,5 +211,5 @@ def save_params(
     if len(shards) > 1 and jax.process_index() == 0:
         weight_map = {name: file for file, names in zip(files, shards, strict=True) for name in names}
         index = {"metadata": {"total_size": sum(size_of.values())}, "weight_map": weight_map}
-        (folder / _INDEX).write_text(json.dumps(index, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+        (folder / INDEX).write_text(json.dumps(index, indent=2, sort_keys=True) + "\n", encoding="utf-8")
     return [folder / file for file in files]

@@ -14,7 +14,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from rlaif_jax.errors import UserError
-from rlaif_jax.models.hf_weights import LAYER_NAMES, listed
+from rlaif_jax.models.hf_files import listed
+from rlaif_jax.models.hf_weights import LAYER_NAMES
 from rlaif_jax.models.lora import LoraConfig, ranks
 from rlaif_jax.models.model_config import ModelConfig
 from rlaif_jax.models.transformer import layer_table
