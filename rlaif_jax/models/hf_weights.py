@@ -176,7 +176,10 @@ def _tensors(params: Mapping[str, Any], table: Sequence[Entry], dtype: str, plac
         x = params
         for key in entry.path:
             x = x[key]
-        return np.ascontiguousarray(takers[entry.path](x, np.int32(i)).addressable_data(0))
+        out = np.ascontiguousarray(takers[entry.path](x, np.int32(i)).addressable_data(0))
+        if dtype == "float16" and not np.isfinite(out).all():
+            raise UserError(f"{entry.names[i]} holds numbers that float16 cannot; export with --dtype bfloat16 or float32")
+        return out
 
     layers = max(len(e.names) for e in table)
     before = [e for e in table if not e.stacked and e.path[-1] == "embed"]
@@ -193,7 +196,7 @@ def save_params(
     """Writes model.safetensors, or shards of at most that many bytes with their index; gives the files.
 
     Every process takes part, the first one writes. A tensor larger than the bound gets a shard of its own. The output
-    matrix of a scalar model, which nothing reads, is left out.
+    matrix of a scalar model, which nothing reads, is left out. UserError where float16 cannot hold a weight.
     """
     folder, table = Path(folder), name_table(cfg, scalar)
     size_of = {name: int(np.prod(e.shape)) * jnp.dtype(dtype).itemsize for e in table for name in e.names}

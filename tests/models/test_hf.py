@@ -93,7 +93,9 @@ def _export(folder: Path, out: Path, place, dtype: str, **options) -> Path:
     return out
 
 
-_ROUND_TRIPS = [*((family, "float32") for family in hf.FAMILIES), ("qwen2", "bfloat16"), ("llama", "bfloat16")]
+_ROUND_TRIPS = [
+    *((family, "float32") for family in hf.FAMILIES), ("qwen2", "bfloat16"), ("llama", "bfloat16"), ("qwen3", "float16"),
+]  # fmt: skip
 
 
 @pytest.mark.parametrize(("family", "dtype"), _ROUND_TRIPS)
@@ -127,6 +129,15 @@ def test_masters_in_float32_give_the_bfloat16_back(tmp_path, one_device):
     (tmp_path / "ours").mkdir()
     save_params(params, model, tmp_path / "ours", one_device, dtype="bfloat16")
     hf.assert_same_tensors(hf.tensors_of(folder), hf.tensors_of(tmp_path / "ours"))
+
+
+def test_what_float16_cannot_hold_is_not_written(tmp_path, one_device):
+    folder = hf.save(hf.random_model("llama"), tmp_path / "theirs")
+    found = read_config(folder)
+    params = load_params(folder, found.model, one_device)
+    params["final_norm"] = params["final_norm"].at[3].set(1e5)
+    with pytest.raises(UserError, match=r"model\.norm\.weight holds numbers that float16 cannot"):
+        save_params(params, found.model, tmp_path, one_device, dtype="float16")
 
 
 def test_a_reward_model_goes_out_without_an_output_matrix(tmp_path, one_device):
