@@ -24,6 +24,7 @@ from rlaif_jax.errors import UserError
 from rlaif_jax.models import transformer
 from rlaif_jax.models.hf_files import INDEX, SINGLE, Checkpoint, listed
 from rlaif_jax.models.model_config import ModelConfig
+from rlaif_jax.models.quant import kept_in_8_bits
 from rlaif_jax.sharding.placement import Placement
 
 _TOP = {"embed": "model.embed_tokens.weight", "final_norm": "model.norm.weight", "lm_head": "lm_head.weight"}
@@ -112,10 +113,11 @@ def _check_same(checkpoint: Checkpoint, first: str, second: str, rows: int = 409
         raise UserError(f"{checkpoint.folder}: tie_word_embeddings is true, but {second} differs from {first}")
 
 
-def load_params(folder: str | Path, cfg: ModelConfig, place: Placement, scalar: bool = False) -> dict:
+def load_params(folder: str | Path, cfg: ModelConfig, place: Placement, scalar: bool = False, int8: bool = False) -> dict:
     """The parameters in `cfg.param_dtype` (a scalar head in float32), in the shardings of `place`.
 
-    The host holds one tensor at a time, or its part for this process's devices. UserError as in `check`.
+    `int8`: the blocks' matrices in 8 bits; one at a time is on the devices as it was stored, too. The host holds one tensor
+    at a time, or its part for this process's devices. UserError as in `check`.
     """
     table, checkpoint = name_table(cfg, scalar), Checkpoint(folder)
     check(checkpoint, table, cfg.tied_embeddings and not scalar)
@@ -125,7 +127,10 @@ def load_params(folder: str | Path, cfg: ModelConfig, place: Placement, scalar: 
         for key in entry.path[:-1]:
             node = node.setdefault(key, {})
         dtype = jnp.dtype("float32" if entry.row else cfg.param_dtype)
-        node[entry.path[-1]] = (_load_stacked if entry.stacked else _load_one)(checkpoint, entry, dtype, place)
+        loaded = (_load_stacked if entry.stacked else _load_one)(checkpoint, entry, dtype, place)
+        if int8 and entry.transposed:
+            loaded = kept_in_8_bits(loaded, ("layers", *_our_axes(entry)), place)
+        node[entry.path[-1]] = loaded
     return params
 
 
