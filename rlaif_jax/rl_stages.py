@@ -13,6 +13,7 @@ import numpy as np
 
 from rlaif_jax.config import RlConfig
 from rlaif_jax.data import pipelines
+from rlaif_jax.data.rows import prompt_rows
 from rlaif_jax.data.run_data import RunData
 from rlaif_jax.experiment import Experiment
 from rlaif_jax.metrics import read_metrics
@@ -68,9 +69,8 @@ def _reinforce(x: Experiment, name: str, reward_over: Callable[[RunModels, Any],
     state, shardings, learn = _learner(x, cfg, models)
     rules = x.cfg.judge.rules if name == "rl_judge" else x.cfg.rl_rules
     reward = with_unfinished_penalty(with_rules(reward_over(models, state.frozen), rules), cfg.shaping.unfinished_penalty)
-    batches = pipelines.prompt_batches(
-        train, models.tokenizer, batch_size=cfg.train.batch_size, max_length=cfg.max_prompt, seed=seed
-    )  # fmt: skip
+    rows = prompt_rows(train, models.tokenizer, cfg.max_prompt)
+    batches = pipelines.train_batches(rows, batch_size=cfg.train.batch_size, seed=seed)
     sample = rollout.make_rollout(sampler, reward, train, models.tokenizer, sampling, cfg, seed)
     refill = rollout.make_refill(sample, lambda: next(batches), cfg) if cfg.refills else None
     # Under an adapter the frozen base is the reference.
@@ -157,11 +157,7 @@ def _view(x: Experiment):
 
 def _rl_evaluate(x: Experiment, cfg: RlConfig, models: RunModels, sampler, reward, records, sampling, view):
     """Mean reward of sampled answers to held-out training prompts, with the training sampler's shape."""
-    batches = list(
-        pipelines.prompt_eval_batches(
-            records, models.tokenizer, batch_size=cfg.train.batch_size, max_length=cfg.max_prompt
-        )
-    )
+    batches = list(pipelines.eval_batches(prompt_rows(records, models.tokenizer, cfg.max_prompt), cfg.train.batch_size))
 
     def evaluate(state: TrainState) -> dict[str, float]:
         kept = []

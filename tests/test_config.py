@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from rlaif_jax.cli import main
-from rlaif_jax.config import RunConfig, from_dict, load_config, override, to_dict
+from rlaif_jax.config import RunConfig, load_config
+from rlaif_jax.config_values import from_dict, override, to_dict
 from rlaif_jax.errors import UserError
 
 ROOT = Path(__file__).parents[1]

@@ -11,7 +11,8 @@ import jax
 import numpy as np
 import pytest
 
-from rlaif_jax.config import RewardConfig, to_dict
+from rlaif_jax.config import RewardConfig
+from rlaif_jax.config_values import to_dict
 from rlaif_jax.data.tokenizer import Tokenizer
 from rlaif_jax.experiment import write_json
 from rlaif_jax.metrics import read_metrics

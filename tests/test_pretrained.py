@@ -10,7 +10,8 @@ from rich.console import Console
 
 from rlaif_jax import pipeline
 from rlaif_jax.cli import main
-from rlaif_jax.config import FeedbackConfig, JudgeConfig, RewardConfig, TrainConfig, override, to_dict
+from rlaif_jax.config import FeedbackConfig, JudgeConfig, RewardConfig, TrainConfig
+from rlaif_jax.config_values import override, to_dict
 from rlaif_jax.data.tokenizer import Tokenizer
 from rlaif_jax.dry_run import plan
 from rlaif_jax.errors import UserError
