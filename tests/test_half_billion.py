@@ -7,18 +7,13 @@ import subprocess
 import sys
 from pathlib import Path
 
-import jax
 import numpy as np
 import pytest
 
+from benchmarks.large_models import random_folder
 from rlaif_jax.config import RewardConfig
 from rlaif_jax.config_values import to_dict
-from rlaif_jax.data.tokenizer import Tokenizer
-from rlaif_jax.experiment import write_json
 from rlaif_jax.metrics import read_metrics
-from rlaif_jax.models import transformer
-from rlaif_jax.models.hf_config import to_hf
-from rlaif_jax.models.hf_weights import save_params
 from rlaif_jax.models.lora import LoraConfig
 from rlaif_jax.models.model_config import ModelConfig, parameter_count, preset
 from rlaif_jax.sampling.filters import SamplingConfig
@@ -46,20 +41,9 @@ def _rlaif(*command) -> int:
     return int(out.stdout.split()[-1])
 
 
-def _folder(folder: Path, place) -> Path:
-    """Shards of 200 MB, as transformers would write them, and a small tokenizer."""
-    tokenizer = Tokenizer.train(["祝您新年快乐，万事如意！Happy birthday"] * 9, 300, folder)
-    cfg = dataclasses.replace(preset("qwen2.5-0.5b"), param_dtype="bfloat16")
-    params = jax.jit(lambda: transformer.init(cfg, jax.random.key(0)))()
-    save_params(params, cfg, folder, place, dtype="bfloat16", max_shard_bytes=200_000_000)
-    config = to_hf(cfg, scalar=False, dtype="bfloat16", eos_ids=tokenizer.eos_ids, pad_id=tokenizer.pad_id)
-    write_json(folder / "config.json", config)
-    return folder
-
-
 def _config(init_from: Path) -> dict:
     """One step of each stage over bfloat16 weights."""
-    train = TrainConfig(steps=1, batch_size=2, checkpoint_every=1, log_every=1, optimizer=OptimizerConfig(1e-3))
+    train = TrainConfig(steps=1, batch_size=2, checkpoint_every=1, log_every=1, optimizer=OptimizerConfig(1e-2))
     model = ModelConfig(init_from=str(init_from), param_dtype="bfloat16", compute_dtype="bfloat16", remat="full", logit_chunk=32)
     rl = RlConfig(
         dataclasses.replace(train, batch_size=2), group=4, minibatches=1, sampling=SamplingConfig(max_tokens=16), max_prompt=48,
@@ -76,7 +60,8 @@ def test_from_a_folder_through_a_lora_step_to_a_folder(tmp_path, one_device):
     import transformers
 
     folder, imported, run, out = (tmp_path / name for name in ("theirs", "imported", "run", "ours"))
-    _folder(folder, one_device)
+    shapes = preset("qwen2.5-0.5b")
+    random_folder(folder, shapes, one_device, shard_bytes=200_000_000)
     assert len(list(folder.glob("*.safetensors"))) >= 4
     config = tmp_path / "config.json"
     config.write_text(json.dumps(_config(imported)))
@@ -94,4 +79,4 @@ def test_from_a_folder_through_a_lora_step_to_a_folder(tmp_path, one_device):
     moved = {name for name in before if not np.array_equal(before[name].view(np.uint16), after[name].view(np.uint16))}
     assert moved and all(name.endswith("proj.weight") for name in moved), "the adapter's sum, and nothing else"
     model = transformers.AutoModelForCausalLM.from_pretrained(out, dtype="auto")
-    assert model.num_parameters() == parameter_count(preset("qwen2.5-0.5b")) and model.dtype == torch.bfloat16
+    assert model.num_parameters() == parameter_count(shapes) and model.dtype == torch.bfloat16
