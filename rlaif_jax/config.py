@@ -8,7 +8,7 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from rlaif_jax.config_values import from_dict, override
+from rlaif_jax.config_values import from_dict, overridden
 from rlaif_jax.data.corpus.build import CorpusConfig
 from rlaif_jax.errors import UserError
 from rlaif_jax.feedback.adversarial import GameConfig
@@ -277,6 +277,4 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
         cfg = module.config()
     if not isinstance(cfg, RunConfig):
         raise UserError(f"{path}: config() returned {type(cfg).__name__}; expected RunConfig")
-    for item in overrides:
-        cfg = override(cfg, item)
-    return cfg
+    return overridden(cfg, overrides)
