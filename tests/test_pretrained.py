@@ -149,9 +149,9 @@ def test_the_plan_of_a_run_from_a_folder(folder, tmp_path, capsys):
     config.write_text(json.dumps(to_dict(_config(folder))))
     assert main(["run", str(config), "--dry-run", "--out", str(tmp_path / "x"), "--set", "mesh.data=8"]) == 0
     assert f"{parameter_count(resolve(_config(folder).model)):,}" in capsys.readouterr().out
-    command = ["run", "configs/qwen25_lora.py", "--set", "sft=none", "--set", f"model.init_from={folder}", "--dry-run"]
+    command = ["run", "configs/greetings_lora.py", "--set", "sft=none", "--set", f"model.init_from={folder}", "--dry-run"]
     assert main(command) == 0, "the README's way"
-    assert "qwen25_lora" in capsys.readouterr().out
+    assert "greetings_lora" in capsys.readouterr().out
 
 
 def test_a_reward_model_and_a_judge_of_other_folders_keep_their_own_tokenizers(folder, tmp_path, one_device):

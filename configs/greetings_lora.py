@@ -1,7 +1,7 @@
 r"""From a Hugging Face folder to a Hugging Face folder: LoRA over Qwen2.5-7B-Instruct (or any model that is read) on one device.
 
-    rlaif run configs/qwen25_lora.py --set model.init_from=/path/to/Qwen2.5-7B-Instruct --out runs/qwen --dry-run
-    rlaif run configs/qwen25_lora.py --set model.init_from=/path/to/Qwen2.5-7B-Instruct --out runs/qwen
+    rlaif run configs/greetings_lora.py --set model.init_from=/path/to/Qwen2.5-7B-Instruct --out runs/qwen --dry-run
+    rlaif run configs/greetings_lora.py --set model.init_from=/path/to/Qwen2.5-7B-Instruct --out runs/qwen
     rlaif export runs/qwen --stage rl --out qwen-greetings
 
 Adapters of rank 16 on every matrix of the blocks: SFT, reward model, then the paper's GRPO (32 prompts x 4, 256 + 512 tokens),
@@ -27,7 +27,7 @@ def config() -> RunConfig:
     )
     rl = dataclasses.replace(train, optimizer=OptimizerConfig(1e-5, "constant"))
     return RunConfig(
-        name="qwen25_lora",
+        name="greetings_lora",
         data=DataConfig(corpus=CorpusConfig(eval_prompts=200)),
         model=ModelConfig(param_dtype="bfloat16", compute_dtype="bfloat16", remat="full", logit_chunk=128),
         lora=LoraConfig({"layers/(q|k|v|o|gate|up|down)": 16}, alpha=32.0),
