@@ -203,12 +203,16 @@ def _int8_bytes(model: ModelConfig, place: Placement) -> int:
 
 
 def _activation_bytes(model: ModelConfig, rows: int, length: int, place: Placement) -> int:
-    """Residuals between blocks, the inside of one block (all blocks without remat), and one chunk of float32 logits."""
+    """Residuals between blocks (with remat "dots" also what the matrices of a block give), the inside of one block (all blocks
+    without remat), and one chunk of float32 logits."""
     rows = max(rows // place.row_shards, 1)
     size = 2 if model.compute_dtype == "bfloat16" else 4
     inside = rows * length * size * (4 * model.width + 3 * model.ffn) + 4 * rows * model.heads * length**2
     logits = 3 * 4 * rows * min(length, model.logit_chunk) * model.vocab_size
-    return rows * length * model.width * size * model.layers + inside * (model.layers if model.remat == "none" else 1) + logits
+    between = model.width
+    if model.remat == "dots":
+        between += (model.heads + 2 * model.kv_heads) * model.head_dim + 2 * model.width + 2 * model.ffn
+    return rows * length * between * size * model.layers + inside * (model.layers if model.remat == "none" else 1) + logits
 
 
 def _cache_bytes(model: ModelConfig, rows: int, length: int, place: Placement) -> int:

@@ -21,7 +21,7 @@ from rlaif_jax.trainers.optimizer import OptimizerConfig
 from rlaif_jax.trainers.settings import RlConfig, TrainConfig
 from tests import hf, tiny
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 LIMIT = 16 * 2**30
 # Peak resident memory of the command, in bytes, on the last line (getrusage would tell that of the process it was forked from).
 _RUN = """
