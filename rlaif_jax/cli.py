@@ -95,7 +95,9 @@ def _add_models(commands: argparse._SubParsersAction) -> None:
         help="whose weights (default: rl); reward and grader become sequence classifiers with one label",
     )  # fmt: skip
     exported.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="the new folder")
-    exported.add_argument("--dtype", choices=("float32", "bfloat16"), default="", help="default: as the run's start, or float32")
+    exported.add_argument(
+        "--dtype", choices=("float32", "bfloat16", "float16"), default="", help="default: as the run's start, or float32"
+    )
     exported.add_argument("--adapter", action="store_true", help="of a run with a lora section: only the adapter, for PEFT")
     exported.add_argument("--max-shard-size", default="5GB", metavar="SIZE", help="of one weight file (default: 5GB)")
 

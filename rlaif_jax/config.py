@@ -8,7 +8,7 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from rlaif_jax.config_values import from_dict, override
+from rlaif_jax.config_values import from_dict, overridden
 from rlaif_jax.data.corpus.build import CorpusConfig
 from rlaif_jax.errors import UserError
 from rlaif_jax.feedback.adversarial import GameConfig
@@ -90,6 +90,8 @@ class FeedbackConfig:
       http: the chat API.
       transcript, model: the recorded replies, and whose they are (empty: the only model in the file); or the folder.
       batch_size: rows per call of a model on the mesh.
+      weights, kv_cache: how a model on the mesh (embedded, folder) is kept: "float", or "int8" (half the bytes of bfloat16;
+        the matrices of its blocks with a scale per output, keys and values with one per token and head).
     """
 
     backend: str = "embedded"
@@ -106,9 +108,15 @@ class FeedbackConfig:
     transcript: str = ""
     model: str = ""
     batch_size: int = 128
+    weights: str = "float"  # float | int8
+    kv_cache: str = "float"  # float | int8
 
     def __post_init__(self):
-        for field, allowed in (("backend", ("embedded", "folder", "http", "recorded")), ("source", ("corpus", "labelled"))):
+        choices = {
+            "backend": ("embedded", "folder", "http", "recorded"), "source": ("corpus", "labelled"),
+            "weights": ("float", "int8"), "kv_cache": ("float", "int8"),
+        }  # fmt: skip
+        for field, allowed in choices.items():
             if getattr(self, field) not in allowed:
                 raise UserError(f"feedback.{field} is {getattr(self, field)!r}; expected one of {', '.join(allowed)}")
 
@@ -182,8 +190,8 @@ class RunConfig:
 
     What is None is left out; without SFT, the policy that later stages start from is `model.init_from` as it is.
     `rl_judge` None with a judge: the judge arm trains with the settings of `rl`. With `lora`, every stage trains an
-    adapter over the (frozen) weights that it starts from; the next one starts from their sum. The critic of PPO is one more
-    adapter, with its head, over the policy's base.
+    adapter over the (frozen) weights that it starts from; the next one starts from their sum. In RL one base is in memory:
+    the reference, and the policy's with its adapter, the critic's with another, and the reward model's (`reward.init` sft).
     """
 
     name: str = "run"
@@ -236,12 +244,17 @@ class RunConfig:
         """A critic that starts from the reward model needs one of this run, and with adapters one over the policy's base."""
         if self.reward.folder:
             raise UserError("rl.critic.init is reward, but the reward model is that of reward.folder: set rl.critic.init=policy")
-        shared = self.reward.init == "sft" or (self.sft is None and self.reward.init == "base")
-        if self.lora is not None and not shared:
+        if self.lora is not None and not self.shares_base("reward"):
             raise UserError(
                 "lora: a critic that starts from the reward model shares the policy's base, and with "
                 f"reward.init={self.reward.init} the reward model has another: set reward.init=sft, or rl.critic.init=policy"
             )
+
+    def shares_base(self, stage: str) -> bool:
+        """Whether the adapter of "reward" or "grader" lies over the same weights as that of RL, which are then held once."""
+        cfg = getattr(self, stage)
+        started = cfg.init == "sft" or (self.sft is None and cfg.init == "base")
+        return self.lora is not None and not cfg.folder and started
 
     def rl_of(self, stage: str) -> RlConfig:
         """The settings of the stage "rl" or "rl_judge"."""
@@ -264,6 +277,4 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
         cfg = module.config()
     if not isinstance(cfg, RunConfig):
         raise UserError(f"{path}: config() returned {type(cfg).__name__}; expected RunConfig")
-    for item in overrides:
-        cfg = override(cfg, item)
-    return cfg
+    return overridden(cfg, overrides)

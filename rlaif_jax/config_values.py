@@ -7,7 +7,7 @@ import dataclasses
 import difflib
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rlaif_jax.errors import UserError
@@ -19,6 +19,26 @@ def override(cfg: Any, item: str) -> Any:
     if not equals:
         raise UserError(f"--set {item!r}: expected field=value, for example --set sft.train.steps=100")
     return _replace(cfg, name.split("."), text, name)
+
+
+def overridden(cfg: Any, items: Sequence[str]) -> Any:
+    """The config with all of these fields changed. Their order matters for one field only, whose last value counts: what is
+    refused by itself (`sft=none` before `model.init_from=...`) is tried again after the others."""
+    waiting: list[str] = list(items)
+    while waiting:
+        refused: list[tuple[str, UserError]] = []
+        for item in waiting:
+            if any(item.partition("=")[0] == other.partition("=")[0] for other, _ in refused):
+                refused.append((item, refused[0][1]))
+                continue
+            try:
+                cfg = override(cfg, item)
+            except UserError as error:
+                refused.append((item, error))
+        if len(refused) == len(waiting):
+            raise refused[0][1]
+        waiting = [item for item, _ in refused]
+    return cfg
 
 
 def _replace(node: Any, path: list[str], text: str, full: str) -> Any:

@@ -17,7 +17,8 @@ from rlaif_jax.config import RunConfig, TrainConfig
 from rlaif_jax.data.tokenizer import Tokenizer
 from rlaif_jax.models import heads, lora, transformer
 from rlaif_jax.models.model_config import ModelConfig, parameter_count
-from rlaif_jax.pretrained import resolve
+from rlaif_jax.pretrained import foreign_config, resolve
+from rlaif_jax.run_models import feedback_config
 from rlaif_jax.sharding import MeshConfig, Placement, abstract_mesh, bytes_per_device, make_mesh
 from rlaif_jax.sharding.mesh import AXES
 from rlaif_jax.sharding.optimizer import optimizer_shardings
@@ -55,17 +56,22 @@ def plan(cfg: RunConfig, place: Placement) -> list[StagePlan]:
     for name in pipeline.stages(cfg):
         train: TrainConfig | None = getattr(_settings(cfg, name), "train", None)
         if train is None:
-            held = _HELD.get(name, ())
-            rows.append(StagePlan(name, ", ".join(held) or "-", 0, _rounds(cfg, name), {"weights": weights * len(held)}))
+            held = _held(cfg, name, model, place)
+            rows.append(StagePlan(name, ", ".join(_HELD.get(name, ())) or "-", 0, _rounds(cfg, name), held or {"weights": 0}))
             continue
         sequences, length = _shape(cfg, name)
         parts = _training_bytes(cfg, train, model, place)
         parts["activations"] = _activation_bytes(model, sequences // train.accumulation, length, place)
         steps, host = f"{train.steps} x {train.batch_size}", {}
+        if name == "dpo":
+            parts["reference"] = weights
         if name in _RL:  # reference, what gives the reward, critic; the cache of the rollout
             rl = cfg.rl_of(name)
-            # Reward model, and a reference; under an adapter the frozen base is one, and the critic's base.
-            parts["other models"] = (1 if cfg.lora else 2) * weights
+            if rl.kl.coefficient > 0 and cfg.lora is None:  # else there is none, or the frozen base is one
+                parts["reference"] = weights
+            parts |= _judge_parts(cfg, model, place, name) if name == "rl_judge" else {
+                "reward model": _scalar_bytes(cfg, "reward", model, place, shared=True)
+            }  # fmt: skip
             if rl.critic is not None:
                 critic = _training_bytes(cfg, dataclasses.replace(train, optimizer=rl.critic.optimizer), model, place)
                 parts["critic"] = sum(critic.values()) - (weights if cfg.lora else 0)
@@ -93,6 +99,43 @@ _KINDS = {
     "rl_judge": "policy, reference, judge",
 }  # fmt: skip
 _HELD = {"curate": ("policy", "feedback model"), "judge": ("feedback model",), "evaluate": ("policy", "graders")}
+_JUDGED = 768  # tokens of a row in a feedback model's largest batch: 256 of prompt (of longer ones it has fewer), 512 of reply
+
+
+def _held(cfg: RunConfig, stage: str, model: ModelConfig, place: Placement) -> dict[str, int]:
+    """Models that a stage holds without training any; of evaluation all systems are policies, one at a time."""
+    policy = {"policy": _weight_bytes(model, place)}
+    if stage == "evaluate":
+        graders = ["reward"] + (["grader"] if cfg.grader is not None else [])
+        return policy | {"graders": sum(_scalar_bytes(cfg, name, model, place) for name in graders)}
+    if stage not in ("curate", "judge"):
+        return {}
+    return (policy if stage == "curate" else {}) | _judge_parts(cfg, model, place, stage)
+
+
+def _scalar_bytes(cfg: RunConfig, stage: str, model: ModelConfig, place: Placement, shared: bool = False) -> int:
+    """The weights of a reward model or grader; `shared`: beside a policy whose base its adapter may lie over, too."""
+    settings = getattr(cfg, stage)
+    if settings.folder:
+        return _weight_bytes(foreign_config(settings.folder, cfg.model, scalar=True), place)
+    if not (shared and cfg.shares_base(stage)):
+        return _weight_bytes(model, place)
+    trained = jax.eval_shape(lambda: heads.adapter_init(model, cfg.lora, jax.random.key(0)))
+    return bytes_per_device(heads.adapter_axes(model, cfg.lora), trained, dict(place.mesh.shape), place.rules)
+
+
+def _judge_parts(cfg: RunConfig, model: ModelConfig, place: Placement, stage: str) -> dict[str, int]:
+    """The feedback model where it lies on the mesh, and its cache where it writes and does not only choose."""
+    feedback = cfg.feedback
+    if feedback.backend not in ("embedded", "folder"):
+        return {}
+    if feedback.backend == "folder":
+        model = foreign_config(feedback.model, cfg.model, scalar=False)
+    model = feedback_config(feedback, model)
+    parts = {"feedback model": _int8_bytes(model, place) if feedback.weights == "int8" else _weight_bytes(model, place)}
+    if stage != "rl_judge" or cfg.judge.mode not in ("soft", "checklist"):
+        parts["its cache"] = _cache_bytes(model, feedback.batch_size, _JUDGED, place)
+    return parts
 
 
 def _settings(cfg: RunConfig, stage: str):
@@ -143,19 +186,33 @@ def _sampler_bytes(model: ModelConfig, place: Placement) -> int:
     whole = _weight_bytes(dataclasses.replace(model, param_dtype="float32"), gathered) // 4
     if model.rollout_weights == "float":
         return whole * size
-    axes = {n: ("layers", *a) for n, (s, a, _) in transformer.layer_table(model).items() if len(s) == 2}
-    shapes = {n: jax.ShapeDtypeStruct((model.layers, *transformer.layer_table(model)[n][0]), jnp.int8) for n in axes}
-    matrices = bytes_per_device(axes, shapes, dict(gathered.mesh.shape), gathered.rules)
+    matrices = _matrices(model, gathered)
     return matrices + (whole - matrices) * size
 
 
+def _matrices(model: ModelConfig, place: Placement) -> int:
+    """How many numbers of the blocks' matrices one device holds: their bytes in 8 bits (scales are less than a thousandth)."""
+    axes = {n: ("layers", *a) for n, (s, a, _) in transformer.layer_table(model).items() if len(s) == 2}
+    shapes = {n: jax.ShapeDtypeStruct((model.layers, *transformer.layer_table(model)[n][0]), jnp.int8) for n in axes}
+    return bytes_per_device(axes, shapes, dict(place.mesh.shape), place.rules)
+
+
+def _int8_bytes(model: ModelConfig, place: Placement) -> int:
+    """A model whose blocks' matrices are kept in 8 bits, and all else as it was stored."""
+    return _weight_bytes(model, place) - _matrices(model, place) * (jnp.dtype(model.param_dtype).itemsize - 1)
+
+
 def _activation_bytes(model: ModelConfig, rows: int, length: int, place: Placement) -> int:
-    """Residuals between blocks, the inside of one block (all blocks without remat), and one chunk of float32 logits."""
+    """Residuals between blocks (with remat "dots" also what the matrices of a block give), the inside of one block (all blocks
+    without remat), and one chunk of float32 logits."""
     rows = max(rows // place.row_shards, 1)
     size = 2 if model.compute_dtype == "bfloat16" else 4
     inside = rows * length * size * (4 * model.width + 3 * model.ffn) + 4 * rows * model.heads * length**2
     logits = 3 * 4 * rows * min(length, model.logit_chunk) * model.vocab_size
-    return rows * length * model.width * size * model.layers + inside * (model.layers if model.remat == "none" else 1) + logits
+    between = model.width
+    if model.remat == "dots":
+        between += (model.heads + 2 * model.kv_heads) * model.head_dim + 2 * model.width + 2 * model.ffn
+    return rows * length * between * size * model.layers + inside * (model.layers if model.remat == "none" else 1) + logits
 
 
 def _cache_bytes(model: ModelConfig, rows: int, length: int, place: Placement) -> int:

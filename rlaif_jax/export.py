@@ -67,7 +67,6 @@ def export(x: Experiment, stage: str, out: Path, *, dtype: str = "", max_shard_b
     models, scalar = RunModels(x), stage in SCALARS
     source = source_of(x.cfg.model.init_from) if x.cfg.model.init_from else None
     dtype = dtype or (source or {}).get("dtype") or (source or {}).get("torch_dtype") or models.config.param_dtype
-    dtype = "bfloat16" if dtype == "float16" else dtype
     params = models.scalar(stage) if scalar else models.policy(stage)
     part = out.with_name(f".{out.name}.{os.getpid()}.part")
     part.mkdir(parents=True)

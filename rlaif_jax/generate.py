@@ -140,6 +140,9 @@ class Answerer:
 def run_generate(args: argparse.Namespace, console: Console) -> None:
     """Answers `args.prompt` or the rows of `args.file`; without either, a chat on standard input until it ends."""
     sampling = SamplingConfig(args.temperature, args.top_k, args.top_p, 0.0, args.max_tokens)
+    for name, least in (("samples", 1), ("batch_size", 1), ("seed", 0)):
+        if getattr(args, name) < least:
+            raise UserError(f"generate: --{name.replace('_', '-')} is {getattr(args, name)}; expected at least {least}")
     if (args.run is None) == (args.model is None):
         raise UserError("generate: expected either a run's folder or --model FOLDER")
     if (args.file is None) != (args.out is None):

@@ -26,6 +26,7 @@ from rlaif_jax.models import heads, transformer
 from rlaif_jax.models.hf_config import HfConfig, read_config
 from rlaif_jax.models.hf_weights import load_params
 from rlaif_jax.models.model_config import ModelConfig, parameter_count
+from rlaif_jax.models.quant import keep_layers_in_8_bits
 from rlaif_jax.sharding import MeshConfig, Placement, make_mesh
 
 _ORBAX = "params"
@@ -60,10 +61,13 @@ def policy_config(folder: str | Path) -> HfConfig:
     return found
 
 
-def load_policy(folder: str | Path, cfg: ModelConfig, place: Placement) -> dict:
-    """The weights of a causal language model as `cfg` (see `resolve`) says, in the shardings of `place`."""
+def load_policy(folder: str | Path, cfg: ModelConfig, place: Placement, int8: bool = False) -> dict:
+    """The weights of a causal language model as `cfg` (see `resolve`) says, in the shardings of `place`.
+
+    `int8`: see `load_params`; not for weights that are trained.
+    """
     policy_config(folder)
-    return _load(Path(folder), cfg, place, scalar=False)
+    return _load(Path(folder), cfg, place, scalar=False, int8=int8)
 
 
 def foreign_config(folder: str | Path, numerics: ModelConfig, scalar: bool) -> ModelConfig:
@@ -80,14 +84,15 @@ def load_scalar(folder: str | Path, cfg: ModelConfig, place: Placement) -> dict:
     return _load(Path(folder), cfg, place, scalar=True)
 
 
-def _load(folder: Path, cfg: ModelConfig, place: Placement, scalar: bool) -> dict:
+def _load(folder: Path, cfg: ModelConfig, place: Placement, scalar: bool, int8: bool = False) -> dict:
     if not (folder / _ORBAX).exists():
-        return load_params(folder, cfg, place, scalar)
+        return load_params(folder, cfg, place, scalar, int8)
     axes = heads.logical_axes(cfg) if scalar else transformer.logical_axes(cfg)
     abstract = jax.eval_shape(lambda: (heads.init if scalar else transformer.init)(cfg, jax.random.key(0)))
     target = abstract_like(abstract, place.tree(axes, abstract))
     with ocp.StandardCheckpointer() as checkpointer:
-        return checkpointer.restore((folder / _ORBAX).absolute(), target)
+        params = checkpointer.restore((folder / _ORBAX).absolute(), target)
+    return keep_layers_in_8_bits(params, axes, place) if int8 else params
 
 
 def source_of(folder: str | Path) -> Mapping[str, Any]:

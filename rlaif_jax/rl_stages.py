@@ -39,13 +39,13 @@ def run_rl(x: Experiment) -> Mapping[str, Any]:
     """RL from the SFT policy, which is also the reference, against the reward model."""
     x.require("sft", "reward")
     cfg = x.cfg.rl
-    return _reinforce(x, "rl", RunModels(x).reward("reward", cfg.train.batch_size * cfg.group))
+    return _reinforce(x, "rl", lambda models, base: models.reward("reward", cfg.train.batch_size * cfg.group, base))
 
 
 def run_rl_judge(x: Experiment) -> Mapping[str, Any]:
     """RL from the same policy against the principle-guided judge."""
     x.require("sft")
-    return _reinforce(x, "rl_judge", RunModels(x).judge(x.cfg.rl_of("rl_judge").group))
+    return _reinforce(x, "rl_judge", lambda models, base: models.judge(x.cfg.rl_of("rl_judge").group))
 
 
 def require_memory(x: Experiment, name: str) -> None:
@@ -56,18 +56,19 @@ def require_memory(x: Experiment, name: str) -> None:
             require_host_memory(x.place.mesh, f"rl.{setting}")
 
 
-def _reinforce(x: Experiment, name: str, model_reward: RewardFn) -> Mapping[str, Any]:
+def _reinforce(x: Experiment, name: str, reward_over: Callable[[RunModels, Any], RewardFn]) -> Mapping[str, Any]:
+    """`reward_over(models, base)` makes the model's reward; `base` are the frozen weights under the policy's adapter."""
     data, models, cfg = RunData(x), RunModels(x), x.cfg.rl_of(name)
     model, seed = models.config, x.cfg.seed
     train, held_out, facts = data.rl_prompts(cfg.eval_prompts)
-    rules = x.cfg.judge.rules if name == "rl_judge" else x.cfg.rl_rules
-    reward = with_unfinished_penalty(with_rules(model_reward, rules), cfg.shaping.unfinished_penalty)
     sampler = make_sampler(
         model, transformer.logical_axes(model), x.place, group=cfg.group, max_tokens=cfg.sampling.max_tokens,
         pad_id=models.tokenizer.pad_id,
     )  # fmt: skip
     sampling = filters.traced(cfg.sampling, models.tokenizer.eos_ids)
     state, shardings, learn = _learner(x, cfg, models)
+    rules = x.cfg.judge.rules if name == "rl_judge" else x.cfg.rl_rules
+    reward = with_unfinished_penalty(with_rules(reward_over(models, state.frozen), rules), cfg.shaping.unfinished_penalty)
     rows = prompt_rows(train, models.tokenizer, cfg.max_prompt)
     batches = pipelines.train_batches(rows, batch_size=cfg.train.batch_size, seed=seed)
     sample = rollout.make_rollout(sampler, reward, train, models.tokenizer, sampling, cfg, seed)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from functools import partial
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any
 import jax
 
 from rlaif_jax.checkpoint import Checkpoints, abstract_like
-from rlaif_jax.config import RewardConfig, TrainConfig
+from rlaif_jax.config import FeedbackConfig, RewardConfig, TrainConfig
 from rlaif_jax.data.tokenizer import Tokenizer
 from rlaif_jax.errors import UserError
 from rlaif_jax.experiment import Experiment
@@ -25,10 +26,16 @@ from rlaif_jax.metrics import read_metrics
 from rlaif_jax.models import heads, transformer
 from rlaif_jax.models import lora as lora_lib
 from rlaif_jax.models.model_config import ModelConfig
+from rlaif_jax.models.quant import keep_layers_in_8_bits
 from rlaif_jax.pretrained import foreign_config, load_policy, load_scalar, resolve
 from rlaif_jax.rewards.base import RewardFn
 from rlaif_jax.rewards.judge import make_judge
 from rlaif_jax.rewards.reward_model import make_reward_model
+
+
+def feedback_config(cfg: FeedbackConfig, model: ModelConfig) -> ModelConfig:
+    """The config of a feedback model on the mesh: what the policy samples with is no business of it."""
+    return dataclasses.replace(model, rollout_weights=cfg.weights, kv_cache=cfg.kv_cache)
 
 
 class RunModels:
@@ -96,14 +103,21 @@ class RunModels:
         merge = jax.jit(partial(lora_lib.merge, lora=self._x.cfg.lora), donate_argnums=0, out_shardings=shardings)
         return merge(base, trained)
 
-    def reward(self, stage: str, batch_size: int) -> RewardFn:
-        """The reward function of the stage "reward" or "grader", scoring `batch_size` rows at a time."""
+    def reward(self, stage: str, batch_size: int, base: Any = None) -> RewardFn:
+        """The reward function of the stage "reward" or "grader", scoring `batch_size` rows at a time.
+
+        `base`, the SFT policy's weights, which somebody holds and keeps, serves an adapter that was trained over them, too:
+        one copy is in memory.
+        """
         cfg: RewardConfig = getattr(self._x.cfg, stage)
         if cfg.folder:
             model = foreign_config(cfg.folder, self._x.cfg.model, scalar=True)
             params, tokenizer = load_scalar(cfg.folder, model, self._x.place), Tokenizer.load(cfg.folder)
             return make_reward_model(params, model, tokenizer, cfg.max_length, self._x.place, batch_size, whole_chat=True)
-        params = self.scalar(stage)
+        if base is not None and self._x.cfg.shares_base(stage):
+            params = lora_lib.attach({"model": base}, self.adapter(stage), self._x.cfg.lora)
+        else:
+            params = self.scalar(stage)
         return make_reward_model(params, self.config, self.tokenizer, cfg.max_length, self._x.place, batch_size)
 
     def selected(self, stage: str, train: TrainConfig) -> dict[str, Any]:
@@ -119,11 +133,15 @@ class RunModels:
 
     def as_llm(self, stage: str, batch_size: int) -> FlaxLLM:
         """The policy of a stage as a language model for candidates and feedback."""
+        params, model, note = self.policy(stage), self.config, ""
+        if stage == "feedback":
+            model = feedback_config(self._x.cfg.feedback, model)
+            if model.rollout_weights == "int8":
+                params, note = keep_layers_in_8_bits(params, transformer.logical_axes(model), self._x.place), " int8"
         trained = stage != "base" and not (stage == "sft" and self._x.cfg.sft is None)
         selected = f"{stage}@{self.selected(stage, self._train(stage))['step']}" if trained else "base"
         return FlaxLLM(
-            self.policy(stage), self.config, self.tokenizer, self._x.place, name=f"{self._x.cfg.name}/{selected}",
-            batch_size=batch_size,
+            params, model, self.tokenizer, self._x.place, name=f"{self._x.cfg.name}/{selected}{note}", batch_size=batch_size
         )  # fmt: skip
 
     @functools.cached_property
@@ -135,8 +153,9 @@ class RunModels:
         if cfg.backend == "recorded":
             return RecordedLLM(cfg.transcript, cfg.model)
         if cfg.backend == "folder":
-            model = foreign_config(cfg.model, self._x.cfg.model, scalar=False)
-            params, name = load_policy(cfg.model, model, self._x.place), str(Path(cfg.model).resolve())
+            model = feedback_config(cfg, foreign_config(cfg.model, self._x.cfg.model, scalar=False))
+            params = load_policy(cfg.model, model, self._x.place, int8=cfg.weights == "int8")
+            name = str(Path(cfg.model).resolve()) + (" int8" if cfg.weights == "int8" else "")
             tokenizer = Tokenizer.load(cfg.model)
             return FlaxLLM(params, model, tokenizer, self._x.place, name=name, batch_size=cfg.batch_size)
         if cfg.backend == "http" and jax.process_count() > 1:

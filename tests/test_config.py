@@ -8,7 +8,7 @@ import pytest
 
 from rlaif_jax.cli import main
 from rlaif_jax.config import RunConfig, load_config
-from rlaif_jax.config_values import from_dict, override, to_dict
+from rlaif_jax.config_values import from_dict, overridden, override, to_dict
 from rlaif_jax.errors import UserError
 
 ROOT = Path(__file__).parents[1]
@@ -74,3 +74,17 @@ def test_imports_go_downwards_only():
                 there = node.module.split(".")[1]
                 if there in rank:
                     assert rank[there] <= rank[here], f"{path}: {here} imports {there}"
+
+
+def test_overrides_that_need_one_another_come_in_any_order():
+    one, two = "sft=none", "model.init_from=somewhere"
+    for items in ((one, two), (two, one)):
+        cfg = overridden(RunConfig(), items)
+        assert cfg.sft is None and cfg.model.init_from == "somewhere"
+    assert overridden(RunConfig(), ["seed=1", "seed=2"]).seed == 2
+    both = overridden(RunConfig(), ["model.kv_cache=int8", "model.kv_cache=float", "rl.policy.correction=token_truncate"])
+    assert both.model.kv_cache == "float", "the last value of a field counts, also when the first had to wait"
+    with pytest.raises(UserError, match="no policy to start from"):
+        overridden(RunConfig(), [one, "seed=3"])
+    with pytest.raises(UserError, match=r"seed: expected int, found 'x'"):
+        overridden(RunConfig(), ["seed=x", two])

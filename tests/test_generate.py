@@ -169,6 +169,10 @@ def test_mistakes_are_named(folder, tmp_path, capsys):
     for command, message in (
         (["generate", "--prompt", "x"], "either a run's folder or --model"),
         (["generate", "--model", str(folder), "--file", "x.jsonl"], "--file and --out go together"),
+        (["generate", "--model", str(folder), "--prompt", "x", "--samples", "0"], "--samples is 0; expected at least 1"),
+        (["generate", "--model", str(folder), "--prompt", "x", "--batch-size", "0"], "--batch-size is 0"),
+        (["generate", "--model", str(folder), "--prompt", "x", "--seed", "-1"], "--seed is -1; expected at least 0"),
+        (["generate", "--model", str(folder), "--prompt", "x", "--temperature", "-1"], "temperature is -1.0"),
         (["generate", "--model", str(tmp_path), "--prompt", "x"], r"no config.json"),
         (["generate", "--model", str(folder), "--prompt", "x", "--max-tokens", "600"], "made for 512 tokens"),
         (["generate", "--model", str(folder), "--prompt", "长" * 600], "at most"),

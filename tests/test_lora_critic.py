@@ -17,6 +17,7 @@ from rlaif_jax.experiment import Experiment
 from rlaif_jax.metrics import read_metrics
 from rlaif_jax.models import heads, lora
 from rlaif_jax.models.lora import LoraConfig
+from rlaif_jax.rewards.base import Exchange
 from rlaif_jax.run_models import RunModels
 from rlaif_jax.sharding import MeshConfig, Placement, make_mesh
 from rlaif_jax.trainers.optimizer import OptimizerConfig
@@ -104,6 +105,20 @@ def test_an_interrupted_stage_ends_with_the_same_bytes(run, tmp_path, monkeypatc
     jax.tree.map(np.testing.assert_array_equal, _saved(again), _saved(run))
 
 
+def test_the_reward_model_reads_the_policys_base(run, tmp_path, monkeypatch):
+    """One base in memory for all four: it is loaded once, and reading it while it is trained over gives the same run."""
+    again, models, loaded = _again(run, tmp_path, run.cfg), RunModels(run), []
+    exchanges = [Exchange("给妈妈的生日祝福", "祝妈妈生日快乐"), Exchange("新年", "新年好，万事如意")]
+    whole = models.reward("reward", 2)(exchanges).values
+    np.testing.assert_allclose(models.reward("reward", 2, models.policy("sft"))(exchanges).values, whole, atol=1e-5)
+    assert np.ptp(whole) > 0
+    policy = RunModels.policy
+    monkeypatch.setattr(RunModels, "policy", lambda self, stage: loaded.append(stage) or policy(self, stage))
+    pipeline.run(again, {"rl": pipeline.ALL_STAGES["rl"]})
+    assert loaded.count("sft") == 1, loaded
+    jax.tree.map(np.testing.assert_array_equal, _saved(again), _saved(run))
+
+
 def test_from_the_policy_it_starts_at_zero_with_numbers_of_its_own(run, tmp_path):
     state = _state(_again(run, tmp_path, _config("policy")))
     assert not np.any(state.critic.params["head"]["score"])
@@ -115,9 +130,10 @@ def test_rlaif_plan_compiles_the_update_of_this_very_state(run):
     for cfg in (run.cfg, dataclasses.replace(run.cfg, lora=None)):
         programs = {p.name: p for p in build_programs(cfg, RunModels(run).config, run.place)}
         if cfg.lora is None:
-            assert programs["rl: update"].arguments[0].frozen is None
+            assert programs["rl: update"].arguments[4] is None
             continue
-        planned, real = programs["rl: update"].arguments[0], _state(run)
+        given = programs["rl: update"].arguments
+        planned, real = given[0].replace(frozen=given[4]), _state(run)
         assert jax.tree.structure(planned) == jax.tree.structure(real)
         for a, b in zip(jax.tree.leaves(planned), jax.tree.leaves(real), strict=True):
             assert (a.shape, a.dtype) == (b.shape, b.dtype) and a.sharding.is_equivalent_to(b.sharding, b.ndim)

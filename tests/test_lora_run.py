@@ -138,7 +138,11 @@ def test_the_plan_counts_the_adapter(run, tmp_path, capsys):
     adapter, weights = size(lambda: lora.init(models.config, LORA, jax.random.key(0))), size(models.fresh_policy)
     assert a["sft"]["adapter"] == a["sft"]["gradients"] == adapter and 2 * adapter <= a["sft"]["optimiser"] < 2.1 * adapter
     assert b["sft"]["weights"] == weights and 6 * weights <= b["sft"]["optimiser"] < 6.1 * weights, "masters and moments"
-    assert a["rl"]["other models"] == weights and b["rl"]["other models"] == 2 * weights
+    head = 4 * models.config.width
+    assert a["rl"]["reward model"] == adapter + head and "reference" not in a["rl"], "both lie over the policy's base"
+    assert b["rl"]["reward model"] == b["rl"]["reference"] == weights
+    other = dataclasses.replace(x.cfg, reward=dataclasses.replace(x.cfg.reward, init="base"))
+    assert next(r.parts for r in plan(other, place) if r.name == "rl")["reward model"] == weights, "another base"
     config = tmp_path / "config.json"
     config.write_text(json.dumps(to_dict(x.cfg)))
     assert main(["run", str(config), "--dry-run", "--out", str(tmp_path / "x")]) == 0

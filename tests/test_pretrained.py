@@ -10,16 +10,19 @@ from rich.console import Console
 
 from rlaif_jax import pipeline
 from rlaif_jax.cli import main
-from rlaif_jax.config import FeedbackConfig, RewardConfig, TrainConfig
+from rlaif_jax.config import FeedbackConfig, JudgeConfig, RewardConfig, TrainConfig
 from rlaif_jax.config_values import override, to_dict
 from rlaif_jax.data.tokenizer import Tokenizer
+from rlaif_jax.dry_run import plan
 from rlaif_jax.errors import UserError
 from rlaif_jax.experiment import Experiment, open_experiment
 from rlaif_jax.export import export, shard_bytes
 from rlaif_jax.feedback.llm import LLMRequest, Message
 from rlaif_jax.generate import chat
 from rlaif_jax.models.model_config import ModelConfig, parameter_count
-from rlaif_jax.pretrained import resolve
+from rlaif_jax.models.quant import quantise_layers
+from rlaif_jax.models.weights import Int8
+from rlaif_jax.pretrained import load_policy, resolve
 from rlaif_jax.rewards.base import Exchange
 from rlaif_jax.run_models import RunModels
 from tests import hf, tiny
@@ -146,6 +149,9 @@ def test_the_plan_of_a_run_from_a_folder(folder, tmp_path, capsys):
     config.write_text(json.dumps(to_dict(_config(folder))))
     assert main(["run", str(config), "--dry-run", "--out", str(tmp_path / "x"), "--set", "mesh.data=8"]) == 0
     assert f"{parameter_count(resolve(_config(folder).model)):,}" in capsys.readouterr().out
+    command = ["run", "configs/greetings_lora.py", "--set", "sft=none", "--set", f"model.init_from={folder}", "--dry-run"]
+    assert main(command) == 0, "the README's way"
+    assert "greetings_lora" in capsys.readouterr().out
 
 
 def test_a_reward_model_and_a_judge_of_other_folders_keep_their_own_tokenizers(folder, tmp_path, one_device):
@@ -174,6 +180,7 @@ def test_a_reward_model_and_a_judge_of_other_folders_keep_their_own_tokenizers(f
 
     [reply] = models.feedback.complete([LLMRequest((Message("user", "你好"),), max_tokens=8, temperature=0.0)])
     assert reply.completion_tokens > 0 and models.feedback.name == str(folder)
+    _check_plan_of_foreign_models(cfg, model, folder, one_device)
     with pytest.raises(UserError, match="not trained in this run"):
         models.scalar("reward")
     with pytest.raises(UserError, match="holds a causal language model; expected a sequence classifier"):
@@ -181,3 +188,52 @@ def test_a_reward_model_and_a_judge_of_other_folders_keep_their_own_tokenizers(f
         RunModels(Experiment(wrong, tmp_path / "run", one_device, QUIET)).reward("reward", 2)
     with pytest.raises(UserError, match=r"name the folder as feedback\.model"):
         FeedbackConfig(backend="folder")
+
+
+def _check_plan_of_foreign_models(cfg, scorer, folder, place):
+    """Each is planned with its own size, a judge that chooses without a cache, one that writes with it."""
+    judge = JudgeConfig(game=None, rules=cfg.rl_rules)
+    wide = ModelConfig(init_from=str(folder), compute_dtype="bfloat16")
+    parts = {
+        (weights, mode): {row.name: row.parts for row in plan(dataclasses.replace(
+            cfg, model=wide, feedback=dataclasses.replace(cfg.feedback, weights=weights, kv_cache=weights),
+            judge=dataclasses.replace(judge, mode=mode),
+        ), place)} for weights in ("float", "int8") for mode in ("soft", "binary")
+    }  # fmt: skip
+    stored = sum(4 * p.numel() for name, p in scorer.named_parameters() if name != "score.weight")
+    found = parts["float", "soft"]
+    assert found["rl"]["reward model"] == stored
+    tensors = hf.tensors_of(folder)
+    whole, matrices = (sum(t.nbytes for n, t in tensors.items() if part in n) for part in ("", "proj.weight"))
+    assert found["rl_judge"]["feedback model"] == whole and "its cache" not in found["rl_judge"]
+    assert parts["int8", "soft"]["rl_judge"]["feedback model"] == whole - matrices // 2
+    cache = 2 * 3 * 2 * 768 * 2  # keys and values, layers, rows, tokens, heads
+    assert parts["float", "binary"]["rl_judge"]["its cache"] == cache * 12 * 2
+    assert parts["int8", "binary"]["rl_judge"]["its cache"] == cache * (12 + 4)
+
+
+def test_a_judge_in_8_bits_says_nearly_the_same_in_half_the_memory(folder, tmp_path, one_device):
+    llms = []
+    for kind in ("float", "int8"):
+        feedback = FeedbackConfig(backend="folder", model=str(folder), batch_size=2, weights=kind, kv_cache=kind)
+        x = Experiment(_config(folder, feedback=feedback), tmp_path / "run", one_device, QUIET)
+        llms.append(RunModels(x).feedback)
+    assert llms[1].name == f"{llms[0].name} int8"
+    held = [sum(w.nbytes for w in jax.tree.leaves(llm._params["layers"])) for llm in llms]
+    assert held[1] < 0.6 * held[0]
+    requests = [LLMRequest((Message("user", f"第{i}条祝福好吗"),), max_tokens=8, temperature=0.0) for i in range(2)]
+    exact, rough = (llm.choice_logprobs(requests, ["好", "不"]) for llm in llms)
+    assert 0 < np.abs(exact - rough).max() < 0.3
+    assert all(reply.completion_tokens > 0 for reply in llms[1].complete(requests))
+
+
+def test_weights_in_8_bits_are_those_of_the_folder_on_any_mesh_also_imported(folder, tmp_path, eight_devices, one_device):
+    assert main(["import", str(folder), "--out", str(tmp_path / "imported")]) == 0
+    cfg = resolve(_config(folder).model)
+    cfg = dataclasses.replace(cfg, param_dtype="bfloat16")
+    plain = load_policy(folder, cfg, one_device)
+    expected = quantise_layers(plain)
+    for source, place in ((folder, one_device), (folder, eight_devices), (tmp_path / "imported", eight_devices)):
+        found = load_policy(source, cfg, place, int8=True)
+        assert isinstance(found["layers"]["gate"], Int8) and found["layers"]["gate"].values.dtype == np.int8
+        jax.tree.map(np.testing.assert_array_equal, found, expected)

@@ -182,7 +182,7 @@ def _rl(cfg: RunConfig, model: ModelConfig, place: Placement) -> list[Program]:
     reference = _policy(model, place)[1] if needed else None
     view = rl.plain_view if lora is None else partial(lora_lib.attach, lora=lora)
     whole = view(state.frozen, state.params)
-    scorer = _scalar_model(model, place)[1]
+    scorer = _scorer(cfg, model, state, place)
     rows = settings.train.batch_size * settings.group
     prompts = {k: _array((settings.train.batch_size, settings.max_prompt), jnp.int32) for k in ("tokens", "segment_ids")}
     temperature = _scalar(jnp.float32, place)
@@ -202,11 +202,12 @@ def _rl(cfg: RunConfig, model: ModelConfig, place: Placement) -> list[Program]:
     number = _scalar(jnp.uint32, place)
     kept, waiting = _between_updates(settings, state), None if settings.offload_reference else reference
     return [
-        _rollout(settings, model, whole, prompts, (_without(kept, (whole,)), waiting, scorer), place),
-        Program("rl: log-probs", annotate, annotated, (_without(kept, inputs), scorer), passes * weights),
-        Program("rl: scores", score, (scorer, *text.values()), (kept, waiting), weights),
+        _rollout(settings, model, whole, prompts, (_without(kept, (whole,)), waiting, _without(scorer, (whole,))), place),
+        Program("rl: log-probs", annotate, annotated, (_without(kept, inputs), _without(scorer, inputs)), passes * weights),
+        Program("rl: scores", score, (scorer, *text.values()), (_without(kept, (scorer,)), waiting), weights),
         Program(
-            "rl: update", learn, (state, batch, number, _scalar(jnp.int32, place)), (waiting, scorer),
+            "rl: update", learn, (state.replace(frozen=None), batch, number, _scalar(jnp.int32, place), state.frozen),
+            (waiting, _without(scorer, (state,))),
             updates * accumulation * _passes(model) * weights,
             remedies=tuple((f"rl.train.accumulation={n}",) for n in more),
         ),
@@ -263,10 +264,17 @@ def _batch(settings: RlConfig, annotate: Callable, annotated: tuple, decoded: De
     return _rows(batch, place)
 
 
-def _without(state: rl.RlState, trees: tuple) -> Abstract:
-    """The leaves of the state that are not in `trees`."""
-    used = {id(leaf) for leaf in jax.tree.leaves(trees)}
-    return [leaf for leaf in jax.tree.leaves(state) if id(leaf) not in used]
+def _scorer(cfg: RunConfig, model: ModelConfig, state: rl.RlState, place: Placement) -> Abstract:
+    """The reward model: whole, or an adapter over the policy's base (see `RunModels.reward`)."""
+    if not cfg.shares_base("reward"):
+        return _scalar_model(model, place)[1]
+    return lora_lib.attach({"model": state.frozen}, _weights(cfg.lora, model, place, scalar=True).params, cfg.lora)
+
+
+def _without(tree: Abstract, others: tuple) -> Abstract:
+    """The leaves of the tree that are not in `others`."""
+    used = {id(leaf) for leaf in jax.tree.leaves(others)}
+    return [leaf for leaf in jax.tree.leaves(tree) if id(leaf) not in used]
 
 
 def _between_updates(settings: RlConfig, state: rl.RlState) -> rl.RlState:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -51,21 +52,24 @@ def from_hf(raw: Mapping[str, Any], where: str = "config.json") -> HfConfig:
         raise UserError(f"{where}: model_type is {family!r}; expected one of {', '.join(_CLASSES)}")
     _refuse_unsupported(raw, family, where)
     width, heads = _integer(raw, "hidden_size", where), _integer(raw, "num_attention_heads", where)
-    positions = raw.get("max_position_embeddings") or _POSITIONS[family]
     dtype = str(raw.get("dtype") or raw.get("torch_dtype") or "float32").removeprefix("torch.")
     if dtype not in _DTYPES:
         raise UserError(f"{where}: dtype is {dtype!r}; expected one of {', '.join(_DTYPES)}")
-    theta, scaling = _rope(raw, where)
-    scalar = _is_scalar(raw, where)
-    model = ModelConfig(
-        vocab_size=_integer(raw, "vocab_size", where), width=width, ffn=_integer(raw, "intermediate_size", where),
-        layers=_integer(raw, "num_hidden_layers", where), heads=heads, kv_heads=raw.get("num_key_value_heads") or heads,
-        head_dim=raw.get("head_dim") or (128 if family == "qwen3" else width // heads), rope_theta=theta,
-        rope_scaling=scaling, norm_eps=float(raw.get("rms_norm_eps", 1e-6)), qkv_bias=family == "qwen2",
-        # A scalar model has no output matrix, whatever the config says of it.
-        qk_norm=family == "qwen3", tied_embeddings=scalar or bool(raw.get("tie_word_embeddings", False)),
-        max_positions=positions, param_dtype=_DTYPES[dtype],
-    )  # fmt: skip
+    scalar = _is_scalar(raw, family, where)
+    try:
+        theta, scaling = _rope(raw, where)
+        model = ModelConfig(
+            vocab_size=_integer(raw, "vocab_size", where), width=width, ffn=_integer(raw, "intermediate_size", where),
+            layers=_integer(raw, "num_hidden_layers", where), heads=heads,
+            kv_heads=_integer(raw, "num_key_value_heads", where, heads),
+            head_dim=_integer(raw, "head_dim", where, 128 if family == "qwen3" else width // heads), rope_theta=theta,
+            rope_scaling=scaling, norm_eps=_number(raw, "rms_norm_eps", where, 1e-6), qkv_bias=family == "qwen2",
+            # A scalar model has no output matrix, whatever the config says of it.
+            qk_norm=family == "qwen3", tied_embeddings=scalar or bool(raw.get("tie_word_embeddings", False)),
+            max_positions=_integer(raw, "max_position_embeddings", where, _POSITIONS[family]), param_dtype=_DTYPES[dtype],
+        )  # fmt: skip
+    except UserError as error:  # of the dataclasses, which speak of our fields and know no file
+        raise UserError(str(error) if str(error).startswith(where) else f"{where}: {error}") from error
     return HfConfig(model, scalar, dtype, raw)
 
 
@@ -109,43 +113,54 @@ def _head_name(scalar: bool) -> str:
     return next(name for name, is_scalar in _HEADS.items() if is_scalar == scalar)
 
 
-def _integer(raw: Mapping[str, Any], field: str, where: str) -> int:
-    value = raw.get(field)
+def _integer(raw: Mapping[str, Any], field: str, where: str, default: int | None = None) -> int:
+    value = default if raw.get(field) is None else raw[field]
     if type(value) is not int or value < 1:
         raise UserError(f"{where}: {field} is {value!r}; expected a positive integer")
     return value
 
 
-def _is_scalar(raw: Mapping[str, Any], where: str) -> bool:
+def _number(raw: Mapping[str, Any], field: str, where: str, default: float | None = None) -> float:
+    value = default if raw.get(field) is None else raw[field]
+    if type(value) not in (int, float) or not 0 < value < math.inf:
+        raise UserError(f"{where}: {field} is {value!r}; expected a positive number")
+    return float(value)
+
+
+def _is_scalar(raw: Mapping[str, Any], family: str, where: str) -> bool:
     """Whether the folder holds a sequence classifier; one with other than one label is refused."""
-    name = (raw.get("architectures") or ["ForCausalLM"])[0]
-    scalar = next((is_scalar for suffix, is_scalar in _HEADS.items() if name.endswith(suffix)), None)
-    if scalar is None:
-        raise UserError(f"{where}: architecture {name!r}; expected one for {' or '.join(_HEADS)}")
+    names = raw.get("architectures") or [_CLASSES[family] + "ForCausalLM"]
+    known = {_CLASSES[family] + suffix: scalar for suffix, scalar in _HEADS.items()}
+    if not isinstance(names, list) or names[0] not in known:
+        raise UserError(f"{where}: architectures is {names!r}; expected one of {', '.join(known)} for {family}")
+    scalar = known[names[0]]
     labels = raw.get("num_labels") or len(raw.get("id2label") or (0, 1))  # transformers' own default is two
     if scalar and labels != 1:
         raise UserError(f"{where}: a sequence classifier with {labels} labels; a reward model has exactly one")
     return scalar
 
 
+def _rope_parameters(raw: Mapping[str, Any], where: str) -> dict[str, Any]:
+    parameters = raw.get("rope_parameters") or raw.get("rope_scaling") or {}
+    if not isinstance(parameters, dict):
+        raise UserError(f"{where}: rope scaling is {parameters!r}; expected an object with rope_type")
+    return parameters
+
+
 def _rope(raw: Mapping[str, Any], where: str) -> tuple[float, RopeScaling | None]:
     """Base and scaling, from transformers 5's `rope_parameters` or the older `rope_theta` and `rope_scaling`."""
-    parameters = dict(raw.get("rope_parameters") or raw.get("rope_scaling") or {})
-    theta = float(parameters.get("rope_theta") or raw.get("rope_theta") or 10_000.0)
+    parameters = _rope_parameters(raw, where)
+    theta = _number(parameters if parameters.get("rope_theta") else raw, "rope_theta", where, 10_000.0)
     kind = parameters.get("rope_type") or parameters.get("type") or "default"
     if kind == "default":
         return theta, None
     if kind not in ("linear", "llama3"):
         raise UserError(f"{where}: rope scaling of type {kind!r} is not supported; expected default, linear or llama3")
-    try:
-        if kind == "linear":
-            return theta, RopeScaling("linear", float(parameters["factor"]))
-        return theta, RopeScaling(
-            "llama3", float(parameters["factor"]), float(parameters["low_freq_factor"]),
-            float(parameters["high_freq_factor"]), int(parameters["original_max_position_embeddings"]),
-        )  # fmt: skip
-    except KeyError as error:
-        raise UserError(f"{where}: rope scaling of type {kind} lacks {error}") from error
+    names = ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")[: 1 if kind == "linear" else 4]
+    if missing := [name for name in names if parameters.get(name) is None]:
+        raise UserError(f"{where}: rope scaling of type {kind} lacks {', '.join(missing)}")
+    numbers = [_number(parameters, name, f"{where}: rope scaling") for name in names]
+    return theta, RopeScaling(kind, *numbers[:3], *(int(n) for n in numbers[3:]))
 
 
 def _rope_scaling(cfg: ModelConfig) -> dict[str, Any] | None:
@@ -162,7 +177,7 @@ def _rope_scaling(cfg: ModelConfig) -> dict[str, Any] | None:
 
 def _refuse_unsupported(raw: Mapping[str, Any], family: str, where: str) -> None:
     """UserError for what would change the arithmetic and is not computed here."""
-    partial = (raw.get("rope_parameters") or {}).get("partial_rotary_factor", raw.get("partial_rotary_factor", 1.0))
+    partial = _rope_parameters(raw, where).get("partial_rotary_factor", raw.get("partial_rotary_factor", 1.0))
     wrong = (
         ("hidden_act", raw.get("hidden_act", "silu") not in ("silu", "swish"), "silu"),
         ("attention_bias", family != "qwen2" and bool(raw.get("attention_bias")), "false"),
@@ -173,16 +188,17 @@ def _refuse_unsupported(raw: Mapping[str, Any], family: str, where: str) -> None
     for field, is_wrong, expected in wrong:
         if is_wrong:
             raise UserError(f"{where}: {field} is {raw.get(field, partial)!r}, which is not supported; expected {expected}")
-    window, positions = raw.get("sliding_window"), raw.get("max_position_embeddings") or _POSITIONS[family]
+    window, positions = raw.get("sliding_window"), _integer(raw, "max_position_embeddings", where, _POSITIONS[family])
     if family == "mistral" and "sliding_window" not in raw:
         window = 4096  # transformers' default for the family
+    window = window if window is None else _integer(raw, "sliding_window", where, window)
     used = {"mistral": True, "llama": False}.get(family, bool(raw.get("use_sliding_window", False)))
     layers = raw.get("layer_types")
     if layers is not None:
         used = "sliding_attention" in layers
     elif family in ("qwen2", "qwen3"):
-        used &= raw.get("max_window_layers", 28) < raw.get("num_hidden_layers", 0)
-    if used and window and window < positions:
+        used &= _integer(raw, "num_hidden_layers", where) > (raw.get("max_window_layers", 28) or 0)
+    if used and window is not None and window < positions:
         raise UserError(
             f"{where}: sliding_window is {window} with {positions} positions; attention to a window is not supported. For "
             f"texts of at most {window} tokens it changes nothing: set sliding_window to null and max_position_embeddings "

@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,12 +18,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from rlaif_jax.errors import UserError
 from rlaif_jax.models import transformer
+from rlaif_jax.models.hf_files import INDEX, SINGLE, Checkpoint, listed
 from rlaif_jax.models.model_config import ModelConfig
+from rlaif_jax.models.quant import kept_in_8_bits
 from rlaif_jax.sharding.placement import Placement
 
 _TOP = {"embed": "model.embed_tokens.weight", "final_norm": "model.norm.weight", "lm_head": "lm_head.weight"}
@@ -34,7 +35,6 @@ LAYER_NAMES = {
 }  # fmt: skip
 _DERIVED = re.compile(r"model\.layers\.\d+\.self_attn\.rotary_emb\.inv_freq")  # computed from the config; old files hold it
 _READABLE = {"F32", "BF16", "F16"}
-_INDEX, _SINGLE = "model.safetensors.index.json", "model.safetensors"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,64 +78,6 @@ def name_table(cfg: ModelConfig, scalar: bool) -> list[Entry]:
     return table
 
 
-class Checkpoint:
-    """The tensors of a folder by name, read in slices; one file is open at a time, for one tensor."""
-
-    def __init__(self, folder: str | Path):
-        self.folder = Path(folder)
-        self._file_of = self._inventory()
-
-    @property
-    def names(self) -> set[str]:
-        """Names of all tensors."""
-        return set(self._file_of)
-
-    def slices(self, name: str) -> Any:
-        """The tensor as an object with get_shape(), get_dtype() and `[slices] -> NumPy array` (a context manager)."""
-        return _Slices(self._file_of[name], name)
-
-    def _inventory(self) -> dict[str, Path]:
-        found: dict[str, Path] = {}
-        for file in self._files():
-            try:
-                with safe_open(file, "numpy") as tensors:
-                    names = list(tensors.keys())
-            except (SafetensorError, OSError) as error:
-                raise UserError(f"{file}: cannot be read as safetensors: {error}") from error
-            if twice := sorted(found.keys() & set(names)):
-                raise UserError(f"{self.folder}: tensors stand in two files: {listed(twice)}")
-            found |= dict.fromkeys(names, file)
-        return found
-
-    def _files(self) -> list[Path]:
-        index = self.folder / _INDEX
-        if not index.exists():
-            if not (self.folder / _SINGLE).exists():
-                raise UserError(f"{self.folder}: neither {_SINGLE} nor {_INDEX} there; only safetensors are read")
-            return [self.folder / _SINGLE]
-        try:
-            files = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-        except (ValueError, KeyError, AttributeError, TypeError) as error:
-            raise UserError(f"{index}: expected an object with weight_map: {error}") from error
-        for name in files:
-            if Path(name).name != name or not (self.folder / name).is_file():
-                raise UserError(f"{index}: it names the file {name!r}, which is not in the folder")
-        return [self.folder / name for name in files]
-
-
-class _Slices:
-    """A tensor of a file that is open only inside the `with` block, so that its pages do not stay in memory."""
-
-    def __init__(self, file: Path, name: str):
-        self._context, self._name = safe_open(file, "numpy"), name
-
-    def __enter__(self):
-        return self._context.__enter__().get_slice(self._name)
-
-    def __exit__(self, *error):
-        return self._context.__exit__(*error)
-
-
 def check(checkpoint: Checkpoint, table: Sequence[Entry], tied: bool) -> None:
     """UserError that lists every tensor that is missing, left over, of another shape or of a dtype that is not read."""
     wanted = {name: entry for entry in table for name in entry.names}
@@ -171,16 +113,11 @@ def _check_same(checkpoint: Checkpoint, first: str, second: str, rows: int = 409
         raise UserError(f"{checkpoint.folder}: tie_word_embeddings is true, but {second} differs from {first}")
 
 
-def listed(names: Iterable[str], separator: str = ", ", most: int = 24) -> str:
-    """The names, or the first of them and how many more there are."""
-    names = list(names)
-    return separator.join(names[:most]) + (f" ... and {len(names) - most} more" if len(names) > most else "")
-
-
-def load_params(folder: str | Path, cfg: ModelConfig, place: Placement, scalar: bool = False) -> dict:
+def load_params(folder: str | Path, cfg: ModelConfig, place: Placement, scalar: bool = False, int8: bool = False) -> dict:
     """The parameters in `cfg.param_dtype` (a scalar head in float32), in the shardings of `place`.
 
-    The host holds one tensor at a time, or its part for this process's devices. UserError as in `check`.
+    `int8`: the blocks' matrices in 8 bits; one at a time is on the devices as it was stored, too. The host holds one tensor
+    at a time, or its part for this process's devices. UserError as in `check`.
     """
     table, checkpoint = name_table(cfg, scalar), Checkpoint(folder)
     check(checkpoint, table, cfg.tied_embeddings and not scalar)
@@ -190,7 +127,10 @@ def load_params(folder: str | Path, cfg: ModelConfig, place: Placement, scalar: 
         for key in entry.path[:-1]:
             node = node.setdefault(key, {})
         dtype = jnp.dtype("float32" if entry.row else cfg.param_dtype)
-        node[entry.path[-1]] = (_load_stacked if entry.stacked else _load_one)(checkpoint, entry, dtype, place)
+        loaded = (_load_stacked if entry.stacked else _load_one)(checkpoint, entry, dtype, place)
+        if int8 and entry.transposed:
+            loaded = kept_in_8_bits(loaded, ("layers", *_our_axes(entry)), place)
+        node[entry.path[-1]] = loaded
     return params
 
 
@@ -241,7 +181,10 @@ def _tensors(params: Mapping[str, Any], table: Sequence[Entry], dtype: str, plac
         x = params
         for key in entry.path:
             x = x[key]
-        return np.ascontiguousarray(takers[entry.path](x, np.int32(i)).addressable_data(0))
+        out = np.ascontiguousarray(takers[entry.path](x, np.int32(i)).addressable_data(0))
+        if dtype == "float16" and not np.isfinite(out).all():
+            raise UserError(f"{entry.names[i]} holds numbers that float16 cannot; export with --dtype bfloat16 or float32")
+        return out
 
     layers = max(len(e.names) for e in table)
     before = [e for e in table if not e.stacked and e.path[-1] == "embed"]
@@ -258,7 +201,7 @@ def save_params(
     """Writes model.safetensors, or shards of at most that many bytes with their index; gives the files.
 
     Every process takes part, the first one writes. A tensor larger than the bound gets a shard of its own. The output
-    matrix of a scalar model, which nothing reads, is left out.
+    matrix of a scalar model, which nothing reads, is left out. UserError where float16 cannot hold a weight.
     """
     folder, table = Path(folder), name_table(cfg, scalar)
     size_of = {name: int(np.prod(e.shape)) * jnp.dtype(dtype).itemsize for e in table for name in e.names}
@@ -268,7 +211,7 @@ def save_params(
         if shards[-1] and sum(size_of[n] for n in shards[-1]) + size_of[name] > max_shard_bytes:
             shards.append([])
         shards[-1].append(name)
-    files = [_SINGLE] if len(shards) == 1 else [f"model-{i + 1:05d}-of-{len(shards):05d}.safetensors" for i in range(len(shards))]
+    files = [SINGLE] if len(shards) == 1 else [f"model-{i + 1:05d}-of-{len(shards):05d}.safetensors" for i in range(len(shards))]
     for file, names in zip(files, shards, strict=True):
         tensors = {name: fetch[name]() for name in names}
         if jax.process_index() == 0:
@@ -276,5 +219,5 @@ def save_params(
     if len(shards) > 1 and jax.process_index() == 0:
         weight_map = {name: file for file, names in zip(files, shards, strict=True) for name in names}
         index = {"metadata": {"total_size": sum(size_of.values())}, "weight_map": weight_map}
-        (folder / _INDEX).write_text(json.dumps(index, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+        (folder / INDEX).write_text(json.dumps(index, indent=2, sort_keys=True) + "\n", encoding="utf-8")
     return [folder / file for file in files]

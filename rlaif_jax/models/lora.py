@@ -47,8 +47,15 @@ class LoraConfig:
 
 
 def ranks(cfg: ModelConfig, lora: LoraConfig) -> dict[str, int]:
-    """Matrix of a block -> rank, for those with one. UserError if there is none, or a rank exceeds a matrix's sides."""
+    """Matrix of a block -> rank, for those with one.
+
+    UserError if there is none, a rank exceeds a matrix's sides, or a pattern matches no matrix (a slip of the pen).
+    """
     found = {}
+    matrices = [f"layers/{n}" for n, (s, _, _) in transformer.layer_table(cfg).items() if len(s) == 2]
+    for pattern in lora.targets:
+        if not any(re.fullmatch(pattern, name) for name in matrices):
+            raise UserError(f"lora.targets: {pattern!r} matches no matrix; they are {', '.join(matrices)}")
     for name, (shape, _, _) in transformer.layer_table(cfg).items():
         rank = next((r for p, r in lora.targets.items() if re.fullmatch(p, f"layers/{name}")), 0)
         if rank and len(shape) == 2:
@@ -56,8 +63,7 @@ def ranks(cfg: ModelConfig, lora: LoraConfig) -> dict[str, int]:
                 raise UserError(f"lora.targets: rank {rank} for layers/{name}, whose shape is {shape}")
             found[name] = rank
     if not found:
-        names = ", ".join(f"layers/{n}" for n, (s, _, _) in transformer.layer_table(cfg).items() if len(s) == 2)
-        raise UserError(f"lora.targets matches no matrix; they are {names}")
+        raise UserError(f"lora.targets gives no matrix a rank; they are {', '.join(matrices)}")
     return found
 
 

@@ -14,7 +14,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from rlaif_jax.errors import UserError
-from rlaif_jax.models.hf_weights import LAYER_NAMES, listed
+from rlaif_jax.models.hf_files import listed
+from rlaif_jax.models.hf_weights import LAYER_NAMES
 from rlaif_jax.models.lora import LoraConfig, ranks
 from rlaif_jax.models.model_config import ModelConfig
 from rlaif_jax.models.transformer import layer_table
@@ -105,23 +106,47 @@ def _read_config(folder: Path, cfg: ModelConfig) -> LoraConfig:
         raw = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise UserError(f"{path}: not JSON: {error}") from error
+    if not isinstance(raw, dict):
+        raise UserError(f"{path}: expected an object, found {type(raw).__name__}")
     plain = (("peft_type", "LORA"), ("bias", "none"), ("use_dora", False), ("use_rslora", False), ("fan_in_fan_out", False))
     for field, expected in plain:
         if raw.get(field, expected) != expected:
             raise UserError(f"{path}: {field} is {raw[field]!r}, which is not supported; expected {expected!r}")
     if raw.get("alpha_pattern") or raw.get("layers_to_transform") is not None:
         raise UserError(f"{path}: alpha_pattern and layers_to_transform are not supported")
-    modules = raw.get("target_modules")
+    if raw.get("init_lora_weights", True) not in (True, False, "gaussian"):  # these change the base's weights, too
+        raise UserError(f"{path}: init_lora_weights is {raw['init_lora_weights']!r}, which is not supported; expected true")
+    ranks_of = {} if raw.get("rank_pattern") is None else raw["rank_pattern"]
+    if not isinstance(ranks_of, dict):
+        raise UserError(f"{path}: rank_pattern is {ranks_of!r}; expected an object")
+    numbers = [("r", raw.get("r"), int), ("lora_alpha", raw.get("lora_alpha"), (int, float))]
+    for field, value, kind in numbers + [(f"rank_pattern: {module}", rank, int) for module, rank in ranks_of.items()]:
+        if not isinstance(value, kind) or isinstance(value, bool) or value <= 0:
+            raise UserError(f"{path}: {field} is {value!r}; expected a positive number")
+    targets = _targets(raw.get("target_modules"), path)
+    return LoraConfig({f"layers/{n}": ranks_of.get(_module(n), raw["r"]) for n in targets}, float(raw["lora_alpha"]))
+
+
+def _targets(modules: Any, path: Path) -> list[str]:
+    """The matrices that PEFT's `target_modules` means: "all-linear", a regular expression on whole paths, or a list of modules."""
     if modules == "all-linear":
-        modules = [_module(name) for name in _MODULES]
-    pattern = modules if isinstance(modules, str) else "|".join(re.escape(m) for m in modules or ())
-    ranks_of = raw.get("rank_pattern") or {}
-    table = {}
-    for name, full in _MODULES.items():
-        module = _module(name)
-        whole = isinstance(modules, str) and re.fullmatch(pattern, f"model.layers.0.{full}")
-        if whole or (not isinstance(modules, str) and re.fullmatch(pattern, module)):
-            table[f"layers/{name}"] = int(ranks_of.get(module, raw["r"]))
-    if not table:
-        raise UserError(f"{path}: target_modules {modules!r} names no matrix of this model")
-    return LoraConfig(table, float(raw["lora_alpha"]))
+        return list(_MODULES)
+    if isinstance(modules, str):
+        try:
+            found = [name for name, full in _MODULES.items() if re.fullmatch(modules, f"model.layers.0.{full}")]
+        except re.error as error:
+            raise UserError(f"{path}: target_modules is {modules!r}, no regular expression: {error}") from error
+        if not found:
+            raise UserError(f"{path}: target_modules {modules!r} matches no matrix of this model's blocks")
+        return found
+    if not isinstance(modules, list) or not modules:
+        raise UserError(f"{path}: target_modules is {modules!r}; expected the names of modules")
+
+    def meant(module: str) -> set[str]:
+        return {name for name, full in _MODULES.items() if f".{full}".endswith(f".{module}")}
+
+    if wrong := [str(m) for m in modules if not meant(m)]:
+        names = ", ".join(map(_module, _MODULES))
+        raise UserError(f"{path}: target_modules names what is no matrix of this model's blocks: {listed(wrong)}; they are {names}")
+    found = set().union(*map(meant, modules))
+    return [name for name in _MODULES if name in found]

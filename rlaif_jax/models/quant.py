@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from rlaif_jax.models.weights import Int8
+from rlaif_jax.sharding.placement import Placement
 
 Cached = tuple[jax.Array, jax.Array] | jax.Array
 
@@ -31,6 +32,20 @@ def quantised(matrix: jax.Array) -> Int8:
 def quantise_layers(params: dict) -> dict:
     """A decoder with the matrices of its blocks in 8 bits; embeddings, norms and biases stay as they are."""
     layers = {n: quantised(w) if w.ndim == 3 else w for n, w in params["layers"].items()}
+    return params | {"layers": layers}
+
+
+def kept_in_8_bits(matrix: jax.Array, axes: tuple[str | None, ...], place: Placement) -> Int8:
+    """A stacked matrix (L, D, F) with these logical axes, on the mesh in 8 bits; the given one is deleted."""
+    at = Int8(place.array(axes, matrix.shape), place.array((axes[0], axes[2]), matrix.shape[::2]))
+    out = jax.block_until_ready(jax.jit(quantised, out_shardings=at)(matrix))
+    matrix.delete()
+    return out
+
+
+def keep_layers_in_8_bits(params: dict, axes: dict, place: Placement) -> dict:
+    """A decoder whose blocks' matrices are deleted one by one, each for its 8 bits; the rest stays as it is."""
+    layers = {n: kept_in_8_bits(w, axes["layers"][n], place) if w.ndim == 3 else w for n, w in params["layers"].items()}
     return params | {"layers": layers}
 
 

@@ -25,19 +25,24 @@ Sampler = Callable[..., Decoded]
 def for_sampling(params: Any, cfg: ModelConfig, axes: Any, place: Placement) -> Any:
     """Parameters in the compute dtype and gathered over fsdp (under jit): once per rollout, not once per token.
 
-    Adapters are merged into their weights; with `cfg.rollout_weights` int8, the matrices of the blocks are in 8 bits.
+    Adapters are merged into their weights; with `cfg.rollout_weights` int8, the matrices of the blocks are in 8 bits, as they
+    stay where they were already.
     """
     gathered = place.without("fsdp")
 
     def constrained(x, axes):
         return jax.lax.with_sharding_constraint(x, gathered.array(axes, x.shape))
 
+    def in_8_bits(small, axes):
+        return Int8(constrained(small.values, axes), constrained(small.scale, (axes[0], axes[2])))
+
     def one(axes, w):
+        if isinstance(w, Int8):
+            return in_8_bits(w, axes)
         w = (w.plain() if is_special(w) else w).astype(cfg.compute_dtype)
         if cfg.rollout_weights == "float" or len(axes) < 3:
             return constrained(w, axes)
-        small = quantised(w)  # before the gathering, which then moves half the bytes
-        return Int8(constrained(small.values, axes), constrained(small.scale, (axes[0], axes[2])))
+        return in_8_bits(quantised(w), axes)  # before the gathering, which then moves half the bytes
 
     return jax.tree.map(one, axes, params, is_leaf=lambda a: isinstance(a, tuple))
 

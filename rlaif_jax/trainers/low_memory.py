@@ -104,7 +104,10 @@ def with_rounding(inner: optax.GradientTransformation) -> optax.GradientTransfor
     """The optimiser with its updates of bfloat16 parameters rounded stochastically; plain `inner` if there are none."""
 
     def init(params: Any) -> Any:
-        return RoundingState(jnp.int32(0), inner.init(params)) if _in_bfloat16(params) else inner.init(params)
+        if not _in_bfloat16(params):
+            return inner.init(params)
+        # Of bfloat16 parameters optax would keep bfloat16 moments, whose small changes are lost in rounding to the nearest.
+        return RoundingState(jnp.int32(0), inner.init(jax.tree.map(lambda p: p.astype(jnp.float32), params)))
 
     def update(grads: Any, state: Any, params: Any) -> tuple[Any, Any]:
         if not isinstance(state, RoundingState):

@@ -187,7 +187,8 @@ def critic_base(frozen: Any) -> Any:
 def make_learn(
     policy_update: Update, critic_update: Update | None, rl: RlConfig, shardings: RlState, place: Placement
 ) -> Callable[[RlState, dict, int, int], tuple[RlState, dict]]:  # fmt: skip
-    """learn(state, batch, seed, step): all updates of one rollout in one jitted, donated program.
+    """learn(state, batch, seed, step): all updates of one rollout in one jitted program; all of the state but `frozen` is
+    donated.
 
     Each epoch shuffles the rows by a key of (seed, step). The policy rests while the critic warms up, and for the rest of
     the step once its KL from the policy that sampled exceeds `rl.kl_stop`.
@@ -216,26 +217,26 @@ def make_learn(
             metrics |= {f"critic/{name}": m for name, m in found.items()}
         return (state, rests), metrics
 
-    def learn(state: RlState, batch: dict, seed, number):
+    def learn(state: RlState, batch: dict, seed, number, frozen):
         key = jax.random.fold_in(jax.random.key(seed), number)
         count = batch["mask"].shape[0]
         orders = jax.vmap(lambda k: jax.random.permutation(k, count))(jax.random.split(key, rl.epochs))
         rests = number <= (rl.critic.warmup if rl.critic is not None else 0)
-        (learned, _), metrics = jax.lax.scan(
-            partial(one, batch=batch, frozen=state.frozen), (state.replace(frozen=None), rests),
-            orders.reshape(rl.epochs * rl.minibatches, -1),
-        )  # fmt: skip
-        state = learned.replace(frozen=state.frozen)
+        (state, _), metrics = jax.lax.scan(
+            partial(one, batch=batch, frozen=frozen), (state, rests), orders.reshape(rl.epochs * rl.minibatches, -1)
+        )
         # At the first update policy and sampler have the same weights: what differs is arithmetic.
         gap = jax.tree.map(lambda x: x[0], metrics["logprob_gap"]).value()
         facts = {"sampler_gap": gap, "skipped": state.skipped}
         facts |= {"critic/skipped": state.critic.skipped} if state.critic is not None else {}
         return state, {name: m.value() for name, m in over_axis(metrics).items()} | facts
 
-    jitted = jax.jit(learn, donate_argnums=0, out_shardings=(shardings, None))
+    jitted = jax.jit(learn, donate_argnums=0, out_shardings=(shardings.replace(frozen=None), None))
 
     def run(state: RlState, batch: dict, seed: int, number: int):
-        return jitted(state, batch, np.uint32(seed), np.int32(number))
+        # The base under an adapter is not donated: the reward model may read the same arrays.
+        learned, metrics = jitted(state.replace(frozen=None), batch, np.uint32(seed), np.int32(number), state.frozen)
+        return learned.replace(frozen=state.frozen), metrics
 
     run.compiled = jitted  # for `rlaif plan`
     return run

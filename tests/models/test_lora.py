@@ -39,7 +39,10 @@ def test_targets_are_an_ordered_table(small_model):
     assert axes["layers"]["down"] == {"a": ("layers", "mlp", None), "b": ("layers", None, "embed")}
     assert adapter["layers"]["down"]["a"].shape == (2, 64, 3) and adapter["layers"]["k"]["b"].shape == (2, 2, 16)
     for targets, message in (
-        ({"layers/embed": 4}, "matches no matrix; they are layers/q"),
+        ({"layers/embed": 4}, "'layers/embed' matches no matrix; they are layers/q"),
+        ({"layers/q": 4, "layers/gaet": 4}, "'layers/gaet' matches no matrix; they are layers/q"),
+        ({"layers/q": 0}, "gives no matrix a rank"),
+        ({}, "gives no matrix a rank"),
         ({"layers/k": 17}, r"rank 17 for layers/k, whose shape is \(32, 16\)"),
     ):
         with pytest.raises(UserError, match=message):
@@ -169,10 +172,24 @@ def test_adapters_that_do_not_fit_are_refused(small_model, tmp_path):
     refused("use_dora is True", config | {"use_dora": True})
     refused("use_rslora is True", config | {"use_rslora": True})
     refused("bias is 'all'", config | {"bias": "all"})
-    refused("names no matrix", config | {"target_modules": ["c_attn"]})
+    refused("init_lora_weights is 'pissa'", config | {"init_lora_weights": "pissa"})
+    refused("peft_type is 'IA3'", config | {"peft_type": "IA3"})
+    for field, value in (("r", None), ("r", 0), ("r", "4"), ("lora_alpha", None), ("lora_alpha", "x"), ("lora_alpha", -1)):
+        refused(rf"adapter_config\.json: {field} is {value!r}; expected a positive", config | {field: value})
+    refused(r"rank_pattern is \[\]; expected an object", config | {"rank_pattern": []})
+    refused(r"rank_pattern: q_proj is '4'; expected", config | {"rank_pattern": {"q_proj": "4"}})
+    refused("target_modules is 7", config | {"target_modules": 7})
+    refused(r"target_modules is 'q_\('", config | {"target_modules": "q_("})
+    refused("expected an object, found list", [])
+    refused(r"what is no matrix of this model's blocks: c_attn; they are q_proj", config | {"target_modules": ["c_attn"]})
+    refused("blocks: qq_proj, lm_head", config | {"target_modules": [*config["target_modules"], "qq_proj", "lm_head"]})
+    refused("matches no matrix", config | {"target_modules": "c_attn"})
     refused("lacks .*layers.1.self_attn.v_proj.lora_B", tensors={n: t for n, t in tensors.items() if n != name})
     refused("not part of the adapter: extra", tensors=tensors | {"extra": np.ones(2, np.float32)})
     wrong = {n: t[:1] if "lora_B" in n and "q_proj" in n else t for n, t in tensors.items()}
     refused(r"q_proj has shapes", tensors=wrong)
+    longer = config | {"target_modules": [f"{'mlp' if m[0] in 'gud' else 'self_attn'}.{m}" for m in config["target_modules"]]}
+    (tmp_path / "good" / "adapter_config.json").write_text(json.dumps(longer))
+    assert lora.ranks(small_model, load_adapter(tmp_path / "good", small_model)[1]) == lora.ranks(small_model, LORA)
     with pytest.raises(UserError, match=r"no adapter_config\.json"):
         load_adapter(tmp_path, small_model)

@@ -1,0 +1,99 @@
+"""The safetensors files of a Hugging Face folder: which tensors there are, and their contents in slices."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+
+from rlaif_jax.errors import UserError
+
+INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
+
+
+class Checkpoint:
+    """The tensors of a folder by name, read in slices; one file is open at a time, for one tensor."""
+
+    def __init__(self, folder: str | Path):
+        self.folder = Path(folder)
+        self._file_of = self._inventory()
+
+    @property
+    def names(self) -> set[str]:
+        """Names of all tensors."""
+        return set(self._file_of)
+
+    def slices(self, name: str) -> Any:
+        """The tensor as an object with get_shape(), get_dtype() and `[slices] -> NumPy array` (a context manager)."""
+        return _Slices(self._file_of[name], name)
+
+    def _inventory(self) -> dict[str, Path]:
+        found: dict[str, Path] = {}
+        index = self._index()
+        for file in self._files(index):
+            try:
+                with safe_open(file, "numpy") as tensors:
+                    names = list(tensors.keys())
+            except (SafetensorError, OSError) as error:
+                raise UserError(f"{file}: cannot be read as safetensors: {error}") from error
+            if twice := sorted(found.keys() & set(names)):
+                raise UserError(f"{self.folder}: tensors stand in two files: {listed(twice)}")
+            found |= dict.fromkeys(names, file)
+        self._check_index(index, found)
+        return found
+
+    def _index(self) -> dict[str, str] | None:
+        """Tensor -> file, as the index says; None without an index."""
+        path = self.folder / INDEX
+        if not path.exists():
+            return None
+        try:
+            index = json.loads(path.read_text(encoding="utf-8"))["weight_map"]
+            sorted(set(index.values()))
+        except (ValueError, KeyError, AttributeError, TypeError) as error:
+            raise UserError(f"{path}: expected an object with weight_map: {error}") from error
+        return index
+
+    def _files(self, index: dict[str, str] | None) -> list[Path]:
+        if index is None:
+            if not (self.folder / SINGLE).exists():
+                raise UserError(f"{self.folder}: neither {SINGLE} nor {INDEX} there; only safetensors are read")
+            return [self.folder / SINGLE]
+        files = sorted(set(index.values()))
+        if wrong := [name for name in files if Path(name).name != name or not (self.folder / name).is_file()]:
+            raise UserError(f"{self.folder / INDEX}: it names files that are not in the folder: {listed(map(repr, wrong))}")
+        return [self.folder / name for name in files]
+
+    def _check_index(self, index: dict[str, str] | None, found: dict[str, Path]) -> None:
+        """An index that is not true of its files speaks of shards of different checkpoints."""
+        if index is None:
+            return
+        problems = []
+        if absent := sorted(name for name, file in index.items() if found.get(name) != self.folder / file):
+            problems.append("not in the file that it names: " + listed(f"{name} ({index[name]})" for name in absent))
+        if unlisted := sorted(found.keys() - index.keys()):
+            problems.append("in a file, and not named: " + listed(f"{name} ({found[name].name})" for name in unlisted))
+        if problems:
+            raise UserError(f"{self.folder / INDEX}: it does not fit the files: {'; '.join(problems)}")
+
+
+class _Slices:
+    """A tensor of a file that is open only inside the `with` block, so that its pages do not stay in memory."""
+
+    def __init__(self, file: Path, name: str):
+        self._context, self._name = safe_open(file, "numpy"), name
+
+    def __enter__(self):
+        return self._context.__enter__().get_slice(self._name)
+
+    def __exit__(self, *error):
+        return self._context.__exit__(*error)
+
+
+def listed(names: Iterable[str], separator: str = ", ", most: int = 24) -> str:
+    """The names, or the first of them and how many more there are."""
+    names = list(names)
+    return separator.join(names[:most]) + (f" ... and {len(names) - most} more" if len(names) > most else "")
