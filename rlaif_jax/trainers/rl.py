@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import chex
@@ -103,13 +102,22 @@ def make_annotate(cfg: ModelConfig, rl: RlConfig, place: Placement) -> Callable[
         if rl.policy.correction != "none":
             part["sampler_logprobs"] = decoded.logprobs
             part["old_logprobs"] = response_logprobs(params, cfg, *inputs, temperature, place)[0] * decoded.mask
+            inputs = _after(part["old_logprobs"], *inputs)
         if rl.kl.coefficient > 0:
             part["ref_logprobs"] = response_logprobs(reference, cfg, *inputs, temperature, place)[0] * decoded.mask
+            inputs = _after(part["ref_logprobs"], *inputs)
         if rl.critic is not None:
             part["values"] = response_values(critic, cfg, *inputs, place) * decoded.mask
         return part
 
     return annotate
+
+
+def _after(logprobs: jax.Array, tokens: jax.Array, *rest: Any) -> tuple:
+    """The inputs of the next model, to be had only after the log-probs (B, R) of the last one: one model at a time needs
+    less memory, and see "One order" in docs/multihost.md. A log-prob is never above 0, which the compiler does not know."""
+    never = jnp.any(logprobs > 1e30, axis=1, keepdims=True)
+    return jnp.where(never, 0, tokens), *rest
 
 
 def make_experience(rl: RlConfig) -> Callable[..., tuple[dict, dict, jax.Array, jax.Array]]:
@@ -186,6 +194,17 @@ def critic_base(frozen: Any) -> Any:
     return None if frozen is None else {"model": frozen}
 
 
+def _orders(key: jax.Array, count: int, rl: RlConfig) -> jax.Array:
+    """The rows of each mini-batch of each epoch: (epochs * minibatches, rows)."""
+    orders = jax.vmap(lambda k: jax.random.permutation(k, count))(jax.random.split(key, rl.epochs))
+    return orders.reshape(rl.epochs * rl.minibatches, -1)
+
+
+def _pieces(batch: dict, orders: jax.Array, place: Placement) -> dict:
+    """The batch's rows in these orders, (updates, rows, ...): all devices exchange them before the first update."""
+    return jax.tree.map(lambda x: constrain(x[orders], (None, "batch") + (None,) * (x.ndim - 1), place), batch)
+
+
 def make_learn(
     policy_update: Update, critic_update: Update | None, rl: RlConfig, shardings: RlState, place: Placement
 ) -> Callable[[RlState, dict, int, int], tuple[RlState, dict]]:  # fmt: skip
@@ -206,28 +225,38 @@ def make_learn(
         shapes = jax.eval_shape(update, state, piece)[1]
         return jax.lax.cond(rests, lambda s, p: (s, empty(shapes)), update, state, piece)
 
-    def one(carry, rows, batch, frozen):
-        state, rests = carry
-        piece = jax.tree.map(lambda x: constrain(x[rows], ("batch",) + (None,) * (x.ndim - 1), place), batch)
-        state, metrics = policy_turn(state, piece, rests, frozen)
-        if rl.kl_stop > 0:
-            rests |= metrics["kl_old"].value() > rl.kl_stop
-        if critic_update is not None:
-            critic, found = critic_update(state.critic.replace(frozen=critic_base(frozen)), piece)
-            state = state.replace(critic=critic.replace(frozen=None))
-            metrics |= {f"critic/{name}": m for name, m in found.items()}
-        return (state, rests), metrics
+    def policy_turns(state: RlState, pieces: dict, rests: jax.Array, frozen: Any) -> tuple[RlState, Metrics]:
+        def one(carry, piece):
+            state, rests = carry
+            state, metrics = policy_turn(state, piece, rests, frozen)
+            if rl.kl_stop > 0:
+                rests |= metrics["kl_old"].value() > rl.kl_stop
+            return (state, rests), metrics
+
+        (state, _), metrics = jax.lax.scan(one, (state, rests), pieces)
+        return state, metrics
+
+    def critic_turns(critic: TrainState, pieces: dict, frozen: Any) -> tuple[TrainState, Metrics]:
+        def one(critic, piece):
+            critic, metrics = critic_update(critic.replace(frozen=frozen), piece)
+            return critic.replace(frozen=None), {f"critic/{name}": m for name, m in metrics.items()}
+
+        return jax.lax.scan(one, critic, pieces)
 
     def learn(state: RlState, batch: dict, seed, number):
-        key = jax.random.fold_in(jax.random.key(seed), number)
-        count = batch["mask"].shape[0]
-        orders = jax.vmap(lambda k: jax.random.permutation(k, count))(jax.random.split(key, rl.epochs))
+        orders = _orders(jax.random.fold_in(jax.random.key(seed), number), batch["mask"].shape[0], rl)
         rests = number <= (rl.critic.warmup if rl.critic is not None else 0)
-        (learned, _), metrics = jax.lax.scan(
-            partial(one, batch=batch, frozen=state.frozen), (state.replace(frozen=None), rests),
-            orders.reshape(rl.epochs * rl.minibatches, -1),
+        critic, frozen = state.critic, state.frozen
+        state, metrics = policy_turns(
+            state.replace(critic=None, frozen=None), _pieces(batch, orders, place), rests, frozen
         )  # fmt: skip
-        state = learned.replace(frozen=state.frozen)
+        if critic_update is not None:
+            # Neither reads what the other learns. The critic waits for what is never below 0, hence for the policy's
+            # turns: side by side they need more memory, and see "One order" in docs/multihost.md.
+            pieces = _pieces(batch, orders + jnp.minimum(state.skipped, 0), place)
+            critic, found = critic_turns(critic, pieces, critic_base(frozen))
+            metrics |= found
+        state = state.replace(critic=critic, frozen=frozen)
         # At the first update policy and sampler have the same weights: what differs is arithmetic.
         gap = jax.tree.map(lambda x: x[0], metrics["logprob_gap"]).value()
         facts = {"sampler_gap": gap, "skipped": state.skipped}
