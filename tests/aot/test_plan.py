@@ -52,6 +52,8 @@ def test_what_the_compiler_says_of_too_large_a_program():
     message = "RESOURCE_EXHAUSTED: XLA:TPU compile permanent error. Ran out of memory in memory space hbm. "
     message += "Used 20.31G of 15.75G hbm. Exceeded hbm capacity by 4.56G."
     assert aot.needed_bytes(message) == round(20.31 * 2**30)
+    message = "RESOURCE_EXHAUSTED: Ran out of memory on HBM, the total memory required for HLO temporaries (125.14G) exceeds "
+    assert aot.needed_bytes(message + "available HBM (95.74G).") == round(125.14 * 2**30)
     assert aot.needed_bytes("INTERNAL: something else") is None
 
 
