@@ -11,7 +11,8 @@ from typing import Any
 
 from rich.console import Console
 
-from rlaif_jax.config import RunConfig, from_dict, to_dict
+from rlaif_jax.config import RunConfig
+from rlaif_jax.config_values import from_dict, to_dict
 from rlaif_jax.errors import UserError
 from rlaif_jax.sharding import Placement, barrier, connect, is_first, make_mesh, on_first
 

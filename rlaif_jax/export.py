@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from rich.console import Console
 
-from rlaif_jax.config import to_dict
+from rlaif_jax.config_values import to_dict
 from rlaif_jax.data.tokenizer import Tokenizer
 from rlaif_jax.errors import UserError
 from rlaif_jax.evaluation.text import escape_markdown

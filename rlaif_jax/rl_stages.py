@@ -13,6 +13,7 @@ import numpy as np
 
 from rlaif_jax.config import RlConfig
 from rlaif_jax.data import pipelines
+from rlaif_jax.data.rows import prompt_rows
 from rlaif_jax.data.run_data import RunData
 from rlaif_jax.experiment import Experiment
 from rlaif_jax.metrics import read_metrics
@@ -67,9 +68,8 @@ def _reinforce(x: Experiment, name: str, model_reward: RewardFn) -> Mapping[str,
     )  # fmt: skip
     sampling = filters.traced(cfg.sampling, models.tokenizer.eos_ids)
     state, shardings, learn = _learner(x, cfg, models)
-    batches = pipelines.prompt_batches(
-        train, models.tokenizer, batch_size=cfg.train.batch_size, max_length=cfg.max_prompt, seed=seed
-    )  # fmt: skip
+    rows = prompt_rows(train, models.tokenizer, cfg.max_prompt)
+    batches = pipelines.train_batches(rows, batch_size=cfg.train.batch_size, seed=seed)
     sample = rollout.make_rollout(sampler, reward, train, models.tokenizer, sampling, cfg, seed)
     refill = rollout.make_refill(sample, lambda: next(batches), cfg) if cfg.refills else None
     # Under an adapter the frozen base is the reference.
@@ -98,9 +98,7 @@ def _watched(x: Experiment, name: str, cfg: RlConfig) -> loop.Stage:
     """The stage, with warnings on the terminal when its metrics look sick."""
     rows = read_metrics(x.folder(name) / "metrics.jsonl")
     health = Health(lambda text: x.console.print(f"{name}: {text}", style="yellow", markup=False), *rows[:1])
-    return loop.Stage(
-        name, x.folder(name), cfg.train, x.console, lambda m: m["reward"], x.cfg.logging.wandb_project, health.look
-    )
+    return loop.Stage(name, x.folder(name), cfg.train, x.console, lambda m: m["reward"], x.cfg.logging.wandb_project, health.look)
 
 
 def _learner(x: Experiment, cfg: RlConfig, models: RunModels):
@@ -156,11 +154,7 @@ def _view(x: Experiment):
 
 def _rl_evaluate(x: Experiment, cfg: RlConfig, models: RunModels, sampler, reward, records, sampling, view):
     """Mean reward of sampled answers to held-out training prompts, with the training sampler's shape."""
-    batches = list(
-        pipelines.prompt_eval_batches(
-            records, models.tokenizer, batch_size=cfg.train.batch_size, max_length=cfg.max_prompt
-        )
-    )
+    batches = list(pipelines.eval_batches(prompt_rows(records, models.tokenizer, cfg.max_prompt), cfg.train.batch_size))
 
     def evaluate(state: TrainState) -> dict[str, float]:
         kept = []

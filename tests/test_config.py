@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from rlaif_jax.cli import main
-from rlaif_jax.config import RunConfig, from_dict, load_config, override, to_dict
+from rlaif_jax.config import RunConfig, load_config
+from rlaif_jax.config_values import from_dict, override, to_dict
 from rlaif_jax.errors import UserError
 
 ROOT = Path(__file__).parents[1]
@@ -59,7 +60,6 @@ def test_a_users_mistake_is_one_line(capsys):
     assert "nowhere.py does not exist" in capsys.readouterr().err
     assert main(["generate", "nowhere", "--prompt", "x"]) == 2
     assert "holds no run" in capsys.readouterr().err
-
 
 
 def test_imports_go_downwards_only():

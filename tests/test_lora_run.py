@@ -122,7 +122,7 @@ def test_without_a_lora_section_there_is_no_adapter(tmp_path, one_device):
 
 
 def test_the_plan_counts_the_adapter(run, tmp_path, capsys):
-    from rlaif_jax.config import to_dict
+    from rlaif_jax.config_values import to_dict
     from rlaif_jax.dry_run import plan, print_plan
     from rlaif_jax.sharding import Placement, make_mesh
 

@@ -17,7 +17,7 @@ from rich.console import Console
 from rlaif_jax import pipeline
 from rlaif_jax.algorithms.kl import KlConfig
 from rlaif_jax.checkpoint import Checkpoints
-from rlaif_jax.config import to_dict
+from rlaif_jax.config_values import to_dict
 from rlaif_jax.errors import Preempted
 from rlaif_jax.experiment import Experiment, open_experiment
 from rlaif_jax.metrics import read_metrics

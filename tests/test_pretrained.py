@@ -10,7 +10,8 @@ from rich.console import Console
 
 from rlaif_jax import pipeline
 from rlaif_jax.cli import main
-from rlaif_jax.config import FeedbackConfig, RewardConfig, TrainConfig, override, to_dict
+from rlaif_jax.config import FeedbackConfig, RewardConfig, TrainConfig
+from rlaif_jax.config_values import override, to_dict
 from rlaif_jax.data.tokenizer import Tokenizer
 from rlaif_jax.errors import UserError
 from rlaif_jax.experiment import Experiment, open_experiment

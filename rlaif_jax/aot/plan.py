@@ -18,7 +18,8 @@ from rlaif_jax.aot.chips import CHIPS, Chip, parse_topology, topology_devices
 from rlaif_jax.aot.flops import count_flops
 from rlaif_jax.aot.hlo import Collective, collectives
 from rlaif_jax.aot.programs import Program, build_programs, chip_bytes
-from rlaif_jax.config import RunConfig, override
+from rlaif_jax.config import RunConfig
+from rlaif_jax.config_values import override
 from rlaif_jax.dry_run import planned_model
 from rlaif_jax.errors import UserError
 from rlaif_jax.sharding import Placement, make_mesh

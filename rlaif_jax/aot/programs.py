@@ -213,9 +213,7 @@ def _rl(cfg: RunConfig, model: ModelConfig, place: Placement) -> list[Program]:
     ]  # fmt: skip
 
 
-def _rollout(
-    settings: RlConfig, model: ModelConfig, policy: Abstract, prompts: dict, held: tuple, place: Placement
-) -> Program:
+def _rollout(settings: RlConfig, model: ModelConfig, policy: Abstract, prompts: dict, held: tuple, place: Placement) -> Program:
     count = settings.train.batch_size // settings.rollout_chunks
     limit = settings.sampling.max_tokens
     sampler = make_sampler(

@@ -1,6 +1,6 @@
-"""Batches of tokens from records: shuffled ones for training, whole passes for evaluation (Grain).
+"""Batches of tokens: shuffled ones for training, whole passes for evaluation (Grain).
 
-    records --tokenise once--> Rows (unpadded) --train_batches / eval_batches--> padded NumPy batches
+    records --data.rows--> Rows (tokenised once, unpadded) --train_batches / eval_batches--> padded NumPy batches
 
 A training batch is a pure function of (seed, batch number), so an iterator's whole state is one number and restoring it
 continues exactly, packing and buckets included. Rows are right-padded; prompts for sampling are left-padded.
@@ -8,155 +8,19 @@ continues exactly, packing and buckets included. Rows are right-padded; prompts 
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import sys
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import grain
 import numpy as np
 
-from rlaif_jax.data.records import LabelledResponse, PreferencePair, Prompt, SftExample
-from rlaif_jax.data.tokenizer import Encoded, Segment, Tokenizer, common_prefix, conversation, encode_records
+from rlaif_jax.data.rows import Rows
 from rlaif_jax.errors import UserError
 
 Batch = dict[str, np.ndarray]
-
-
-@dataclasses.dataclass(frozen=True)
-class Row:
-    """One row before padding: its lines (a pair has two) of packed segments, and its scalars."""
-
-    lines: tuple[tuple[Segment, ...], ...]
-    scalars: dict[str, np.generic] = dataclasses.field(default_factory=dict)
-
-    @property
-    def length(self) -> int:
-        """Tokens of the longest line."""
-        return max(sum(len(tokens) for tokens, _ in line) for line in self.lines)
-
-
-@dataclasses.dataclass(frozen=True)
-class Rows(Sequence):
-    """Rows with all that collating needs; `dropped` and `truncated` count the records that were too long.
-
-    With `shared_prefix` the positions of a line's later segments go on from its first.
-    """
-
-    items: list[Row]
-    max_length: int
-    pad_id: int
-    dropped: int = 0
-    truncated: int = 0
-    with_loss_mask: bool = False
-    left: bool = False
-    shared_prefix: bool = False
-
-    def __len__(self) -> int:
-        return len(self.items)
-
-    def __getitem__(self, index):
-        return self.items[index]
-
-
-def encode_sft(records: Sequence[SftExample], tokenizer: Tokenizer, max_length: int, too_long="drop") -> Encoded:
-    """Prompt and response tokens of every example that fits."""
-    return encode_records(records, lambda r: [conversation(tokenizer, r, r.response)], max_length, too_long, "examples")
-
-
-def pack(lengths: Sequence[int], max_length: int, seed: int) -> list[list[int]]:
-    """Indices grouped so that each group's lengths sum to at most `max_length`: first fit over a seeded order.
-
-    Packed once for the run; each epoch shuffles the groups. Segments don't see each other, so company does not matter.
-    """
-    groups: list[list[int]] = []
-    room: list[int] = []
-    first_open = 0
-    for index in np.random.default_rng(seed).permutation(len(lengths)):
-        size = lengths[index]
-        place = next((g for g in range(first_open, len(groups)) if room[g] >= size), None)
-        if place is None:
-            groups.append([])
-            room.append(max_length)
-            place = len(groups) - 1
-            first_open = max(first_open, len(groups) - 64)  # bounded search: linear time, hardly less full
-        groups[place].append(int(index))
-        room[place] -= size
-    return groups
-
-
-def sft_rows(encoded: Encoded, max_length: int, pad_id: int, *, packing: bool, seed: int) -> Rows:
-    """Rows with one example each, or as many as fit. Batches: tokens, segment_ids, positions, loss_mask (B, T)."""
-    segments = [lines[0] for _, lines in encoded.items]
-    groups = pack([len(ids) for ids, _ in segments], max_length, seed) if packing else np.arange(len(segments))[:, None]
-    rows = [Row((tuple(segments[i] for i in group),)) for group in groups]
-    return Rows(rows, max_length, pad_id, encoded.dropped, encoded.truncated, with_loss_mask=True)
-
-
-def _plain_rows(encoded: Encoded, max_length: int, pad_id: int, scalars: Callable[[int], dict], left=False) -> Rows:
-    rows = [Row(tuple((line,) for line in lines), scalars(index)) for index, lines in encoded.items]
-    return Rows(rows, max_length, pad_id, encoded.dropped, encoded.truncated, left=left)
-
-
-def pair_rows(
-    pairs: Sequence[PreferencePair], tokenizer: Tokenizer, max_length: int, too_long: str = "drop"
-) -> tuple[Rows, int]:  # fmt: skip
-    """Rows for tokens, segment_ids, positions (B, 2, T), chosen first, and margin (B,); and how many were dropped."""
-    encoded = encode_records(
-        pairs, lambda p: [conversation(tokenizer, p, text) for text in (p.chosen, p.rejected)],
-        max_length, too_long, "pairs",
-    )  # fmt: skip
-    rows = _plain_rows(encoded, max_length, tokenizer.pad_id, lambda i: {"margin": np.float32(pairs[i].margin)})
-    return rows, rows.dropped
-
-
-def verdict_rows(pairs: Sequence[Sequence[Sequence[Segment]]], max_length: int, pad_id: int) -> Rows:
-    """Rows of two lines, the good answer first: tokens, segment_ids, positions, loss_mask (B, 2, T).
-
-    A line is one answer with all questions about it: segment 1 is what they begin with, each further one a question and the
-    first token of its answer, the only one with loss_mask 1. It wants `shared_prefix` attention. Padded to the longest row,
-    which is often much shorter than `max_length`.
-    """
-    rows = [Row(tuple(_shared(line) for line in pair)) for pair in pairs]
-    kept = [row for row in rows if row.length <= max_length]
-    if not kept:
-        raise UserError(f"none of {len(rows)} pairs of verdicts fits into {max_length} tokens; raise the length")
-    longest = max(row.length for row in kept)
-    return Rows(kept, longest, pad_id, len(rows) - len(kept), with_loss_mask=True, shared_prefix=True)
-
-
-def _shared(questions: Sequence[Segment]) -> tuple[Segment, ...]:
-    """Chats that begin alike, as their common beginning and what is left of each up to its answer's first token."""
-    first = questions[0][0]
-    common = min(common_prefix(first, ids[: start - 1]) for ids, start in questions)
-    return (first[:common], common), *((ids[common : start + 1], start - common) for ids, start in questions)
-
-
-def labelled_rows(
-    items: Sequence[LabelledResponse], tokenizer: Tokenizer, max_length: int, too_long: str = "drop"
-) -> tuple[Rows, int]:  # fmt: skip
-    """Rows for tokens, segment_ids, positions (B, T) and label (B,) float32; and how many were dropped."""
-    encoded = encode_records(
-        items, lambda r: [conversation(tokenizer, r, r.response)], max_length, too_long, "labelled responses"
-    )  # fmt: skip
-    rows = _plain_rows(encoded, max_length, tokenizer.pad_id, lambda i: {"label": np.float32(items[i].label)})
-    return rows, rows.dropped
-
-
-def prompt_rows(
-    records: Sequence[Prompt], tokenizer: Tokenizer, max_length: int, too_long: str = "drop"
-) -> tuple[Rows, int]:  # fmt: skip
-    """Rows for left-padded tokens, segment_ids (P, Tp) and row (P,), the record's index; and how many were dropped."""
-
-    def line(record: Prompt) -> list[Segment]:
-        tokens = tokenizer.encode_chat_prompt(record.prompt, record.system)
-        return [(np.array(tokens, np.int32), len(tokens))]
-
-    encoded = encode_records(records, line, max_length, too_long, "prompts", keep_end=True)
-    rows = _plain_rows(encoded, max_length, tokenizer.pad_id, lambda i: {"row": np.int64(i)}, left=True)
-    return rows, rows.dropped
 
 
 def _collate(rows: Rows, indices: Sequence[int], length: int) -> Batch:
@@ -283,9 +147,7 @@ def train_batches(
     return Batches(data, rows, identity)
 
 
-def eval_batches(
-    rows: Rows, batch_size: int, *, buckets: Sequence[int] = (), mine: Sequence[int] | None = None
-) -> Iterator[Batch]:
+def eval_batches(rows: Rows, batch_size: int, *, buckets: Sequence[int] = (), mine: Sequence[int] | None = None) -> Iterator[Batch]:
     """Every row once, in order; the last batch is filled with copies whose "row_mask" (B,) is 0 (loss_mask, too)."""
     widths, positions = _shape(rows, buckets, batch_size, mine)
     for start in range(0, len(rows), batch_size):
@@ -297,49 +159,3 @@ def eval_batches(
             mask = batch["loss_mask"]
             batch["loss_mask"] = mask * batch["row_mask"].reshape(-1, *[1] * (mask.ndim - 1))
         yield batch
-
-
-def sft_batches(
-    examples: Sequence[SftExample], tokenizer: Tokenizer, *, batch_size: int, max_length: int, seed: int, packing: bool,
-    buckets: Sequence[int] = (), epochs: int | None = None, too_long: str = "drop",
-    mine: Sequence[int] | None = None,
-) -> Batches:  # fmt: skip
-    """tokens, segment_ids (0 = padding), positions (B, T) int32; loss_mask (B, T) float32, 1 on tokens to predict."""
-    encoded = encode_sft(examples, tokenizer, max_length, too_long)
-    rows = sft_rows(encoded, max_length, tokenizer.pad_id, packing=packing, seed=seed)
-    return train_batches(rows, batch_size=batch_size, seed=seed, buckets=buckets, epochs=epochs, mine=mine)
-
-
-def pair_batches(
-    pairs: Sequence[PreferencePair], tokenizer: Tokenizer, *, batch_size: int, max_length: int, seed: int,
-    buckets: Sequence[int] = (), epochs: int | None = None, too_long: str = "drop",
-    mine: Sequence[int] | None = None,
-) -> Batches:  # fmt: skip
-    """tokens, segment_ids, positions (B, 2, T) int32, chosen first; margin (B,) float32."""
-    rows, _ = pair_rows(pairs, tokenizer, max_length, too_long)
-    return train_batches(rows, batch_size=batch_size, seed=seed, buckets=buckets, epochs=epochs, mine=mine)
-
-
-def labelled_batches(
-    items: Sequence[LabelledResponse], tokenizer: Tokenizer, *, batch_size: int, max_length: int, seed: int,
-    buckets: Sequence[int] = (), epochs: int | None = None, too_long: str = "drop",
-    mine: Sequence[int] | None = None,
-) -> Batches:  # fmt: skip
-    """tokens, segment_ids, positions (B, T) int32; label (B,) float32."""
-    rows, _ = labelled_rows(items, tokenizer, max_length, too_long)
-    return train_batches(rows, batch_size=batch_size, seed=seed, buckets=buckets, epochs=epochs, mine=mine)
-
-
-def prompt_batches(
-    records: Sequence[Prompt], tokenizer: Tokenizer, *, batch_size: int, max_length: int, seed: int,
-    buckets: Sequence[int] = (), epochs: int | None = None, too_long: str = "drop",
-    mine: Sequence[int] | None = None,
-) -> Batches:  # fmt: skip
-    """Left-padded tokens, segment_ids (P, Tp) int32; row (P,) int64, the index into `records`."""
-    rows, _ = prompt_rows(records, tokenizer, max_length, too_long)
-    return train_batches(rows, batch_size=batch_size, seed=seed, buckets=buckets, epochs=epochs, mine=mine)
-
-
-def prompt_eval_batches(records: Sequence[Prompt], tokenizer: Tokenizer, *, batch_size: int, max_length: int) -> Iterator[Batch]:
-    """Every prompt once, with row_mask (P,)."""
-    return eval_batches(prompt_rows(records, tokenizer, max_length)[0], batch_size)

@@ -11,6 +11,7 @@ from rlaif_jax.config import DpoConfig, RewardConfig, SourceConfig
 from rlaif_jax.data import corpus, pipelines
 from rlaif_jax.data.audit import without_leaks
 from rlaif_jax.data.records import LabelledResponse, PreferencePair, Prompt, Record, SftExample
+from rlaif_jax.data.rows import encode_sft, labelled_rows, pair_rows, sft_rows, verdict_rows
 from rlaif_jax.data.sources import load
 from rlaif_jax.data.tokenizer import Segment, Tokenizer, chat_segment, encode_records
 from rlaif_jax.experiment import Experiment
@@ -80,9 +81,9 @@ class RunData:
         """(training iterator, held-out pass, facts)."""
         cfg, seed = self._x.cfg.sft, self._x.cfg.seed
         train, held_out = self.split(SftExample, self._cfg.sft, self._cfg.sft_eval)
-        encoded = [pipelines.encode_sft(part, tokenizer, cfg.max_length) for part in (train, held_out)]
+        encoded = [encode_sft(part, tokenizer, cfg.max_length) for part in (train, held_out)]
         self._too_long("SFT examples", encoded[0].dropped + encoded[1].dropped, cfg.max_length)
-        rows, held_rows = (pipelines.sft_rows(e, cfg.max_length, tokenizer.pad_id, packing=cfg.packing, seed=seed) for e in encoded)
+        rows, held_rows = (sft_rows(e, cfg.max_length, tokenizer.pad_id, packing=cfg.packing, seed=seed) for e in encoded)
         facts = {"examples": len(encoded[0]), "rows": len(rows), "held_out": len(encoded[1])}
         return *self._batches(rows, held_rows, cfg.train.batch_size, seed), facts
 
@@ -119,16 +120,16 @@ class RunData:
             return chat_segment(tokenizer, t.messages, t.target)
 
         roles = encode_records(transcripts, lambda t: [line(t)], cfg.max_length, "drop", "transcripts")
-        role_rows = pipelines.sft_rows(roles, cfg.max_length, tokenizer.pad_id, packing=True, seed=seed)
-        pair_rows, held_rows = (
-            pipelines.verdict_rows([[[line(t) for t in side] for side in p] for p in part], pair_length, tokenizer.pad_id)
+        role_rows = sft_rows(roles, cfg.max_length, tokenizer.pad_id, packing=True, seed=seed)
+        verdicts, held_rows = (
+            verdict_rows([[[line(t) for t in side] for side in p] for p in part], pair_length, tokenizer.pad_id)
             for part in (pairs[held:], pairs[:held])
         )
         self._too_long("transcripts", roles.dropped, cfg.max_length)
-        self._too_long("pairs of verdicts", pair_rows.dropped + held_rows.dropped, pair_length)
+        self._too_long("pairs of verdicts", verdicts.dropped + held_rows.dropped, pair_length)
         role_batches, _ = self._batches(role_rows, role_rows, cfg.train.batch_size, seed)
-        pair_batches, held_pass = self._batches(pair_rows, held_rows, cfg.pair_batch_size, seed)
-        facts = {"transcripts": len(roles), "verdict_pairs": len(pair_rows), "held_out": len(held_rows)}
+        pair_batches, held_pass = self._batches(verdicts, held_rows, cfg.pair_batch_size, seed)
+        facts = {"transcripts": len(roles), "verdict_pairs": len(verdicts), "held_out": len(held_rows)}
         joined = pipelines.JoinedBatches({"roles": role_batches, "verdicts": pair_batches})
         return joined, lambda: ({"verdicts": b} for b in held_pass()), facts
 
@@ -141,22 +142,21 @@ class RunData:
             train, _, every = self.pairs()
             held_out = self.held_out_pairs()
             leaked = len(every) - len(held_out)
-            make = pipelines.pair_rows
+            make = pair_rows
         else:
             train, held_out = self.labelled()
             leaked = 0
-            make = pipelines.labelled_rows
-        (rows, long), (held_rows, held_long) = (make(part, tokenizer, cfg.max_length) for part in (train, held_out))
-        self._too_long("answers", long + held_long, cfg.max_length)
+            make = labelled_rows
+        rows, held_rows = (make(part, tokenizer, cfg.max_length) for part in (train, held_out))
+        self._too_long("answers", rows.dropped + held_rows.dropped, cfg.max_length)
         facts = {"examples": len(rows), "held_out": len(held_rows), "leaked_left_out": leaked}
         return *self._batches(rows, held_rows, cfg.train.batch_size, seed), facts
 
     def pair_batches(self, cfg: DpoConfig, tokenizer: Tokenizer, seed: int):
         """(training iterator, held-out pass, facts) for DPO: the reward model's pairs, with a loss mask on the answers."""
         parts = self.pairs()[0], self.held_out_pairs()
-        made = [pipelines.pair_rows(part, tokenizer, cfg.max_length) for part in parts]
-        self._too_long("answers", made[0][1] + made[1][1], cfg.max_length)
-        rows, held_rows = (dataclasses.replace(rows, with_loss_mask=True) for rows, _ in made)
+        rows, held_rows = (dataclasses.replace(pair_rows(part, tokenizer, cfg.max_length), with_loss_mask=True) for part in parts)
+        self._too_long("answers", rows.dropped + held_rows.dropped, cfg.max_length)
         facts = {"examples": len(rows), "held_out": len(held_rows)}
         return *self._batches(rows, held_rows, cfg.train.batch_size, seed), facts
 

@@ -17,6 +17,7 @@ from rich.progress import track
 from rlaif_jax.config import RunConfig
 from rlaif_jax.data import corpus, pipelines
 from rlaif_jax.data.records import LabelledResponse, PreferencePair, Prompt
+from rlaif_jax.data.rows import prompt_rows
 from rlaif_jax.data.run_data import RunData
 from rlaif_jax.evaluation import agreement, feedback
 from rlaif_jax.evaluation.compare import Sample, System
@@ -90,7 +91,7 @@ def answers(
         models.config, transformer.logical_axes(models.config), x.place, group=group, max_tokens=cfg.sampling.max_tokens,
         pad_id=models.tokenizer.pad_id,
     )  # fmt: skip
-    rows = pipelines.prompt_rows(prompts, models.tokenizer, x.cfg.rl.max_prompt)[0]
+    rows = prompt_rows(prompts, models.tokenizer, x.cfg.rl.max_prompt)
     batches = list(pipelines.eval_batches(rows, cfg.batch_size))
     sampling = traced(cfg.sampling, models.tokenizer.eos_ids)
     for number, batch in enumerate(track(batches, f"evaluate {name}", console=x.console, transient=True)):

@@ -38,20 +38,23 @@ _EDITS = ("keep", "add", "replace", "remove")
 @dataclasses.dataclass(frozen=True)
 class GameConfig:
     """`rounds` rounds; in each, `games` queries for the generator and `reflections` labelled answers. Lists hold at most
-    `limit` rules. The gate measures on at most `gate_rows` validation rows (0 = all). `temperature` is that of suggestions
+    `limit` rules. Of each suggestion the optimiser samples `edits` edits, and the gate takes the best: a small optimiser is
+    often wrong. The gate measures on at most `gate_rows` validation rows (0 = all). `temperature` is that of suggestions
     and edits; a reply has at most `reply_tokens`. Defaults are the reference paper's.
     """
 
     rounds: int = 5
     games: int = 4
     reflections: int = 4
+    edits: int = 1
     limit: int = 10
     gate_rows: int = 0
     temperature: float = 0.7
     reply_tokens: int = 128
 
     def __post_init__(self):
-        for field, least in (("rounds", 1), ("games", 0), ("reflections", 0), ("limit", 1), ("gate_rows", 0), ("reply_tokens", 1)):
+        least_of = {"rounds": 1, "games": 0, "reflections": 0, "edits": 1, "limit": 1, "gate_rows": 0, "reply_tokens": 1}
+        for field, least in least_of.items():
             if getattr(self, field) < least:
                 raise UserError(f"judge.game.{field} is {getattr(self, field)}; expected at least {least}")
         if not self.games + self.reflections:
@@ -112,8 +115,11 @@ class Game:
             counts["fooled"] = float(np.mean([e["fooled"] for e in played])) if played else float("nan")
         if self._cfg.reflections:
             events += self._reflect(rng)
+        seen = set()  # what several answers suggest in the same words is tried once a round
         for event in events:
-            event["outcome"] = self._apply(event, rng)
+            same = event["list"], event["suggestion"]
+            event["outcome"] = "repeated" if same in seen else self._apply(event, rng)
+            seen.add(same)
             if event["list"] == "principles" and event["outcome"] in counts:
                 counts[event["outcome"]] += 1
         with self._log.open("a", encoding="utf-8") as file:
@@ -169,8 +175,9 @@ class Game:
 
     def _suggest(self, events, roles, fields, rng: random.Random) -> None:
         requests = [
-            self._prompts.request(role, max_tokens=self._cfg.reply_tokens, temperature=self._cfg.temperature,
-                                  seed=rng.randrange(2**31), **f)
+            self._prompts.request(
+                role, max_tokens=self._cfg.reply_tokens, temperature=self._cfg.temperature, seed=rng.randrange(2**31), **f
+            )
             for role, f in zip(roles, fields, strict=True)
         ]
         answers = ask(self._llm, requests, lambda text: parse_json(text, {"suggestion": str}))
@@ -183,24 +190,36 @@ class Game:
         rules = self.current if principles else self.strategies.rules(len(self.strategies.rows) - 1)
         if not event["suggestion"]:
             return "unusable"
-        request = self._prompts.request(
-            "optimise", max_tokens=self._cfg.reply_tokens, temperature=self._cfg.temperature, seed=rng.randrange(2**31),
-            rules=rules, limit=self._cfg.limit, kind="评判标准" if principles else "写坏的手法",
-            suggestion=event["suggestion"],
-        )  # fmt: skip
-        answer = ask(self._llm, [request], _parse_edit)[0]
-        wording = answer.value and {"text": answer.value["text"] or event["suggestion"]}  # empty: as it was suggested
-        edited = apply_edit(rules, Edit(**answer.value | wording), self._cfg.limit) if answer.value else None
-        if edited is None:
+        candidates = self._edits(rules, event["suggestion"], "评判标准" if principles else "写坏的手法", rng)
+        if not candidates:
             return "unusable"
         if not principles:
-            self.strategies.add(edited, None, event["suggestion"], True)
+            self.strategies.add(candidates[0], None, event["suggestion"], True)
             return "accepted"
-        score = self._measure(edited)["balanced_accuracy"]
+        scores = [self._measure(edited)["balanced_accuracy"] for edited in candidates]
+        best = int(np.argmax(scores))
         in_force = max((r for r in self.principles.rows if r["accepted"]), key=lambda r: r["version"])
-        accepted = score > in_force["score"]  # what changes nothing only makes the list longer
-        self.principles.add(edited, score, event["suggestion"], accepted)
+        accepted = scores[best] > in_force["score"]  # what changes nothing only makes the list longer
+        self.principles.add(candidates[best], scores[best], event["suggestion"], accepted)
         return "accepted" if accepted else "rolled_back"
+
+    def _edits(self, rules: Sequence[str], suggestion: str, kind: str, rng: random.Random) -> list[list[str]]:
+        """The different lists that the optimiser's edits for one suggestion give; none where no edit is usable."""
+        requests = [
+            self._prompts.request("optimise", max_tokens=self._cfg.reply_tokens, temperature=self._cfg.temperature,
+                                  seed=rng.randrange(2**31), rules=rules, limit=self._cfg.limit, kind=kind,
+                                  suggestion=suggestion)
+            for _ in range(self._cfg.edits)
+        ]  # fmt: skip
+        found: list[list[str]] = []
+        for answer in ask(self._llm, requests, _parse_edit):
+            if answer.value is None:
+                continue
+            wording = answer.value["text"] or suggestion  # empty: as it was suggested
+            edited = apply_edit(rules, Edit(**answer.value | {"text": wording}), self._cfg.limit)
+            if edited is not None and edited not in found:
+                found.append(edited)
+        return found
 
     def _row(self, number: int, scores: dict[str, float], counts: dict[str, Any]) -> dict[str, Any]:
         sizes = {"principles": len(self.current), "strategies": len(self.strategies.rules(len(self.strategies.rows) - 1))}

@@ -14,7 +14,7 @@ from rlaif_jax.feedback.prompts import Prompts
 from rlaif_jax.feedback.structured import Answer, ReplyError, ask
 
 GOOD, BAD = "Good", "Bad"
-_REMEMBERED = 20_000  # questions of a checklist
+_REMEMBERED = 50_000  # questions of a checklist
 _VERDICT = re.compile(r"^\W*(good|bad)\b[\s*:：,，.。]*(.*)$", re.IGNORECASE | re.DOTALL)
 
 
@@ -46,9 +46,7 @@ def requests_for(
     ]  # fmt: skip
 
 
-def soft_verdicts(
-    llm: LLM, prompts: Prompts, principles: Sequence[str], items: Sequence[tuple[str, str]]
-) -> Verdicts:
+def soft_verdicts(llm: LLM, prompts: Prompts, principles: Sequence[str], items: Sequence[tuple[str, str]]) -> Verdicts:
     """P(Good) / (P(Good) + P(Bad)) from the logits of the first token (arXiv 2408.15240): no decoding, no ties."""
     return Verdicts(_p_good(llm, requests_for(prompts, principles, items)))
 
@@ -89,9 +87,7 @@ def spoken_verdicts(
     temperature: float = 0.0,
 ) -> Verdicts:  # fmt: skip
     """The share of `votes` replies that say Good, over those that can be read; the reason of the first."""
-    requests = [
-        r for v in range(votes) for r in requests_for(prompts, principles, items, temperature=temperature, seed=v)
-    ]
+    requests = [r for v in range(votes) for r in requests_for(prompts, principles, items, temperature=temperature, seed=v)]
     answers: list[Answer] = ask(llm, requests, parse_verdict)
     values = [np.nan if a.value is None else float(a.value["verdict"] == GOOD) for a in answers]
     table = np.array(values, np.float32).reshape(votes, len(items))

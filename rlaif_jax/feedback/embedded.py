@@ -61,9 +61,7 @@ def principles_of(flaws: Sequence[str]) -> list[str]:
     return [corpus.FLAWS[f].principle_zh for f in flaws]
 
 
-def transcripts(
-    seed: int, count: int, prompts: Prompts, limit: int, held_out: set[str], together: int
-) -> list[Transcript]:
+def transcripts(seed: int, count: int, prompts: Prompts, limit: int, held_out: set[str], together: int) -> list[Transcript]:
     """`count` transcripts of all roles; lists hold at most `limit` rules, those of the detector at most `together`; no
     request of `held_out` occurs."""
     rng = random.Random(f"{seed}/feedback")
@@ -113,6 +111,7 @@ def labelled_verdicts(
 
     The same principles stand in all of them, since nobody labelled by principle.
     """
+
     def verdict(r: LabelledResponse) -> Transcript:
         messages = prompts.messages("detector", principles=principles, query=r.prompt, response=r.response)
         return Transcript("detector", messages, GOOD if r.label else BAD)
@@ -127,9 +126,7 @@ def labelled_verdicts(
 class _Scene:
     """One request with an answer, its flaws, and the means to write a transcript about it."""
 
-    def __init__(
-        self, rng: random.Random, request: Request, prompts: Prompts, limit: int, together: int, good: bool | None = None
-    ):
+    def __init__(self, rng: random.Random, request: Request, prompts: Prompts, limit: int, together: int, good: bool | None = None):
         self.rng, self.request, self.limit, self.together, self._prompts = rng, request, limit, together, prompts
         self.response, self.flaws = self.answer(rng.random() < 0.5 if good is None else good)
 

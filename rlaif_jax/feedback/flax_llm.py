@@ -97,9 +97,7 @@ class FlaxLLM:
                     arrived(i, self._reply(decoded, row, len(encoded[i]), requests[i].max_tokens))
         return replies
 
-    def choice_logprobs(
-        self, requests: Sequence[LLMRequest], choices: Sequence[str], on_row: OnRow | None = None
-    ) -> np.ndarray:
+    def choice_logprobs(self, requests: Sequence[LLMRequest], choices: Sequence[str], on_row: OnRow | None = None) -> np.ndarray:
         """See `LLM.choice_logprobs`: log P of each choice's first token; the first tokens must differ."""
         tokens = [self._tokenizer.encode_response(c)[0] for c in choices]
         if len(set(tokens)) < len(tokens):

@@ -127,9 +127,7 @@ class OpenAILLM:
 
         return self._all(requests, {}, to_reply, on_reply)
 
-    def choice_logprobs(
-        self, requests: Sequence[LLMRequest], choices: Sequence[str], on_row: OnRow | None = None
-    ) -> np.ndarray:
+    def choice_logprobs(self, requests: Sequence[LLMRequest], choices: Sequence[str], on_row: OnRow | None = None) -> np.ndarray:
         """See `LLM.choice_logprobs`; needs a server that returns `top_logprobs`.
 
         A choice that is not among the 20 likeliest tokens gets the mass that those leave over.

@@ -66,5 +66,3 @@ def scores(
     last = jnp.max(jnp.where(segment_ids > 0, jnp.arange(tokens.shape[1]), 0), axis=1)
     final = jnp.take_along_axis(hidden, last[:, None, None], axis=1)[:, 0]
     return _ScalarHead(cfg.width).apply({"params": params["head"]}, final)
-
-

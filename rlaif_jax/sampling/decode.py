@@ -81,9 +81,7 @@ def _last_logits(params, cfg, x):
 
 def _written(cache, x, slot, cfg):
     """The cache with x (B, 1, K, H) at this slot."""
-    return jax.tree.map(
-        lambda c, new: jax.lax.dynamic_update_slice_in_dim(c, new, slot, axis=1), cache, to_cache(x, cfg.kv_cache)
-    )
+    return jax.tree.map(lambda c, new: jax.lax.dynamic_update_slice_in_dim(c, new, slot, axis=1), cache, to_cache(x, cfg.kv_cache))
 
 
 def _decode_step(params, layers, cfg, caches, token, position, slot, visible):
@@ -140,9 +138,7 @@ def advance(
         logprob, _ = ops.token_logprob(s.logits, token, sampling.temperature + jnp.minimum(token, 0)[:, None])
         slot = prompt_length + s.step
         visible = prompted.visible | ((slots >= prompt_length) & (slots <= slot))
-        next_logits, new_caches = _decode_step(
-            params, layers, cfg, s.caches, token, prompted.lengths + s.step, slot, visible
-        )
+        next_logits, new_caches = _decode_step(params, layers, cfg, s.caches, token, prompted.lengths + s.step, slot, visible)
         live = ~s.done
         return DecodeState(
             step=s.step + 1,

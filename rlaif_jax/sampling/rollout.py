@@ -42,9 +42,7 @@ def for_sampling(params: Any, cfg: ModelConfig, axes: Any, place: Placement) -> 
     return jax.tree.map(one, axes, params, is_leaf=lambda a: isinstance(a, tuple))
 
 
-def make_sampler(
-    cfg: ModelConfig, axes: Any, place: Placement, *, group: int, max_tokens: int, pad_id: int
-) -> Sampler:
+def make_sampler(cfg: ModelConfig, axes: Any, place: Placement, *, group: int, max_tokens: int, pad_id: int) -> Sampler:
     """sampler(params, prompts (P, Tp), segment_ids, seed, step, sampling, first_row=0) -> Decoded with P * group rows.
 
     Prompts are the whole batch, the same on every process.

@@ -21,13 +21,11 @@ def verdict_loss(
 
     Twice: where nothing tells the two apart, P(Good) settles at 2/3, so that a judge in doubt does not
     condemn. P(Good) is the sigmoid of log P(good word) - log P(bad word), as the judge reads it.
-    batch: tokens, segment_ids, positions, loss_mask (B, 2, T) of `pipelines.verdict_rows`; the words with loss_mask 1 are
+    batch: tokens, segment_ids, positions, loss_mask (B, 2, T) of `rows.verdict_rows`; the words with loss_mask 1 are
     the verdicts. `words`: first tokens of the two verdicts.
     """
     flat = {k: v.reshape(-1, v.shape[-1]) for k, v in batch.items() if k != "row_mask"}
-    hidden = transformer.forward(
-        params, cfg, flat["tokens"], flat["segment_ids"], flat["positions"], place, shared_prefix=True
-    )
+    hidden = transformer.forward(params, cfg, flat["tokens"], flat["segment_ids"], flat["positions"], place, shared_prefix=True)
     both = ops.logits(hidden, ops.output_matrix(params, cfg)[jnp.array(words)])
     gap = (both[..., 0] - both[..., 1])[:, :-1]  # where the next word is the verdict
     asked, is_good = flat["loss_mask"][:, 1:], flat["tokens"][:, 1:] == words[0]

@@ -1,7 +1,7 @@
 """One step of reinforcement learning from AI feedback, GRPO's family or PPO:
 
-    prompts --sampler--> Rollout --annotate--> log-probs, values --experience--> advantages --learn--> new state
-                             `--reward--> RewardResult --------------'
+prompts --sampler--> Rollout --annotate--> log-probs, values --experience--> advantages --learn--> new state
+                         `--reward--> RewardResult --------------'
 """
 
 from __future__ import annotations
@@ -82,9 +82,7 @@ def critic_loss(
     params: Any, batch: dict[str, jax.Array], cfg: ModelConfig, rl: RlConfig, place: Placement | None = None
 ) -> tuple[Mean, Metrics]:
     """The critic's loss on tokens, segment_ids, positions (B, Tp + R) and mask, values, returns (B, R)."""
-    values = response_values(
-        params, cfg, batch["tokens"], batch["segment_ids"], batch["positions"], batch["mask"].shape[1], place
-    )
+    values = response_values(params, cfg, batch["tokens"], batch["segment_ids"], batch["positions"], batch["mask"].shape[1], place)
     return losses.value_loss(values, batch["values"], batch["returns"], batch["mask"], rl.critic.value_clip)
 
 

@@ -84,10 +84,10 @@ def test_loops(limit, step, test, runs):
 
 
 def test_an_asynchronous_collective_counts_once():
-    part = "all-gather(%x), replica_groups=[2,4]<=[4,2]T(1,0), frontend_attributes={chain_id=\"3\"}"
+    part = 'all-gather(%x), replica_groups=[2,4]<=[4,2]T(1,0), frontend_attributes={chain_id="3"}'
     parts = "\n".join(
         f"%{name} (x: f32[4]) -> f32[16] {{\n  %x = f32[4] parameter(0)\n  %g = f32[16] {part}\n"
-        f"  ROOT %c = f32[16] custom-call(%g), custom_call_target=\"{target}\"\n}}\n"
+        f'  ROOT %c = f32[16] custom-call(%g), custom_call_target="{target}"\n}}\n'
         for name, target in (("start", "AsyncCollectiveStart"), ("middle", "Matmul"), ("done", "AsyncCollectiveDone"))
     )
     calls = "\n".join(f"  %{n}1 = f32[16] fusion(%p), kind=kCustom, calls=%{n}" for n in ("start", "middle", "done"))

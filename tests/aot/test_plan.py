@@ -14,7 +14,7 @@ from rlaif_jax.aot.chips import CHIPS, Chip, parse_topology, topology_devices
 from rlaif_jax.aot.hlo import Collective, collectives, unordered
 from rlaif_jax.aot.programs import build_programs, chip_bytes
 from rlaif_jax.cli import main
-from rlaif_jax.config import override
+from rlaif_jax.config_values import override
 from rlaif_jax.dry_run import planned_mesh, planned_model
 from rlaif_jax.errors import UserError
 from rlaif_jax.models import lora

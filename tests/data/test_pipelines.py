@@ -11,6 +11,7 @@ import pytest
 
 from rlaif_jax.data import pipelines
 from rlaif_jax.data.records import LabelledResponse, PreferencePair, Prompt, SftExample
+from rlaif_jax.data.rows import encode_sft, labelled_rows, pack, pair_rows, prompt_rows, sft_rows
 from rlaif_jax.data.tokenizer import Tokenizer
 from rlaif_jax.errors import UserError
 
@@ -34,16 +35,21 @@ def tokenizer(folder):
     return Tokenizer.load(folder)
 
 
-def makers(tokenizer, **options):
-    """The four training iterators over 41 records, by name; max_length holds everything."""
-    options = {"batch_size": 4, "max_length": 64, "seed": 3} | options
-    return {
-        "packed": lambda: pipelines.sft_batches(EXAMPLES, tokenizer, packing=True, **options),
-        "sft": lambda: pipelines.sft_batches(EXAMPLES, tokenizer, packing=False, **options),
-        "pairs": lambda: pipelines.pair_batches(PAIRS, tokenizer, **options),
-        "labelled": lambda: pipelines.labelled_batches(LABELLED, tokenizer, **options),
-        "prompts": lambda: pipelines.prompt_batches(PROMPTS, tokenizer, **options),
+def sft(tokenizer, examples=EXAMPLES, packing=False, max_length=64, seed=3, too_long="drop"):
+    return sft_rows(encode_sft(examples, tokenizer, max_length, too_long), max_length, 0, packing=packing, seed=seed)
+
+
+def makers(tokenizer, max_length=64, too_long="drop", **options):
+    """The training iterators over 41 records, by name; max_length holds everything."""
+    options = {"batch_size": 4, "seed": 3} | options
+    rows = {
+        "packed": lambda: sft(tokenizer, packing=True, max_length=max_length, seed=options["seed"], too_long=too_long),
+        "sft": lambda: sft(tokenizer, max_length=max_length, too_long=too_long),
+        "pairs": lambda: pair_rows(PAIRS, tokenizer, max_length, too_long),
+        "labelled": lambda: labelled_rows(LABELLED, tokenizer, max_length, too_long),
+        "prompts": lambda: prompt_rows(PROMPTS, tokenizer, max_length, too_long),
     }
+    return {name: lambda make=make: pipelines.train_batches(make(), **options) for name, make in rows.items()}
 
 
 NAMES = ("packed", "sft", "pairs", "labelled", "prompts")
@@ -71,7 +77,7 @@ def segments(batch):
 
 @pytest.mark.parametrize("packing", [True, False])
 def test_an_epoch_of_sft_holds_every_example_once(tokenizer, packing):
-    rows = pipelines.sft_rows(pipelines.encode_sft(EXAMPLES, tokenizer, 64), 64, 0, packing=packing, seed=1)
+    rows = sft(tokenizer, packing=packing, seed=1)
     size = next(d for d in range(2, len(rows) + 1) if len(rows) % d == 0)  # no remainder, nothing sits out
     found = [s for b in pipelines.train_batches(rows, batch_size=size, seed=5, epochs=1) for s in segments(b)]
     expected = []
@@ -187,7 +193,7 @@ def test_a_state_of_other_data_is_refused(tokenizer):
         makers(tokenizer, batch_size=8, seed=4)["sft"]().set_state(state)
     edited = [*EXAMPLES[:-1], SftExample("写40", WORDS[39] + "福")]
     with pytest.raises(UserError, match="rows changed"):
-        pipelines.sft_batches(edited, tokenizer, batch_size=4, max_length=64, seed=3, packing=False).set_state(state)
+        pipelines.train_batches(sft(tokenizer, edited), batch_size=4, seed=3).set_state(state)
 
 
 def test_each_epoch_has_its_own_order_and_repeats_no_row(tokenizer):
@@ -204,11 +210,11 @@ def test_each_epoch_has_its_own_order_and_repeats_no_row(tokenizer):
 
 def test_every_row_gets_its_turn_even_alone_in_its_bucket(tokenizer):
     prompts = [Prompt("写" * 2)] * 9 + [Prompt("写" * 30)]  # the long one never fills a batch of its own
-    options = {"batch_size": 4, "max_length": 64, "seed": 0, "buckets": (16,), "epochs": 30}
-    batches = pipelines.prompt_batches(prompts, tokenizer, **options)
+    rows = prompt_rows(prompts, tokenizer, 64)
+    batches = pipelines.train_batches(rows, batch_size=4, seed=0, buckets=(16,), epochs=30)
     seen = np.concatenate([b["row"] for b in batches])
     assert np.bincount(seen, minlength=10).min() > 15  # of 24 expected
-    few = next(pipelines.prompt_batches(PROMPTS[:3], tokenizer, batch_size=8, max_length=64, seed=0))
+    few = next(pipelines.train_batches(prompt_rows(PROMPTS[:3], tokenizer, 64), batch_size=8, seed=0))
     assert sorted(np.bincount(few["row"]).tolist()) == [2, 3, 3]  # less than a batch is repeated to fill it
 
 
@@ -238,18 +244,16 @@ def test_hosts_share_the_global_batch(tokenizer, name):
 
 
 def test_evaluation_keeps_every_row(tokenizer):
-    rows, _ = pipelines.prompt_rows(PROMPTS, tokenizer, 64)
+    rows = prompt_rows(PROMPTS, tokenizer, 64)
     batches = list(pipelines.eval_batches(rows, 8))
     assert [len(b["row"]) for b in batches] == [8] * 6
     mask = np.concatenate([b["row_mask"] for b in batches])
     assert mask.dtype == np.float32 and mask.tolist() == [1.0] * 41 + [0.0] * 7
     assert np.concatenate([b["row"] for b in batches])[mask > 0].tolist() == list(range(41))
-    again = list(pipelines.prompt_eval_batches(PROMPTS, tokenizer, batch_size=8, max_length=64))
-    assert_same(again[-1], batches[-1])
 
 
 def test_filled_rows_weigh_nothing_in_sft_evaluation(tokenizer):
-    rows = pipelines.sft_rows(pipelines.encode_sft(EXAMPLES, tokenizer, 64), 64, 0, packing=False, seed=0)
+    rows = sft(tokenizer)
     total = sum(len(tokenizer.encode_response(e.response)) for e in EXAMPLES)
     for size in (1, 8, 64):
         assert sum(b["loss_mask"].sum() for b in pipelines.eval_batches(rows, size)) == total
@@ -261,34 +265,34 @@ def test_filled_rows_weigh_nothing_in_sft_evaluation(tokenizer):
 
 
 def test_what_is_too_long_is_dropped_and_told(tokenizer, caplog):
-    long = sum(len(ids) > 20 for _, [(ids, _)] in pipelines.encode_sft(EXAMPLES, tokenizer, 64).items)
+    long = sum(len(ids) > 20 for _, [(ids, _)] in encode_sft(EXAMPLES, tokenizer, 64).items)
     assert 0 < long < 41
     batches = makers(tokenizer, max_length=20)["sft"]()
     assert batches.rows.dropped == long and len(batches.rows) == 41 - long
     assert f"{long} of 41 examples exceed 20 tokens: {long} dropped, 0 truncated" in caplog.text
-    rows, dropped = pipelines.prompt_rows([*PROMPTS, Prompt("写" * 80)], tokenizer, 64)
-    assert dropped == 1 and len(rows) == 41
+    rows = prompt_rows([*PROMPTS, Prompt("写" * 80)], tokenizer, 64)
+    assert rows.dropped == 1 and len(rows) == 41
 
 
 def test_truncation_keeps_what_can_be_learned(tokenizer, caplog):
     records = [SftExample("写", "祝福" * 20), SftExample("写" * 40, "好"), SftExample("写", "好")]
-    encoded = pipelines.encode_sft(records, tokenizer, 16, "truncate")
+    encoded = encode_sft(records, tokenizer, 16, "truncate")
     assert (len(encoded), encoded.dropped, encoded.truncated) == (2, 1, 1)  # the second has no room for an answer
     assert "1 dropped, 1 truncated" in caplog.text
-    batch = next(pipelines.eval_batches(pipelines.sft_rows(encoded, 16, 0, packing=False, seed=0), 2))
+    batch = next(pipelines.eval_batches(sft_rows(encoded, 16, 0, packing=False, seed=0), 2))
     full = tokenizer.encode_chat_prompt("写") + tokenizer.encode_response("祝福" * 20)
     assert batch["tokens"][0].tolist() == full[:16] and tokenizer.eos_ids[0] not in full[6:16]
     assert batch["loss_mask"][0].sum() == 16 - len(tokenizer.encode_chat_prompt("写"))
-    rows, _ = pipelines.prompt_rows([Prompt("写" * 80)], tokenizer, 16, "truncate")
+    rows = prompt_rows([Prompt("写" * 80)], tokenizer, 16, "truncate")
     prompt = next(pipelines.eval_batches(rows, 1))["tokens"][0].tolist()
     assert prompt == tokenizer.encode_chat_prompt("写" * 80)[-16:] and rows.truncated == 1
 
 
 def test_mistakes_are_named(tokenizer):
     with pytest.raises(UserError, match="none of 41 examples fits into 3 tokens; raise max_length"):
-        pipelines.sft_batches(EXAMPLES, tokenizer, batch_size=4, max_length=3, seed=0, packing=True)
+        sft(tokenizer, max_length=3)
     with pytest.raises(UserError, match="there are no pairs"):
-        pipelines.pair_batches([], tokenizer, batch_size=4, max_length=64, seed=0)
+        pair_rows([], tokenizer, 64)
     for wrong, message in (({"too_long": "cut"}, "truncate, found 'cut'"), ({"batch_size": 0}, "positive.*found 0")):
         with pytest.raises(UserError, match=message):
             makers(tokenizer, **wrong)["labelled"]()
@@ -296,8 +300,8 @@ def test_mistakes_are_named(tokenizer):
 
 def test_packing_is_dense_and_never_overflows():
     lengths = np.random.default_rng(0).integers(5, 60, size=3000).tolist()
-    groups = pipelines.pack(lengths, 96, seed=0)
+    groups = pack(lengths, 96, seed=0)
     assert sorted(i for g in groups for i in g) == list(range(3000))
     filled = [sum(lengths[i] for i in g) for g in groups]
     assert max(filled) <= 96 and np.mean(filled) / 96 > 0.95
-    assert groups == pipelines.pack(lengths, 96, seed=0) != pipelines.pack(lengths, 96, seed=1)
+    assert groups == pack(lengths, 96, seed=0) != pack(lengths, 96, seed=1)

@@ -54,10 +54,11 @@ class Players:
         return json.dumps({"edit": "add", "number": 0, "text": suggestion}, ensure_ascii=False)
 
 
-def play(folder, rounds=4, llm=None):
+def play(folder, rounds=4, llm=None, **settings):
     queries = [f"请求{i}" for i in range(20)]
-    game = Game(llm or Players(), load_prompts("zh"), judge, measure, GameConfig(rounds=rounds), folder, Console(quiet=True),
-                queries=queries, labelled=LABELLED, seed=0)  # fmt: skip
+    cfg = GameConfig(rounds=rounds, **settings)
+    game = Game(llm or Players(), load_prompts("zh"), judge, measure, cfg, folder, Console(quiet=True), queries=queries,
+                labelled=LABELLED, seed=0)  # fmt: skip
     return game, game.play(["不写甲"], ["写乙"])
 
 
@@ -81,6 +82,25 @@ def test_the_gate_rolls_back_what_harms(tmp_path):
     game, rows = play(tmp_path, llm=Harmful())
     assert game.current == ["不写甲"] and sum(r["rolled_back"] for r in rows) > 0
     assert rows[-1]["balanced_accuracy"] == rows[0]["balanced_accuracy"]
+
+
+def test_of_several_edits_the_gate_takes_the_best(tmp_path):
+    class Unsure(Players):
+        """Its edit is right for one seed in four; otherwise it changes nothing or spoils the first rule."""
+
+        def complete(self, requests, on_reply=None):
+            return [LLMReply(self._say(r.messages[-1].content, r.seed)) for r in requests]
+
+        def _say(self, text, seed):
+            if "有人建议" not in text or seed % 4 == 0:
+                return super()._say(text)
+            return json.dumps({"edit": ("keep", "replace")[seed % 2], "number": 1, "text": ("", "什么都行")[seed % 2]})
+
+    (_, single), (game, rows) = (play(tmp_path / str(n), 1, Unsure(), edits=n) for n in (1, 8))
+    assert rows[-1]["balanced_accuracy"] == 1.0 > single[-1]["balanced_accuracy"]
+    outcomes = [json.loads(line)["outcome"] for line in (tmp_path / "8" / "game.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert "repeated" in outcomes  # the same words are tried once
+    assert "什么都行" not in game.current and sum(r["unusable"] for r in rows) < sum(r["unusable"] for r in single)
 
 
 def test_unreadable_players_change_nothing_and_are_counted(tmp_path):

@@ -131,9 +131,7 @@ def test_masters_in_float32_give_the_bfloat16_back(tmp_path, one_device):
 
 def test_a_reward_model_goes_out_without_an_output_matrix(tmp_path, one_device):
     folder = hf.save(hf.random_model("llama", scalar=True), tmp_path / "theirs")
-    hf.assert_same_tensors(
-        hf.tensors_of(folder), hf.tensors_of(_export(folder, tmp_path / "ours", one_device, "float32"))
-    )
+    hf.assert_same_tensors(hf.tensors_of(folder), hf.tensors_of(_export(folder, tmp_path / "ours", one_device, "float32")))
     import transformers
 
     again = transformers.AutoModelForSequenceClassification.from_pretrained(tmp_path / "ours")

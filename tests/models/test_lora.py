@@ -57,9 +57,7 @@ def test_attached_equals_merged_and_only_the_adapter_learns(small_model, remat):
     plain = _hidden(base, cfg, tokens, segments)
     np.testing.assert_array_equal(plain, _hidden(lora.attach(base, fresh, LORA), cfg, tokens, segments))
     adapter = _full(fresh)
-    attached, merged = (
-        _hidden(f(base, adapter, LORA), cfg, tokens, segments)[segments > 0] for f in (lora.attach, lora.merge)
-    )
+    attached, merged = (_hidden(f(base, adapter, LORA), cfg, tokens, segments)[segments > 0] for f in (lora.attach, lora.merge))
     assert float(jnp.abs(attached - plain[segments > 0]).max()) > 0.1
     np.testing.assert_allclose(attached, merged, atol=2e-5)
 

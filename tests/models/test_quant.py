@@ -7,7 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rlaif_jax.config import RunConfig, override
+from rlaif_jax.config import RunConfig
+from rlaif_jax.config_values import override
 from rlaif_jax.errors import UserError
 from rlaif_jax.models import quant, transformer
 from rlaif_jax.models.weights import Int8, plain

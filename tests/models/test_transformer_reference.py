@@ -31,10 +31,17 @@ def _torch_model(family, cfg, params):
 
     kind = {"qwen2": "Qwen2", "qwen3": "Qwen3", "llama": "Llama"}[family]
     config = getattr(transformers, f"{kind}Config")(
-        vocab_size=cfg.vocab_size, hidden_size=cfg.width, intermediate_size=cfg.ffn, num_hidden_layers=cfg.layers,
-        num_attention_heads=cfg.heads, num_key_value_heads=cfg.kv_heads, head_dim=cfg.head_dim,
-        rms_norm_eps=cfg.norm_eps, tie_word_embeddings=cfg.tied_embeddings,
-        rope_parameters={"rope_type": "default", "rope_theta": cfg.rope_theta}, attn_implementation="eager",
+        vocab_size=cfg.vocab_size,
+        hidden_size=cfg.width,
+        intermediate_size=cfg.ffn,
+        num_hidden_layers=cfg.layers,
+        num_attention_heads=cfg.heads,
+        num_key_value_heads=cfg.kv_heads,
+        head_dim=cfg.head_dim,
+        rms_norm_eps=cfg.norm_eps,
+        tie_word_embeddings=cfg.tied_embeddings,
+        rope_parameters={"rope_type": "default", "rope_theta": cfg.rope_theta},
+        attn_implementation="eager",
     )
     model = getattr(transformers, f"{kind}ForCausalLM")(config).eval()
     names = {"attn_norm": "input_layernorm.weight", "mlp_norm": "post_attention_layernorm.weight"}
@@ -63,7 +70,8 @@ def test_logits_equal_those_of_transformers(family):
     ours = np.asarray(ops.logits(hidden, ops.output_matrix(params, cfg)))
     with torch.no_grad():
         theirs = model(
-            torch.tensor(tokens), attention_mask=torch.tensor(segments),
+            torch.tensor(tokens),
+            attention_mask=torch.tensor(segments),
             position_ids=torch.tensor(np.maximum(segments.cumsum(1) - 1, 0)),
         ).logits.numpy()
     np.testing.assert_allclose(ours[segments > 0], theirs[segments > 0], atol=1e-4)

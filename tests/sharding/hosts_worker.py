@@ -78,6 +78,7 @@ def values_are_told(index: int) -> None:
     barrier("late")
     assert index == 0 or time.monotonic() - began > 0.5
     for kind in (UserError, OSError):
+
         def fails(kind=kind):
             raise kind("the disk is full")
 

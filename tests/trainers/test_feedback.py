@@ -3,7 +3,8 @@
 import jax
 import numpy as np
 
-from rlaif_jax.data.pipelines import eval_batches, sft_rows, train_batches, verdict_rows
+from rlaif_jax.data.pipelines import eval_batches, train_batches
+from rlaif_jax.data.rows import sft_rows, verdict_rows
 from rlaif_jax.data.tokenizer import Encoded
 from rlaif_jax.models import ops, transformer
 from rlaif_jax.trainers.feedback import feedback_loss, verdict_loss

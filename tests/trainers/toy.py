@@ -25,9 +25,7 @@ GRPO = RlConfig(
     TrainConfig(steps=150, batch_size=8, optimizer=OptimizerConfig(1e-2, "constant", weight_decay=0.0)), group=4,
     sampling=SamplingConfig(max_tokens=LENGTH), minibatches=2, shaping=ShapingConfig(unfinished_penalty=0.0),
 )  # fmt: skip
-PPO = dataclasses.replace(
-    GRPO, critic=CriticConfig(OptimizerConfig(1e-2, "constant", weight_decay=0.0), init="policy"), epochs=2
-)
+PPO = dataclasses.replace(GRPO, critic=CriticConfig(OptimizerConfig(1e-2, "constant", weight_decay=0.0), init="policy"), epochs=2)
 
 
 class Letters:
