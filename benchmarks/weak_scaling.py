@@ -4,8 +4,8 @@ what a chip receives from others, and the bounds on time. Compiled for TPUs that
     python benchmarks/weak_scaling.py configs/qwen25_7b_grpo_v5p_32.py --layout split --json split.json
     python benchmarks/weak_scaling.py configs/qwen25_7b_grpo_v5p_32.py --layout copies --json copies.json
 
-`--layout split` splits the weights over all chips (fsdp); `copies` keeps `--fsdp` parts of them, so often that all chips are
-used (data). Depth costs nothing: the layers are a scan, hence all of them are compiled.
+`--layout split` splits the weights over all chips (fsdp), as far as their width divides; `copies` keeps `--fsdp` parts of them,
+so often that all chips are used (data). Depth costs nothing: the layers are a scan, hence all of them are compiled.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+import math
 from pathlib import Path
 
 import jax
@@ -27,8 +28,11 @@ TOPOLOGIES = tuple(f"v5p:{shape}" for shape in ("2x2x4", "2x4x4", "4x4x4", "4x4x
 
 
 def grown(cfg: RunConfig, chips: int, layout: str, fsdp: int, prompts_per_chip: int) -> RunConfig:
-    """The config with that many prompts per chip and step, on a mesh of all chips."""
-    split = chips if layout == "split" else fsdp
+    """The config with that many prompts per chip and step, on a mesh of all chips.
+
+    More parts than the model's width divides by would leave the weights whole: from there on "split" has copies, too.
+    """
+    split = math.gcd(chips, cfg.model.width) if layout == "split" else fsdp
     mesh = dataclasses.replace(cfg.mesh, data=chips // split, fsdp=split, tensor=1)
     train = dataclasses.replace(cfg.rl.train, batch_size=prompts_per_chip * chips)
     return dataclasses.replace(cfg, mesh=mesh, rl=dataclasses.replace(cfg.rl, train=train))

@@ -29,6 +29,7 @@ from rlaif_jax.sharding.memory import on_device, on_host, require_host_memory
 from rlaif_jax.trainers import loop, rl, rollout
 from rlaif_jax.trainers.adapter import adapted, adapter_state
 from rlaif_jax.trainers.health import Health
+from rlaif_jax.trainers.learn import make_learn
 from rlaif_jax.trainers.offload import optimizers_on_host, with_optimizers_on_host
 from rlaif_jax.trainers.optimizer import make_optimizer
 from rlaif_jax.trainers.rl import RlState
@@ -122,7 +123,7 @@ def _learner(x: Experiment, cfg: RlConfig, models: RunModels):
         **policy_at, critic=critic_at, reference=policy_at.params if refreshed else None,
         **dict.fromkeys(numbers, x.place.replicated),
     )  # fmt: skip
-    learn = rl.make_learn(update, critic_update, cfg, shardings, x.place)
+    learn = make_learn(update, critic_update, cfg, shardings, x.place)
     if not cfg.offload_optimizer:
         return state, shardings, learn
     waiting = optimizers_on_host(shardings)

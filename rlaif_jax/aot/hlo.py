@@ -59,6 +59,41 @@ def collectives(text: str, mesh: Mapping[str, int], loop_trips: int = 1) -> list
     return sorted(found, key=lambda c: -c.bytes)
 
 
+def unordered(text: str) -> list[tuple[str, str]]:
+    """(loop, later): collectives that come after a loop, branch or call with collectives and read nothing of what it made.
+
+    `text` is a scheduled program. On a TPU or GPU its order is enough. XLA:CPU (jaxlib 0.10) starts `later` while the loop
+    still runs; devices of several processes can then wait for each other in different collectives, for ever.
+    """
+    computations, _ = _parse(text)
+    exchanges: dict[str, bool] = {}
+
+    def kind(i: _Instruction) -> str:
+        if _COLLECTIVE.fullmatch(i.op):
+            return "one"
+        called = [*_branches(i.rest), *re.findall(r"\b(?:body|condition|to_apply|calls|called_computation)=%?([\w.\-]+)", i.rest)]
+        return "many" if any(within(name) for name in called) else ""
+
+    def within(name: str) -> bool:
+        if name not in exchanges:
+            exchanges[name] = any(kind(i) for i in computations.get(name, []))
+        return exchanges[name]
+
+    found = []
+    for instructions in computations.values():
+        after: dict[str, frozenset[str]] = {}  # the loops whose results an instruction reads, itself or through others
+        loops: list[str] = []
+        for i in instructions:
+            read = frozenset().union(*(after.get(o, ()) for o in re.findall(r"%([\w.\-]+)", i.rest)))
+            what = kind(i)
+            found += [(loop, i.name) for loop in loops if what and loop not in read]
+            if what == "many":
+                loops.append(i.name)
+                read |= {i.name}
+            after[i.name] = read
+    return found
+
+
 class _Program:
     def __init__(self, text: str, mesh: dict[str, int], loop_trips: int):
         self._mesh, self._loop_trips = mesh, loop_trips

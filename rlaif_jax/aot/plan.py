@@ -130,8 +130,10 @@ _UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
 
 def needed_bytes(message: str) -> int | None:
-    """What the compiler says that a program needs which does not fit ("Used 20.31G of 15.75G hbm"); None: another error."""
-    found = re.search(r"Used ([\d.]+)([KMGT]?) of [\d.]+[KMGT]? hbm", message)
+    """What the compiler says that a program needs which does not fit ("Used 20.31G of 15.75G hbm", or "HLO temporaries
+    (125.14G) exceeds available HBM"); None: another error."""
+    size = r"([\d.]+)([KMGT]?)"
+    found = re.search(rf"Used {size} of \S+ hbm", message) or re.search(rf"HLO temporaries \({size}\) exceeds", message)
     return round(float(found[1]) * _UNITS[found[2]]) if found else None
 
 

@@ -22,6 +22,7 @@ from rlaif_jax.sampling.rollout import make_sampler
 from rlaif_jax.sharding import Placement
 from rlaif_jax.trainers import rl, sft
 from rlaif_jax.trainers.adapter import adapted
+from rlaif_jax.trainers.learn import make_learn
 from rlaif_jax.trainers.optimizer import OptimizerConfig, make_optimizer
 from rlaif_jax.trainers.reward import label_loss, pair_loss
 from rlaif_jax.trainers.settings import RlConfig, TrainConfig
@@ -304,4 +305,4 @@ def _rl_state(settings: RlConfig, lora: LoraConfig | None, model: ModelConfig, p
     reference = _weights(lora, model, place, scalar=False).params if refreshed else None
     state = rl.RlState(**policy, critic=critic, reference=reference, **_on(numbers, at))
     shardings = rl.RlState(**policy_at, critic=critic_at, reference=policy_at.params if refreshed else None, **at)
-    return state, rl.make_learn(update, critic_update, settings, shardings, place).compiled
+    return state, make_learn(update, critic_update, settings, shardings, place).compiled

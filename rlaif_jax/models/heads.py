@@ -18,7 +18,7 @@ class _ScalarHead(nn.Module):
 
     @nn.compact
     def __call__(self, hidden):
-        weights = transformer.declare(self, {"score": ((self.width,), ("embed",), 0.0)}, "float32")
+        weights = transformer.declare(self, {"score": ((self.width,), ("norm",), 0.0)}, "float32")
         return hidden.astype(jnp.float32) @ weights["score"]
 
 
@@ -35,7 +35,7 @@ def zero_head(cfg: ModelConfig) -> dict:
 
 def logical_axes(cfg: ModelConfig) -> dict:
     """Logical axis names in the tree of `init`."""
-    return {"model": transformer.logical_axes(cfg), "head": {"score": ("embed",)}}
+    return {"model": transformer.logical_axes(cfg), "head": {"score": ("norm",)}}
 
 
 def adapter_init(cfg: ModelConfig, lora: LoraConfig, key: jax.Array) -> dict:

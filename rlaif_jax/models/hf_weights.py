@@ -74,7 +74,7 @@ def name_table(cfg: ModelConfig, scalar: bool) -> list[Entry]:
         shape, axes = (shape[::-1], axes[::-1]) if matrix else (shape, axes)
         table.append(Entry((*prefix, "layers", name), names, shape, axes, stacked=True, transposed=matrix))
     if scalar:
-        table.append(Entry(("head", "score"), ("score.weight",), (1, cfg.width), (None, "embed"), row=True))
+        table.append(Entry(("head", "score"), ("score.weight",), (1, cfg.width), (None, "norm"), row=True))
     return table
 
 

@@ -134,7 +134,8 @@ def advance(
 
     def body(s: DecodeState) -> DecodeState:
         token = jnp.where(s.done, pad_id, sample_token(s.logits, prompted.keys, s.step, sampling))
-        logprob, _ = ops.token_logprob(s.logits, token, sampling.temperature)
+        # No token is below 0: the log-prob waits for it, so that devices exchange one thing after the other.
+        logprob, _ = ops.token_logprob(s.logits, token, sampling.temperature + jnp.minimum(token, 0)[:, None])
         slot = prompt_length + s.step
         visible = prompted.visible | ((slots >= prompt_length) & (slots <= slot))
         next_logits, new_caches = _decode_step(params, layers, cfg, s.caches, token, prompted.lengths + s.step, slot, visible)

@@ -33,8 +33,8 @@ class Processes:
 def init_distributed(timeout: int = 300, env: Mapping[str, str] | None = None) -> Processes:
     """Joins the processes of this program, as the environment says; see `settings`. Waits `timeout` seconds for the others.
 
-    Several processes on CPU devices talk through gloo, and compile what they run: with programs read back from a cache on disk
-    (jaxlib 0.10) two processes were seen to wait for ever in different collectives. UserError for variables that make no sense.
+    Several processes on CPU devices talk through gloo, and compile what they run: whether a program that is read back from a
+    cache on disk keeps the order of its collectives has not been checked. UserError for variables that make no sense.
     """
     env = os.environ if env is None else env
     source, found = settings(env, on_tpu_host())

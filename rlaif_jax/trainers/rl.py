@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import chex
@@ -21,17 +20,17 @@ from rlaif_jax.algorithms import losses
 from rlaif_jax.algorithms.kl import adapted_coefficient, kl_terms
 from rlaif_jax.algorithms.masked import explained_variance, masked_mean, whiten
 from rlaif_jax.algorithms.policy import policy_loss
-from rlaif_jax.metrics import Mean, Metrics, empty, over_axis
+from rlaif_jax.metrics import Mean, Metrics
 from rlaif_jax.models import heads, transformer
 from rlaif_jax.models.model_config import ModelConfig
 from rlaif_jax.rewards.base import Exchange, RewardResult, checked
 from rlaif_jax.sampling.decode import Decoded
 from rlaif_jax.sampling.filters import SamplingParams
 from rlaif_jax.sampling.rollout import sequences
-from rlaif_jax.sharding.placement import Placement, constrain
+from rlaif_jax.sharding.placement import Placement
 from rlaif_jax.trainers.rollout import Rollout, RolloutFn
 from rlaif_jax.trainers.settings import RlConfig
-from rlaif_jax.trainers.update import TrainState, Update
+from rlaif_jax.trainers.update import TrainState
 
 
 @chex.dataclass(frozen=True)
@@ -101,13 +100,22 @@ def make_annotate(cfg: ModelConfig, rl: RlConfig, place: Placement) -> Callable[
         if rl.policy.correction != "none":
             part["sampler_logprobs"] = decoded.logprobs
             part["old_logprobs"] = response_logprobs(params, cfg, *inputs, temperature, place)[0] * decoded.mask
+            inputs = _after(part["old_logprobs"], *inputs)
         if rl.kl.coefficient > 0:
             part["ref_logprobs"] = response_logprobs(reference, cfg, *inputs, temperature, place)[0] * decoded.mask
+            inputs = _after(part["ref_logprobs"], *inputs)
         if rl.critic is not None:
             part["values"] = response_values(critic, cfg, *inputs, place) * decoded.mask
         return part
 
     return annotate
+
+
+def _after(logprobs: jax.Array, tokens: jax.Array, *rest: Any) -> tuple:
+    """The inputs of the next model, to be had only after the log-probs (B, R) of the last one: one model at a time needs
+    less memory, and see "One order" in docs/multihost.md. A log-prob is never above 0, which the compiler does not know."""
+    never = jnp.any(logprobs > 1e30, axis=1, keepdims=True)
+    return jnp.where(never, 0, tokens), *rest
 
 
 def make_experience(rl: RlConfig) -> Callable[..., tuple[dict, dict, jax.Array, jax.Array]]:
@@ -182,64 +190,6 @@ def plain_view(frozen: None, params: Any) -> Any:
 def critic_base(frozen: Any) -> Any:
     """The frozen part of a critic: where the policy is an adapter, so is the critic, beside its head, over the same base."""
     return None if frozen is None else {"model": frozen}
-
-
-def make_learn(
-    policy_update: Update, critic_update: Update | None, rl: RlConfig, shardings: RlState, place: Placement
-) -> Callable[[RlState, dict, int, int], tuple[RlState, dict]]:  # fmt: skip
-    """learn(state, batch, seed, step): all updates of one rollout in one jitted program; all of the state but `frozen` is
-    donated.
-
-    Each epoch shuffles the rows by a key of (seed, step). The policy rests while the critic warms up, and for the rest of
-    the step once its KL from the policy that sampled exceeds `rl.kl_stop`.
-    """
-    may_rest = rl.kl_stop > 0 or (rl.critic is not None and rl.critic.warmup > 0)
-
-    def policy_turn(state: RlState, piece: dict, rests: jax.Array, frozen: Any) -> tuple[RlState, Metrics]:
-        def update(state: RlState, piece: dict) -> tuple[RlState, Metrics]:
-            state, metrics = policy_update(state.replace(frozen=frozen), piece)
-            return state.replace(frozen=None), metrics  # what no update changes is not carried from one to the next
-
-        if not may_rest:
-            return update(state, piece)
-        shapes = jax.eval_shape(update, state, piece)[1]
-        return jax.lax.cond(rests, lambda s, p: (s, empty(shapes)), update, state, piece)
-
-    def one(carry, rows, batch, frozen):
-        state, rests = carry
-        piece = jax.tree.map(lambda x: constrain(x[rows], ("batch",) + (None,) * (x.ndim - 1), place), batch)
-        state, metrics = policy_turn(state, piece, rests, frozen)
-        if rl.kl_stop > 0:
-            rests |= metrics["kl_old"].value() > rl.kl_stop
-        if critic_update is not None:
-            critic, found = critic_update(state.critic.replace(frozen=critic_base(frozen)), piece)
-            state = state.replace(critic=critic.replace(frozen=None))
-            metrics |= {f"critic/{name}": m for name, m in found.items()}
-        return (state, rests), metrics
-
-    def learn(state: RlState, batch: dict, seed, number, frozen):
-        key = jax.random.fold_in(jax.random.key(seed), number)
-        count = batch["mask"].shape[0]
-        orders = jax.vmap(lambda k: jax.random.permutation(k, count))(jax.random.split(key, rl.epochs))
-        rests = number <= (rl.critic.warmup if rl.critic is not None else 0)
-        (state, _), metrics = jax.lax.scan(
-            partial(one, batch=batch, frozen=frozen), (state, rests), orders.reshape(rl.epochs * rl.minibatches, -1)
-        )
-        # At the first update policy and sampler have the same weights: what differs is arithmetic.
-        gap = jax.tree.map(lambda x: x[0], metrics["logprob_gap"]).value()
-        facts = {"sampler_gap": gap, "skipped": state.skipped}
-        facts |= {"critic/skipped": state.critic.skipped} if state.critic is not None else {}
-        return state, {name: m.value() for name, m in over_axis(metrics).items()} | facts
-
-    jitted = jax.jit(learn, donate_argnums=0, out_shardings=(shardings.replace(frozen=None), None))
-
-    def run(state: RlState, batch: dict, seed: int, number: int):
-        # The base under an adapter is not donated: the reward model may read the same arrays.
-        learned, metrics = jitted(state.replace(frozen=None), batch, np.uint32(seed), np.int32(number), state.frozen)
-        return learned.replace(frozen=state.frozen), metrics
-
-    run.compiled = jitted  # for `rlaif plan`
-    return run
 
 
 def make_step(

@@ -2,7 +2,7 @@
 
 import pytest
 
-from rlaif_jax.aot.hlo import collectives
+from rlaif_jax.aot.hlo import collectives, unordered
 
 MESH = {"data": 1, "fsdp": 4, "tensor": 2, "context": 1}
 FSDP, TENSOR = "[2,4]<=[4,2]T(1,0)", "[4,2]<=[8]"
@@ -132,3 +132,31 @@ def test_a_program_on_real_devices(eight_devices):
     found = {(c.kind, c.axes): c for c in collectives(text, dict(eight_devices.mesh.shape))}
     reduce = found["all-reduce", "tensor"]
     assert reduce.count == 3 and reduce.bytes == 3 * 2 * (2 * 16 * 4) / 2  # 8 rows over 4 parts of data x fsdp
+
+
+EXCHANGE = """
+%exchange (b: (s32[], f32[8])) -> (s32[], f32[8]) {{
+  %b = (s32[], f32[8]) parameter(0)
+  %x = f32[8] get-tuple-element(%b), index=1
+  %sum = f32[8] {op}(%x), replica_groups={{{{0,1}}}}, to_apply=%add
+  ROOT %t = (s32[], f32[8]) tuple(%i, %sum)
+}}
+"""
+
+
+@pytest.mark.parametrize(
+    "loop", ["while(%p), condition=%c, body=%exchange", "conditional(%q, %p), branch_computations={%exchange}"]
+)
+@pytest.mark.parametrize(
+    ("later", "found"),
+    [
+        ("  %last = f32[8] all-reduce(%p), to_apply=%add", [("loop", "last")]),
+        ("  %y = f32[8] get-tuple-element(%loop), index=1\n  %z = f32[8] add(%y, %p)\n  %last = f32[8] all-reduce(%z)", []),
+        ("  %last = (s32[], f32[8]) while(%p), condition=%c, body=%exchange", [("loop", "last")]),
+        ("  %last = f32[8] negate(%p)", []),
+    ],
+)
+def test_what_follows_a_loop_by_order_alone(loop, later, found):
+    body = f"  %before = f32[8] all-reduce(%p)\n  %loop = (s32[], f32[8]) {loop}\n{later}"
+    assert unordered(_program(body, EXCHANGE.format(op="all-reduce"))) == found
+    assert unordered(_program(body, EXCHANGE.format(op="tanh"))) == [], "nothing is exchanged in the loop"

@@ -15,6 +15,7 @@ from rlaif_jax.sampling.filters import SamplingConfig, traced
 from rlaif_jax.sampling.rollout import make_sampler
 from rlaif_jax.sharding import Placement
 from rlaif_jax.trainers import rl, rollout
+from rlaif_jax.trainers.learn import make_learn
 from rlaif_jax.trainers.optimizer import OptimizerConfig, make_optimizer
 from rlaif_jax.trainers.settings import CriticConfig, RlConfig, ShapingConfig, TrainConfig
 from rlaif_jax.trainers.update import make_update_fn, state_of
@@ -72,7 +73,7 @@ def programs(cfg: RlConfig, place: Placement) -> dict:
         "make_state": make_state, "policy": policy,
         "sampler": make_sampler(MODEL, axes, place, group=cfg.group, max_tokens=LENGTH, pad_id=0),
         "annotate": rl.make_annotate(MODEL, cfg, place), "experience": rl.make_experience(cfg),
-        "learn": rl.make_learn(update, critic_update, cfg, make_state(0)[1], place),
+        "learn": make_learn(update, critic_update, cfg, make_state(0)[1], place),
     }  # fmt: skip
 
 

@@ -1,0 +1,56 @@
+"""docs/scaling.md says what the TPU compiler says: each program of its plans is compiled and compared (slow, one at a time)."""
+
+import dataclasses
+import json
+
+import jax
+import pytest
+
+from rlaif_jax.aot import plan as aot
+from rlaif_jax.aot.chips import CHIPS, parse_topology
+from rlaif_jax.config import load_config
+from tests.aot import scaling_tables
+from tests.aot.scaling_tables import GIB, number
+from tests.aot.test_plan import NAMES, needs_libtpu
+from tests.test_config import ROOT
+
+PLANS = {plan.topology: plan for plan in scaling_tables.plans()}
+CASES = [(topology, name) for topology in PLANS for name in PLANS[topology].rows]
+
+
+def test_the_page_has_the_plans_and_their_figures_fit_together():
+    assert list(PLANS) == ["v5e:8x8", "v5p:4x4x2", "v5p:8x8x8"]
+    for topology, plan in PLANS.items():
+        version, chips = parse_topology(topology)
+        chip, cfg = CHIPS[version], load_config(ROOT / plan.config, plan.changes)
+        assert cfg.mesh.data * cfg.mesh.fsdp * cfg.mesh.tensor == chips
+        assert list(plan.rows) == NAMES
+        for name, row in plan.rows.items():
+            assert number(row["of these held"]) < number(row["memory"]) < chip.memory / GIB, (topology, name)
+            gib = sum(number(cell) for column, cell in row.items() if column.startswith("received"))
+            bounds = {"compute": number(row["TFLOP"]) * 1e12 / chip.flops, "collectives": gib * GIB / chip.links}
+            least, bound = number(row["at least"]), row["bound by"]
+            assert all(seconds <= least * 1.02 + 0.005 for seconds in bounds.values()), (topology, name)
+            assert bound == "memory" or bounds[bound] == pytest.approx(least, rel=0.02, abs=0.006), (topology, name)
+
+
+@needs_libtpu
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+@pytest.mark.parametrize(("topology", "name"), CASES, ids=[f"{t}-{n}" for t, n in CASES])
+def test_a_program_of_the_page(topology, name):
+    """It compiles and fits, and with the page's version of jax its figures are the page's."""
+    plan = PLANS[topology]
+    (found,) = aot.plan_run(load_config(ROOT / plan.config, plan.changes), topology, [name])
+    assert found.fits and found.step_seconds > 0
+    assert any("fsdp" in c.axes and c.bytes > GIB for c in found.collectives), "a chip has no whole weights"
+    if f"jax {jax.__version__}," not in scaling_tables.PAGE.read_text(encoding="utf-8"):
+        return
+    row, told = json.loads(json.dumps(dataclasses.asdict(found))), plan.rows[name]
+    assert number(told["memory"]) == pytest.approx(found.total / GIB, rel=0.01)
+    assert number(told["of these held"]) == pytest.approx(found.held / GIB, rel=0.01, abs=0.006)
+    assert number(told["TFLOP"]) == pytest.approx(found.flops / 1e12, rel=0.01)
+    for axes, gib in scaling_tables.received(row).items():
+        assert number(told.get(f"received over {axes}", "-")) == pytest.approx(gib, rel=0.02, abs=0.1), axes
+    assert number(told["at least"]) == pytest.approx(found.step_seconds, rel=0.02, abs=0.006)
+    assert told["bound by"] == max(found.seconds, key=found.seconds.get)
