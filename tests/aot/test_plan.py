@@ -20,7 +20,7 @@ from rlaif_jax.errors import UserError
 from rlaif_jax.models import lora
 from rlaif_jax.models.lora import LoraConfig
 from rlaif_jax.models.model_config import parameter_count
-from rlaif_jax.sharding import MeshConfig, Placement
+from rlaif_jax.sharding import MeshConfig, Placement, make_mesh
 from rlaif_jax.trainers.settings import CriticConfig
 from tests import tiny
 
@@ -180,6 +180,14 @@ def test_mesh_program_and_topology_must_fit_together():
     with pytest.raises(UserError, match="v5e:3x5"):
         topology_devices("v5e:3x5")
     assert len(topology_devices("v4:2x2x1")) == 4, "a v4 chip is one device, not two"
+
+
+@needs_libtpu
+def test_a_mesh_axis_may_be_a_part_of_a_side_of_the_machine():
+    mesh = make_mesh(MeshConfig(data=2, fsdp=8), topology_devices("v5e:4x4"))
+    assert mesh.shape["fsdp"] == 8 and len({d.id for d in mesh.devices.flat}) == 16
+    mesh = make_mesh(MeshConfig(data=4, fsdp=512), topology_devices("v5p:8x16x16"))
+    assert mesh.shape["fsdp"] == 512 and len({d.id for d in mesh.devices.flat}) == 2048
 
 
 @needs_libtpu
