@@ -83,7 +83,7 @@ def test_every_program_compiles_with_its_abstract_arguments(eight_devices, compi
     assert [unordered(text) for text in compiled] == [[]] * len(NAMES)
 
 
-def test_with_a_lora_section_the_programs_are_those_of_adapters(eight_devices):
+def test_with_a_lora_section_the_programs_are_those_of_adapters(eight_devices, compiled):
     cfg = _tiny(mesh=MeshConfig(data=2, fsdp=2, tensor=2), lora=LoraConfig({"layers/(q|v|up)": 4}))
     cfg = dataclasses.replace(cfg, rl=dataclasses.replace(cfg.rl, critic=CriticConfig()))
     model, chip = planned_model(cfg), Chip(2**30, 1e12, 1e11, 1e10)
@@ -105,6 +105,7 @@ def test_with_a_lora_section_the_programs_are_those_of_adapters(eight_devices):
         row, full = aot.measure(program, eight_devices, chip), whole[name]
         assert row.fits and row.flops > 0
         assert row.arguments + row.held < chip_bytes(full.arguments) + chip_bytes(full.held), name
+    assert [unordered(text) for text in compiled] == [[]] * len(NAMES)
     rows = {n: chip_bytes(p.held) + chip_bytes(p.arguments) for n, p in programs.items() if n.startswith("rl")}
     assert max(rows.values()) < 1.2 * min(rows.values()), "whatever runs, the stage keeps the same"
     inputs = programs["rl: log-probs"].arguments
