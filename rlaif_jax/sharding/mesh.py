@@ -94,7 +94,11 @@ def make_mesh(
     groups = granules(devices, granule, wanted=any(s > 1 for s in dcn.values()))
     types = (AxisType.Auto,) * len(sizes)
     if len(groups) == 1:
-        return jax.make_mesh(tuple(sizes.values()), tuple(sizes), axis_types=types, devices=devices)
+        try:
+            return jax.make_mesh(tuple(sizes.values()), tuple(sizes), axis_types=types, devices=devices)
+        except NotImplementedError:  # an axis of the mesh is no product of whole sides of the machine
+            cut = mesh_utils.create_device_mesh(tuple(sizes.values()), devices, allow_split_physical_axes=True)
+            return Mesh(cut, tuple(sizes), axis_types=types)
     return Mesh(_hybrid(sizes, dcn_sizes(sizes, dcn, len(groups)), groups), tuple(sizes), axis_types=types)
 
 

@@ -20,7 +20,7 @@ from rlaif_jax.errors import UserError
 from rlaif_jax.models import lora
 from rlaif_jax.models.lora import LoraConfig
 from rlaif_jax.models.model_config import parameter_count
-from rlaif_jax.sharding import MeshConfig, Placement
+from rlaif_jax.sharding import MeshConfig, Placement, make_mesh
 from rlaif_jax.trainers.settings import CriticConfig
 from tests import tiny
 
@@ -83,7 +83,7 @@ def test_every_program_compiles_with_its_abstract_arguments(eight_devices, compi
     assert [unordered(text) for text in compiled] == [[]] * len(NAMES)
 
 
-def test_with_a_lora_section_the_programs_are_those_of_adapters(eight_devices):
+def test_with_a_lora_section_the_programs_are_those_of_adapters(eight_devices, compiled):
     cfg = _tiny(mesh=MeshConfig(data=2, fsdp=2, tensor=2), lora=LoraConfig({"layers/(q|v|up)": 4}))
     cfg = dataclasses.replace(cfg, rl=dataclasses.replace(cfg.rl, critic=CriticConfig()))
     model, chip = planned_model(cfg), Chip(2**30, 1e12, 1e11, 1e10)
@@ -105,6 +105,7 @@ def test_with_a_lora_section_the_programs_are_those_of_adapters(eight_devices):
         row, full = aot.measure(program, eight_devices, chip), whole[name]
         assert row.fits and row.flops > 0
         assert row.arguments + row.held < chip_bytes(full.arguments) + chip_bytes(full.held), name
+    assert [unordered(text) for text in compiled] == [[]] * len(NAMES)
     rows = {n: chip_bytes(p.held) + chip_bytes(p.arguments) for n, p in programs.items() if n.startswith("rl")}
     assert max(rows.values()) < 1.2 * min(rows.values()), "whatever runs, the stage keeps the same"
     inputs = programs["rl: log-probs"].arguments
@@ -180,6 +181,14 @@ def test_mesh_program_and_topology_must_fit_together():
     with pytest.raises(UserError, match="v5e:3x5"):
         topology_devices("v5e:3x5")
     assert len(topology_devices("v4:2x2x1")) == 4, "a v4 chip is one device, not two"
+
+
+@needs_libtpu
+def test_a_mesh_axis_may_be_a_part_of_a_side_of_the_machine():
+    mesh = make_mesh(MeshConfig(data=2, fsdp=8), topology_devices("v5e:4x4"))
+    assert mesh.shape["fsdp"] == 8 and len({d.id for d in mesh.devices.flat}) == 16
+    mesh = make_mesh(MeshConfig(data=4, fsdp=512), topology_devices("v5p:8x16x16"))
+    assert mesh.shape["fsdp"] == 512 and len({d.id for d in mesh.devices.flat}) == 2048
 
 
 @needs_libtpu
