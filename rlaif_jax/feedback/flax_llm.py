@@ -113,7 +113,7 @@ class FlaxLLM:
             width = _width(batch[-1].length(encoded))
             endings = 1 if all(len(pack.members) == 1 for pack in batch) else _ENDINGS
             arrays = self._packed(batch, encoded, width, endings)
-            found = jax.device_get(self._choose(self._params, *arrays, np.array(tokens, np.int32)))
+            found = gather(self._choose(self._params, *arrays, np.array(tokens, np.int32)))
             for row, pack in enumerate(batch):
                 for ending, i in enumerate(pack.members):
                     out[i] = found[row, ending]
