@@ -105,6 +105,7 @@ def test_a_chat_remembers_and_ends_at_an_empty_line(folder, monkeypatch, capsys)
     assert capsys.readouterr().out == f"{BANNER}> {shown_one}\n> {shown_two}\n> "
 
 
+@pytest.mark.slow
 def test_a_chat_that_grows_too_long_begins_anew(folder, monkeypatch, capsys):
     command = ["generate", "--model", str(folder), "--temperature", "0", "--max-tokens", "12"]
     _typed(monkeypatch, "新年好", "长" * 600, "再写一条")  # and Ctrl-D
@@ -115,6 +116,7 @@ def test_a_chat_that_grows_too_long_begins_anew(folder, monkeypatch, capsys):
     assert out.endswith(f"> {second}\n> ")
 
 
+@pytest.mark.slow
 def test_a_chat_with_several_samples_or_of_a_run_takes_each_request_alone(folder, monkeypatch, capsys):
     command = ["generate", "--model", str(folder), "--max-tokens", "12", "--samples", "2"]
     _typed(monkeypatch, "新年好")

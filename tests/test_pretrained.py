@@ -80,6 +80,7 @@ def test_a_run_starts_from_the_folder_and_goes_out_again(folder, tmp_path, one_d
     assert "## Training" in card and '"init_from"' in card and "## Evaluation" not in card
 
 
+@pytest.mark.slow
 def test_without_sft_the_policy_is_the_folder_as_it_is(folder, tmp_path, one_device):
     x = Experiment(_config(folder, sft=None, grader=None), tmp_path / "run", one_device, QUIET)
     stages = pipeline.stages(x.cfg)

@@ -1,6 +1,6 @@
 """The tables of plans in docs/scaling.md: how one is written from `rlaif plan --json`, and how the test reads it back.
 
-    rlaif plan CONFIG --topology v5e:8x8 --json plan.json && python -m tests.aot.scaling_tables plan.json
+rlaif plan CONFIG --topology v5e:8x8 --json plan.json && python -m tests.aot.scaling_tables plan.json
 """
 
 import dataclasses

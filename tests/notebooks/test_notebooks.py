@@ -11,12 +11,19 @@ QUICK = """
 OUT = {out!r}
 SFT_STEPS, REWARD_STEPS, RL_STEPS, FEEDBACK_STEPS = 4, 4, 2, 4
 TRANSCRIPTS, VERDICT_PAIRS, ROUNDS = 100, 60, 1
+REFLECTIONS, EDITS = 4, 2
 REWARD_LENGTH = 256  # an untrained policy writes bytes that take many tokens to read back
 CORPUS = {{"sft": 300, "pairs": 200, "labelled": 60, "rl_prompts": 100, "eval_prompts": 20}}
 """
 
 
-@pytest.mark.parametrize("path", sorted(FOLDER.glob("*.ipynb")), ids=lambda p: p.name)
+SLOW = "02_judge"  # its parts run in tests/test_arms.py and tests/feedback
+
+
+@pytest.mark.parametrize(
+    "path",
+    [pytest.param(p, id=p.name, marks=[pytest.mark.slow] * (p.stem == SLOW)) for p in sorted(FOLDER.glob("*.ipynb"))],
+)
 def test_notebook_runs(path, tmp_path):
     book = nbformat.read(path, as_version=4)
     assert all(not cell.get("outputs") for cell in book.cells), "commit notebooks without outputs"

@@ -123,6 +123,7 @@ def _training(cfg, place):
     return state, shardings, lambda state: update(state, global_batch(batch, place))
 
 
+@pytest.mark.slow
 def test_resumed_equals_uninterrupted_on_any_mesh(small_model, one_device, eight_devices, tmp_path):
     losses = {}
     for name, place in (("one", one_device), ("eight", eight_devices)):

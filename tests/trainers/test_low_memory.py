@@ -78,7 +78,7 @@ def _train(cfg, place, optimizer, steps=60):
     return state, losses
 
 
-@pytest.mark.parametrize("name", OPTIONS)
+@pytest.mark.parametrize("name", [n if n in ("masters", "factored") else pytest.param(n, marks=pytest.mark.slow) for n in OPTIONS])
 def test_every_option_learns_like_adamw(small_model, one_device, name):
     dtype, optimizer = OPTIONS[name]
     _, exact = _train(small_model, one_device, OptimizerConfig(3e-3))
@@ -89,6 +89,7 @@ def test_every_option_learns_like_adamw(small_model, one_device, name):
     assert abs(losses[-1] - exact[-1]) < 0.12 * (exact[0] - exact[-1]) or losses[-1] < exact[-1], (losses[-1], exact[-1])
 
 
+@pytest.mark.slow
 def test_small_updates_of_bfloat16_are_not_lost(small_model, one_device):
     """At 1e-6 no update reaches half of a weight's spacing: with neither masters nor rounding nothing would change.
 
