@@ -24,6 +24,7 @@ from rlaif_jax.trainers.optimizer import OptimizerConfig
 from rlaif_jax.trainers.settings import CriticConfig
 from tests import tiny
 
+pytestmark = pytest.mark.slow  # minutes of compiling; tests/test_lora_run.py and tests/test_ppo_dpo.py are the quick halves
 QUIET = Console(quiet=True)
 LORA = LoraConfig({"layers/(q|v|up)": 4}, alpha=8.0)
 

@@ -108,6 +108,7 @@ def _where_it_waits(monkeypatch) -> set[str]:
     return kinds
 
 
+@pytest.mark.slow
 def test_what_waits_on_the_host_changes_nothing(run, tmp_path, monkeypatch):
     """Optimisers' states and reference on the host, with a stop in between, against a run without either."""
     fixed, states = dataclasses.replace(run.cfg.rl, kl=KlConfig(0.05), epochs=1), []

@@ -111,6 +111,7 @@ def test_what_does_not_fit_is_a_failure_and_what_cannot_be_told_apart_an_error(p
         llm.choice_logprobs(ask("祝"), ("Good", "Good"))
 
 
+@pytest.mark.slow
 def test_a_long_text_is_read_in_a_smaller_batch(parts, one_device, eight_devices):
     """One essay among the texts must not make a full batch of its width: attention would take memory for all of it."""
     llm, requests = model(parts, one_device, batch_size=128), ask(*TEXTS, "给朋友写两条中秋祝福" * 120, "万事如意" * 200)

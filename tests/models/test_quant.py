@@ -39,7 +39,11 @@ def test_rounding_is_at_most_half_a_step_per_output():
 WEIGHTS, CACHE = {"rollout_weights": "int8"}, {"kv_cache": "int8"}
 
 
-@pytest.mark.parametrize("changes", [WEIGHTS, CACHE, WEIGHTS | CACHE], ids=["weights", "cache", "both"])
+@pytest.mark.parametrize(
+    "changes",
+    [pytest.param(WEIGHTS, marks=pytest.mark.slow), pytest.param(CACHE, marks=pytest.mark.slow), WEIGHTS | CACHE],
+    ids=["weights", "cache", "both"],
+)
 def test_log_probs_of_samples_stay_close(small_model, one_device, eight_devices, changes):
     cfg = dataclasses.replace(small_model, **changes)
     params, (tokens, segments) = _params(cfg), hf.rows(left=True, count=4, vocab=128)

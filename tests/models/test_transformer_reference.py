@@ -112,7 +112,7 @@ def test_chunked_logprobs_equal_dense_ones_with_gradients(small_model):
     jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=2e-4), dense[1], chunked[1])
 
 
-@pytest.mark.parametrize("remat", ["full", "dots"])
+@pytest.mark.parametrize("remat", ["full", pytest.param("dots", marks=pytest.mark.slow)])
 def test_remat_changes_no_gradient(small_model, remat):
     params, tokens = _random(small_model), jnp.arange(1, 21).reshape(2, 10)
 

@@ -18,7 +18,7 @@ from rlaif_jax.trainers.settings import CriticConfig, RlConfig, ShapingConfig, T
 from tests.trainers.toy import GRPO, LENGTH, PPO, Toy, share_of_wanted
 
 
-@pytest.mark.parametrize("seed", [0, 1, 2])
+@pytest.mark.parametrize("seed", [0, *(pytest.param(n, marks=pytest.mark.slow) for n in (1, 2))])
 @pytest.mark.parametrize("cfg", [GRPO, PPO], ids=["grpo", "ppo"])
 def test_the_counting_task_is_learned(cfg, seed, one_device):
     toy, rewards = Toy(cfg, one_device, seed), []
@@ -128,7 +128,7 @@ def test_micro_batches_and_order_change_nothing_beyond_rounding(cfg, one_device)
         np.testing.assert_allclose(list(other.values()), list(results[0].values()), rtol=1e-4, atol=1e-6)
 
 
-@pytest.mark.parametrize("cfg", [GRPO, PPO], ids=["grpo", "ppo"])
+@pytest.mark.parametrize("cfg", [pytest.param(GRPO, marks=pytest.mark.slow), PPO], ids=["grpo", "ppo"])
 def test_eight_devices_learn_as_one_does(cfg, one_device, eight_devices):
     toys = [Toy(dataclasses.replace(cfg, kl=KlConfig(0.01)), place) for place in (one_device, eight_devices)]
     for number in range(1, 6):
