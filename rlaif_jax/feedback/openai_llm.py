@@ -19,8 +19,6 @@ import numpy as np
 from rlaif_jax.errors import UserError
 from rlaif_jax.feedback.llm import Failure, LLMReply, LLMRequest, OnReply, OnRow
 
-_BODY_ATTEMPTS = 4  # the client repeats failed calls; calls whose body is no chat completion are repeated here
-
 
 @dataclasses.dataclass(frozen=True)
 class HttpConfig:
@@ -34,7 +32,7 @@ class HttpConfig:
       requests_per_minute: 0 = no limit of ours.
       timeout: seconds for one attempt.
       attempts: tries of one request on 408/409/429/5xx, timeouts and cut connections (exponential backoff with
-        jitter; Retry-After is honoured).
+        jitter; Retry-After is honoured), and as many on answers that are no chat completion.
       price_prompt, price_completion: money per million tokens.
       budget: no request is sent that could take the spending of this process above it; 0 = no cap.
     """
@@ -174,9 +172,10 @@ class OpenAILLM:
             return LLMReply(failure=Failure("budget", f"the cap of {self._cfg.budget:g} would be passed"))
         usage = None
         try:
-            for attempt in range(_BODY_ATTEMPTS):
+            for attempt in range(self._cfg.attempts):  # the client repeats failed calls; bad bodies are ours to repeat
                 answer = await self._call(client, request, extra)
-                if isinstance(answer, LLMReply) and answer.failure.kind == "bad_body" and attempt < _BODY_ATTEMPTS - 1:
+                last = attempt == self._cfg.attempts - 1
+                if isinstance(answer, LLMReply) and answer.failure.kind == "bad_body" and not last:
                     await asyncio.sleep(random.uniform(0.5, 1.0) * min(2**attempt / 4, 8.0))
                     continue
                 usage = None if isinstance(answer, LLMReply) else answer.usage
