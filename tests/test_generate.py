@@ -93,6 +93,7 @@ def _greedy(folder, *messages):
     return answer, generate._CONTROL.sub("", answer)
 
 
+@pytest.mark.slow
 def test_a_chat_remembers_and_ends_at_an_empty_line(folder, monkeypatch, capsys):
     system, first, second = *chat("新年好", "助手"), *chat("再写一条")
     one, shown_one = _greedy(folder, system, first)

@@ -17,13 +17,8 @@ CORPUS = {{"sft": 300, "pairs": 200, "labelled": 60, "rl_prompts": 100, "eval_pr
 """
 
 
-SLOW = "02_judge"  # its parts run in tests/test_arms.py and tests/feedback
-
-
-@pytest.mark.parametrize(
-    "path",
-    [pytest.param(p, id=p.name, marks=[pytest.mark.slow] * (p.stem == SLOW)) for p in sorted(FOLDER.glob("*.ipynb"))],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("path", sorted(FOLDER.glob("*.ipynb")), ids=lambda p: p.name)
 def test_notebook_runs(path, tmp_path):
     book = nbformat.read(path, as_version=4)
     assert all(not cell.get("outputs") for cell in book.cells), "commit notebooks without outputs"
