@@ -24,7 +24,9 @@ from rlaif_jax.sampling.filters import SamplingConfig, traced
 from rlaif_jax.sampling.rollout import make_sampler
 
 
-def answer_file(model: Model, path: Path, out: Path, sampling: SamplingConfig, args: argparse.Namespace, console: Console) -> None:
+def answer_file(
+    model: Model, path: Path, out: Path, sampling: SamplingConfig, args: argparse.Namespace, console: Console
+) -> None:
     """Writes one JSON line per prompt: prompt, system, responses and whether each ended by itself.
 
     A prompt that is too long has an "error" and no responses. The same command goes on where it was interrupted; the

@@ -41,7 +41,9 @@ def _curate(x: Experiment, prompts: Prompts, author: LLM, feedback: LLM) -> Mapp
     author_prompts = load_prompts("embedded") if cfg.source == "policy" else prompts
     retriever = _retriever(x, data) if cfg.examples else None
     path = x.folder("curate") / "items.jsonl"
-    items = curate(records, author, author_prompts, feedback, prompts, retriever, cfg, path, x.cfg.seed, x.console)
+    items = curate(
+        records, author, author_prompts, feedback, prompts, retriever, cfg, path, x.cfg.seed, x.console
+    )
     debates = [d for item in items for d in item["debates"]]
     decided = [d for d in debates if d["final"] is not None]
     facts = {
@@ -74,7 +76,9 @@ def _play(x: Experiment, prompts: Prompts, feedback: LLM) -> Mapping[str, Any]:
     data, cfg = RunData(x), x.cfg.judge
     reflect_on, gate, test = data.game_rows()
     gate = gate[: cfg.game.gate_rows or None]
-    judge = judge_verdicts(feedback, prompts, cfg.single_mode, cfg.votes, cfg.temperature)
+    judge = judge_verdicts(
+        feedback, prompts, cfg.single_mode, cfg.votes, cfg.temperature
+    )
     game = Game(
         feedback, prompts, judge, measure_on(judge, gate), cfg.game, x.folder("judge"), x.console,
         queries=[r.prompt for r in data.rl_prompts(x.cfg.rl.eval_prompts)[0]], labelled=reflect_on, seed=x.cfg.seed,

@@ -42,7 +42,9 @@ class Launch:
     grace: float = 60.0
 
 
-def supervise(command: Sequence[str], cfg: Launch, say: Callable[[str], None], start: Callable[..., list] | None = None) -> int:
+def supervise(
+    command: Sequence[str], cfg: Launch, say: Callable[[str], None], start: Callable[..., list] | None = None
+) -> int:
     """Runs `command` until all of its processes end well; returns the exit code.
 
     0: all ended well. 2: a user's mistake, which a restart would repeat. EXIT_RESTART: the supervisor was told to stop and

@@ -71,7 +71,9 @@ def over_axis(stacked: Metrics) -> Metrics:
 
 def empty(shapes: Metrics) -> Metrics:
     """Metrics of the same kinds that have seen nothing."""
-    return {name: type(m)(*(jnp.full(x.shape, _NOTHING[type(m)], x.dtype) for x in m)) for name, m in shapes.items()}
+    return {
+        name: type(m)(*(jnp.full(x.shape, _NOTHING[type(m)], x.dtype) for x in m)) for name, m in shapes.items()
+    }
 
 
 def mean_of(x: jax.Array, mask: jax.Array | None = None) -> Mean:

@@ -1,7 +1,7 @@
 """The stages of one experiment. Each leaves a folder; a finished one is skipped, an interrupted one goes on.
 
-tokenizer -> sft [-> feedback -> curate] -> reward [-> grader] [-> judge] [-> dpo] -> rl [-> rl_judge]
--> evaluate -> report
+    tokenizer -> sft [-> feedback -> curate] -> reward [-> grader] [-> judge] [-> dpo] -> rl [-> rl_judge]
+    -> evaluate -> report
 """
 
 from __future__ import annotations

@@ -18,7 +18,9 @@ from rlaif_jax.trainers.optimizer import OptimizerConfig
 
 def config(steps: int = 6, checkpoint_every: int = 3) -> RunConfig:
     """All stages with a model of 60k parameters."""
-    train = TrainConfig(steps=steps, batch_size=8, checkpoint_every=checkpoint_every, log_every=1, optimizer=OptimizerConfig(1e-3))
+    train = TrainConfig(
+        steps=steps, batch_size=8, checkpoint_every=checkpoint_every, log_every=1, optimizer=OptimizerConfig(1e-3)
+    )
     sampling = SamplingConfig(max_tokens=12)
     return RunConfig(
         name="tiny",

@@ -46,7 +46,9 @@ class AdvantageConfig:
                 raise UserError(f"advantage.{field} is {getattr(self, field)!r}; expected one of {', '.join(values)}")
 
 
-def group_advantages(rewards: jax.Array, valid: jax.Array, group: int, cfg: AdvantageConfig = AdvantageConfig()) -> jax.Array:
+def group_advantages(
+    rewards: jax.Array, valid: jax.Array, group: int, cfg: AdvantageConfig = AdvantageConfig()
+) -> jax.Array:
     """Advantages (B,) from rewards (B,), the `group` samples of a prompt standing together; without whitening.
 
     Standard deviations have ddof 1. A group with fewer than two verdicts compares nothing and gets 0.
@@ -90,7 +92,9 @@ def token_rewards(scores: jax.Array, kl_penalty: jax.Array, mask: jax.Array) -> 
     return (scores[:, None] * at_end - kl_penalty) * mask
 
 
-def gae(rewards: jax.Array, values: jax.Array, mask: jax.Array, gamma: float, lam: float) -> tuple[jax.Array, jax.Array]:
+def gae(
+    rewards: jax.Array, values: jax.Array, mask: jax.Array, gamma: float, lam: float
+) -> tuple[jax.Array, jax.Array]:
     """Generalised advantage estimates and returns = advantages + values, (B, R) (arXiv 1506.02438, eq. 16).
 
     rewards, values, mask (B, R); a masked token is stepped over, and the value after the last one is 0.

@@ -1,7 +1,7 @@
 """The policy objective of PPO and the GRPO family on given log-probs, as sums. All float32.
 
-ratio = exp(log p - log p_old), per token or per sequence
-terms = surrogate(ratio, advantage) * sampler correction + KL - entropy bonus, then aggregated
+    ratio = exp(log p - log p_old), per token or per sequence
+    terms = surrogate(ratio, advantage) * sampler correction + KL - entropy bonus, then aggregated
 """
 
 from __future__ import annotations
@@ -102,7 +102,9 @@ def surrogate_terms(
     return terms, ratio, active
 
 
-def correction_weights(old_logp: jax.Array, sampler_logp: jax.Array, mask: jax.Array, cfg: PolicyConfig) -> jax.Array:
+def correction_weights(
+    old_logp: jax.Array, sampler_logp: jax.Array, mask: jax.Array, cfg: PolicyConfig
+) -> jax.Array:
     """(B, R) weights p_old / p_sampler, bounded as `cfg.correction` says; no gradient flows through them."""
     if cfg.correction == "none":
         return jnp.ones_like(old_logp)

@@ -12,7 +12,9 @@ from rlaif_jax.evaluation.text import cell, display, label, number, signed
 HEADLINE_ORDER = ("excellent", "grader", "compliance", "reward")  # the first that both systems have is the one told
 
 
-def headline(systems: Sequence[System], pair: tuple[System, System] | None, flags: Sequence[Flag] = (), seed: int = 0) -> str:
+def headline(
+    systems: Sequence[System], pair: tuple[System, System] | None, flags: Sequence[Flag] = (), seed: int = 0
+) -> str:
     """What the comparison of pair (reference, candidate) says; of systems[0] alone where pair is None.
 
     "raises" and "lowers" only where the 95 % interval of the paired difference leaves 0 out. Failed checks are told.

@@ -76,7 +76,9 @@ class CachedLLM:
             self.inner.complete([requests[places[key][0]] for key in asked], arrived)
         return [known[key] for key in keys]
 
-    def choice_logprobs(self, requests: Sequence[LLMRequest], choices: Sequence[str], on_row: OnRow | None = None) -> np.ndarray:
+    def choice_logprobs(
+        self, requests: Sequence[LLMRequest], choices: Sequence[str], on_row: OnRow | None = None
+    ) -> np.ndarray:
         """See `LLM.choice_logprobs`."""
         keys = [r.choice_key(self.name, choices) for r in requests]
         with self._lock:
@@ -164,7 +166,9 @@ class RecordedLLM:
                 on_reply(i, reply)
         return replies
 
-    def choice_logprobs(self, requests: Sequence[LLMRequest], choices: Sequence[str], on_row: OnRow | None = None) -> np.ndarray:
+    def choice_logprobs(
+        self, requests: Sequence[LLMRequest], choices: Sequence[str], on_row: OnRow | None = None
+    ) -> np.ndarray:
         """See `LLM.choice_logprobs`; NaN where the transcript holds no such question."""
         missing = [np.nan] * len(choices)
         rows = [self._choices.get(r.choice_key(self.name, choices), missing) for r in requests]

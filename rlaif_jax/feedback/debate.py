@@ -48,7 +48,8 @@ def debate(llm: LLM, prompts: Prompts, items: Sequence[tuple[str, str]], max_tok
         replies = llm.complete([prompts.request(role, max_tokens=max_tokens, **f) for f in base])
         sides[role] = replies
     said = [
-        f | {"positive": p.text, "negative": n.text} for f, p, n in zip(base, sides["positive"], sides["negative"], strict=True)
+        f | {"positive": p.text, "negative": n.text}
+        for f, p, n in zip(base, sides["positive"], sides["negative"], strict=True)
     ]
     problems = [p.failure or n.failure for p, n in zip(sides["positive"], sides["negative"], strict=True)]
     records = [

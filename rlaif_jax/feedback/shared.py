@@ -55,7 +55,9 @@ class AsksOnFirst:
             on_reply(i, reply)
         return replies
 
-    def choice_logprobs(self, requests: Sequence[LLMRequest], choices: Sequence[str], on_row: OnRow | None = None) -> np.ndarray:
+    def choice_logprobs(
+        self, requests: Sequence[LLMRequest], choices: Sequence[str], on_row: OnRow | None = None
+    ) -> np.ndarray:
         """See `LLM.choice_logprobs`."""
         told = on_first(lambda: self.inner.choice_logprobs(requests, choices).tolist(), "rows")
         for i, row in enumerate(told if on_row else ()):
@@ -73,7 +75,9 @@ class _Led:
         self._tell(requests, None)
         return self._inner.complete(requests, on_reply)
 
-    def choice_logprobs(self, requests: Sequence[LLMRequest], choices: Sequence[str], on_row: OnRow | None = None) -> np.ndarray:
+    def choice_logprobs(
+        self, requests: Sequence[LLMRequest], choices: Sequence[str], on_row: OnRow | None = None
+    ) -> np.ndarray:
         self._tell(requests, list(choices))
         return self._inner.choice_logprobs(requests, choices, on_row)
 

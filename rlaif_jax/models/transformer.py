@@ -1,8 +1,8 @@
 """The decoder: Linen declares the parameters and their logical axes; `ops` does the arithmetic.
 
-params = init(cfg, key)                        # dict: embed, layers/{q, k, ...} stacked over L, final_norm, lm_head
-hidden = forward(params, cfg, tokens, segment_ids, positions)
-logp, entropy = logprobs(params, cfg, hidden, targets, temperature)
+    params = init(cfg, key)                        # dict: embed, layers/{q, k, ...} stacked over L, final_norm, lm_head
+    hidden = forward(params, cfg, tokens, segment_ids, positions)
+    logp, entropy = logprobs(params, cfg, hidden, targets, temperature)
 """
 
 from __future__ import annotations

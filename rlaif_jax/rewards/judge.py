@@ -56,7 +56,9 @@ def judge_verdicts(
     if mode not in ("binary", "k_vote"):
         raise UserError(f"the judge mode {mode!r} rates no single answer; expected soft, checklist, binary or k_vote")
     votes, temperature = (votes, temperature) if mode == "k_vote" else (1, 0.0)
-    return lambda principles, items: spoken_verdicts(llm, prompts, principles, items, votes=votes, temperature=temperature)
+    return lambda principles, items: spoken_verdicts(
+        llm, prompts, principles, items, votes=votes, temperature=temperature
+    )
 
 
 def make_judge(
@@ -105,6 +107,8 @@ def _pairwise(llm: LLM, prompts: Prompts, principles, group: int, references: di
 
 def _prefers_first(llm: LLM, prompts: Prompts, principles, triples: Sequence[tuple[str, str, str]]) -> np.ndarray:
     """P(first is better), NaN without verdict."""
-    requests = [prompts.request("compare", max_tokens=4, principles=principles, query=q, first=a, second=b) for q, a, b in triples]
+    requests = [
+        prompts.request("compare", max_tokens=4, principles=principles, query=q, first=a, second=b) for q, a, b in triples
+    ]
     logprobs = llm.choice_logprobs(requests, ("A", "B"))
     return 1.0 / (1.0 + np.exp(logprobs[:, 1] - logprobs[:, 0]))

@@ -1,6 +1,6 @@
 """One call that makes several processes one program: on Cloud TPU, on hosts with GPUs, or on this machine alone.
 
-init_distributed()        # before anything else touches a device; with one process it does nothing
+    init_distributed()        # before anything else touches a device; with one process it does nothing
 """
 
 from __future__ import annotations

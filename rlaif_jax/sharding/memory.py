@@ -1,8 +1,8 @@
 """Arrays that wait in the host's memory: the same mesh and specs with another memory kind, and nothing else changes.
 
-require_host_memory(place.mesh, "rl.offload_optimizer")
-waiting = jax.device_put(opt_state, on_host(shardings))
-opt_state = jax.device_put(waiting, on_device(on_host(shardings)))      # before a program reads it
+    require_host_memory(place.mesh, "rl.offload_optimizer")
+    waiting = jax.device_put(opt_state, on_host(shardings))
+    opt_state = jax.device_put(waiting, on_device(on_host(shardings)))      # before a program reads it
 """
 
 from __future__ import annotations

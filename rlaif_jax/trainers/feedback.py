@@ -21,7 +21,7 @@ def verdict_loss(
 
     Twice: where nothing tells the two apart, P(Good) settles at 2/3, so that a judge in doubt does not
     condemn. P(Good) is the sigmoid of log P(good word) - log P(bad word), as the judge reads it.
-    batch: tokens, segment_ids, positions, loss_mask (B, 2, T) of `rows.verdict_rows`; the words with loss_mask 1 are
+    batch: tokens, segment_ids, positions, loss_mask (B, 2, T) of `data.rows.verdict_rows`; the words with loss_mask 1 are
     the verdicts. `words`: first tokens of the two verdicts.
     """
     flat = {k: v.reshape(-1, v.shape[-1]) for k, v in batch.items() if k != "row_mask"}

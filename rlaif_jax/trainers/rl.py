@@ -1,7 +1,7 @@
 """One step of reinforcement learning from AI feedback, GRPO's family or PPO:
 
-prompts --sampler--> Rollout --annotate--> log-probs, values --experience--> advantages --learn--> new state
-                         `--reward--> RewardResult --------------'
+    prompts --sampler--> Rollout --annotate--> log-probs, values --experience--> advantages --learn--> new state
+                             `--reward--> RewardResult --------------'
 """
 
 from __future__ import annotations

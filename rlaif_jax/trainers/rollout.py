@@ -22,7 +22,9 @@ from rlaif_jax.sharding.move import gather
 from rlaif_jax.trainers.settings import RlConfig
 
 
-def to_exchanges(decoded: Decoded, prompts: Sequence[Prompt], group: int, tokenizer: Tokenizer) -> tuple[list[Exchange], Decoded]:
+def to_exchanges(
+    decoded: Decoded, prompts: Sequence[Prompt], group: int, tokenizer: Tokenizer
+) -> tuple[list[Exchange], Decoded]:
     """Texts of a rollout (and the rollout on the host); prompt i owns rows i * group to (i + 1) * group - 1.
 
     Every process gets all of them: tokens are small, and then all processes go on alike.

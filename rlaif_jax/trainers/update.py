@@ -45,7 +45,9 @@ def create_state(
     return state_of(jax.jit(init_params, out_shardings=shardings)(), axes, optimizer, place)
 
 
-def state_of(params: Any, axes: Any, optimizer: optax.GradientTransformation, place: Placement) -> tuple[TrainState, TrainState]:
+def state_of(
+    params: Any, axes: Any, optimizer: optax.GradientTransformation, place: Placement
+) -> tuple[TrainState, TrainState]:
     """The same around weights that exist; the update will donate them, so they must be nobody else's."""
 
     def build(params: Any) -> TrainState:

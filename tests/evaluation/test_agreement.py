@@ -76,5 +76,7 @@ def test_pairwise_accuracy_counts_a_tie_as_half():
 def test_length_matched_pairs():
     chosen_chars, rejected_chars = [80, 79, 125, 126, 100], [100, 100, 100, 100, 100]
     assert ag.similar_length(chosen_chars, rejected_chars).tolist() == [True, False, True, False, True]
-    figure = ag.length_matched_accuracy([1, 1, 0, 1, 1], [0, 0, 1, 0, 0], chosen_chars, rejected_chars, mask=[1, 1, 1, 1, 0])
+    figure = ag.length_matched_accuracy(
+        [1, 1, 0, 1, 1], [0, 0, 1, 0, 0], chosen_chars, rejected_chars, mask=[1, 1, 1, 1, 0]
+    )
     assert (figure.value, figure.n, figure.missing) == (0.5, 2, 1)

@@ -176,7 +176,9 @@ def test_supervise_does_not_count_a_job_that_was_told_to_stop(bench, tmp_path):
     assert "told to stop and has saved" in done.stderr and "died" not in done.stderr
 
 
-@pytest.mark.parametrize(("body", "code", "message"), [("exit 7", 1, "died 2 times (last: 7)"), ("exit 2", 2, "exit code 2")])
+@pytest.mark.parametrize(
+    ("body", "code", "message"), [("exit 7", 1, "died 2 times (last: 7)"), ("exit 2", 2, "exit code 2")]
+)
 def test_supervise_gives_up(bench, tmp_path, body, code, message):
     done = _supervise(bench, tmp_path, body, "--max-restarts", "1", "--delete-when-done", RLAIF_POLL="1")
     assert done.returncode == code and message in done.stderr

@@ -21,10 +21,8 @@ def _batch(rows=8, length=12, seed=0):
     segments = (np.arange(length)[None] < lengths[:, None]).astype(np.int32)
     loss_mask = segments * (np.arange(length) >= 2)
     return {
-        "tokens": rng.integers(1, 128, (rows, length)).astype(np.int32) * segments,
-        "segment_ids": segments,
-        "positions": np.tile(np.arange(length, dtype=np.int32), (rows, 1)),
-        "loss_mask": loss_mask.astype(np.float32),
+        "tokens": rng.integers(1, 128, (rows, length)).astype(np.int32) * segments, "segment_ids": segments,
+        "positions": np.tile(np.arange(length, dtype=np.int32), (rows, 1)), "loss_mask": loss_mask.astype(np.float32),
     }
 
 
@@ -58,7 +56,9 @@ def test_permuting_rows_changes_nothing_beyond_rounding(small_model, one_device)
 
 def test_a_step_that_is_not_finite_changes_nothing_but_its_count(small_model, one_device):
     optimizer = make_optimizer(OptimizerConfig(), 10)
-    state, shardings = create_state(lambda: {"w": jnp.ones((3, 3))}, {"w": (None, None)}, optimizer, one_device)
+    state, shardings = create_state(
+        lambda: {"w": jnp.ones((3, 3))}, {"w": (None, None)}, optimizer, one_device
+    )
     update = make_update(lambda p, b: (mean_of(p["w"] * b["x"]), {}), optimizer, shardings)
     before = np.asarray(state.params["w"])
     state, metrics = update(state, {"x": np.full((3, 3), np.nan, np.float32)})
