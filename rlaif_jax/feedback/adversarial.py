@@ -118,7 +118,8 @@ class Game:
         seen = set()  # what several answers suggest in the same words is tried once a round
         for event in events:
             same = event["list"], event["suggestion"]
-            event["outcome"] = "repeated" if same in seen else self._apply(event, rng)
+            repeated = event["suggestion"] and same in seen  # an empty one is unusable every time
+            event["outcome"] = "repeated" if repeated else self._apply(event, rng)
             seen.add(same)
             if event["list"] == "principles" and event["outcome"] in counts:
                 counts[event["outcome"]] += 1

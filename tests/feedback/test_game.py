@@ -109,7 +109,9 @@ def test_unreadable_players_change_nothing_and_are_counted(tmp_path):
             return "……" if "JSON" in text else super()._say(text)
 
     game, rows = play(tmp_path, llm=Mute())
-    assert game.current == ["不写甲"] and sum(r["unusable"] for r in rows) > 0
+    events = [json.loads(line) for line in (tmp_path / "game.jsonl").read_text(encoding="utf-8").splitlines()]
+    expected = sum(e["list"] == "principles" for e in events)
+    assert game.current == ["不写甲"] and sum(r["unusable"] for r in rows) == expected > len(rows)
 
 
 def test_an_interrupted_game_goes_on_as_if_it_had_not_been(tmp_path):
