@@ -37,9 +37,12 @@ class Boxed(nn.Module):
 
 
 class Plain(nn.Module):
+    kernel_init: nn.initializers.Initializer = nn.initializers.lecun_normal()
+
     @nn.compact
     def __call__(self, x):
-        return nn.Dense(8, name="down")(nn.Dense(16, name="up")(x))
+        x = nn.Dense(16, kernel_init=self.kernel_init, name="up")(x)
+        return nn.Dense(8, kernel_init=self.kernel_init, name="down")(x)
 
 
 class Nnx(nnx.Module):
@@ -72,9 +75,16 @@ def test_unboxed_linen_by_pattern(eight_devices):
     axes = partial(axes_by_pattern, PATTERNS)
     params = sharded_init(_init(Plain()), axes, eight_devices, jax.random.key(0))
     assert _specs(params)["params/down/kernel"] == PartitionSpec("tensor", "fsdp")
+
+
+@pytest.mark.parametrize(("kernel_init", "ulp"), [(nn.initializers.uniform(), 0), (nn.initializers.lecun_normal(), 2)])
+def test_the_mesh_draws_no_other_weights(eight_devices, kernel_init, ulp):
+    """Random bits are the same on every mesh. What a normal makes of them (erf_inv) may differ in the last bits with the
+    shape of a part: XLA's CPU backend of jax 0.12 computes what is left over of a vector by other instructions."""
+    axes, init = partial(axes_by_pattern, PATTERNS), _init(Plain(kernel_init))
     one = Placement(jax.sharding.Mesh(np.array(jax.devices()[:1]).reshape(1, 1), ("fsdp", "tensor")))
-    same = sharded_init(_init(Plain()), axes, one, jax.random.key(0))
-    jax.tree.map(np.testing.assert_array_equal, params, same)  # the mesh changes no weight
+    params, same = (sharded_init(init, axes, place, jax.random.key(0)) for place in (eight_devices, one))
+    jax.tree.map(partial(np.testing.assert_array_max_ulp, maxulp=ulp), params, same)
 
 
 def test_nnx_state(eight_devices):
