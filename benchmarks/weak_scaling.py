@@ -63,7 +63,7 @@ def main() -> None:
     console, cfg, lines = Console(highlight=False), load_config(args.config), []
     for topology in args.topology:
         chips = parse_topology(topology)[1]
-        row = plan_run(grown(cfg, chips, args.layout, args.fsdp, args.prompts_per_chip), topology, [args.program])[0]
+        (row,) = plan_run(grown(cfg, chips, args.layout, args.fsdp, args.prompts_per_chip), topology, [args.program])
         lines.append({"topology": topology, **figures(row, chips)})
         console.print(f"{topology}: compiled in {row.compile_seconds:.0f} s", style="dim")
         if args.json is not None:

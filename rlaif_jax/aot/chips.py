@@ -54,10 +54,12 @@ def parse_topology(name: str) -> tuple[str, int]:
 def topology_devices(name: str) -> list[Any]:
     """The devices of a topology, to compile for. UserError where libtpu is missing or knows no such shape.
 
-    libtpu asks the metadata server of a TPU VM unless TPU_SKIP_MDS_QUERY is set, and elsewhere waits for an answer.
+    libtpu asks the metadata server of a TPU VM unless TPU_SKIP_MDS_QUERY is set, and elsewhere waits for an answer; it lets
+    one process of a machine in, since a TPU has one owner, but whoever only compiles touches none.
     """
     version, count = parse_topology(name)
     os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
+    os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
     from jax.experimental import topologies
 
     # v4 has two cores per chip that work as one in this mode; the other versions have it by default.

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import re
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +21,7 @@ from rlaif_jax.config import RunConfig
 from rlaif_jax.config_values import override
 from rlaif_jax.dry_run import planned_model
 from rlaif_jax.errors import UserError
+from rlaif_jax.experiment import write_json
 from rlaif_jax.sharding import Placement, make_mesh
 
 
@@ -57,21 +57,19 @@ class Row:
     remedy: str = ""
 
 
-def plan_run(cfg: RunConfig, topology: str, only: Sequence[str] = (), console: Console | None = None) -> list[Row]:
-    """The rows of a run on a topology; `only` names some of the programs."""
+def plan_run(cfg: RunConfig, topology: str, only: Sequence[str] = (), console: Console | None = None) -> Iterator[Row]:
+    """The rows of a run on a topology, each as soon as it is compiled; `only` names some of the programs."""
     chip, devices = CHIPS[parse_topology(topology)[0]], topology_devices(topology)
     programs = _programs(cfg, devices)
     unknown = [name for name in only if name not in programs]
     if unknown:
         raise UserError(f"--program {unknown[0]!r}: this run has {', '.join(programs)}")
-    rows = []
     for name in only or programs:
         if console is not None:
             console.print(f"{name}: compiling", style="dim", highlight=False)
         place, program = programs[name]
         row = measure(program, place, chip)
-        rows.append(row if row.fits else dataclasses.replace(row, remedy=_remedy(cfg, program, devices, chip)))
-    return rows
+        yield row if row.fits else dataclasses.replace(row, remedy=_remedy(cfg, program, devices, chip))
 
 
 def _programs(cfg: RunConfig, devices: Sequence[Any]) -> dict[str, tuple[Placement, Program]]:
@@ -140,11 +138,13 @@ def needed_bytes(message: str) -> int | None:
 def run_plan(
     cfg: RunConfig, topology: str, only: Sequence[str], path: Path | None, console: Console
 ) -> bool:  # fmt: skip
-    """Prints the table, writes JSON if asked to, and tells whether everything fits."""
+    """Prints the table, writes JSON if asked to (anew after each program), and tells whether everything fits."""
     jax.config.update("jax_platforms", "cpu")  # the compiler needs no TPU, and must not look for one
-    rows = plan_run(cfg, topology, only, console)
-    if path is not None:
-        path.write_text(json.dumps(as_json(cfg, topology, rows), indent=1), encoding="utf-8")
+    rows: list[Row] = []
+    for row in plan_run(cfg, topology, only, console):
+        rows.append(row)
+        if path is not None:
+            write_json(path, as_json(cfg, topology, rows))
     print_rows(cfg, topology, rows, console)
     return all(row.fits for row in rows)
 

@@ -166,6 +166,17 @@ def test_tables_and_json(tmp_path, monkeypatch, capsys):
     assert saved["programs"][1]["remedy"] and saved["chip"]["memory"] == 16 * 2**30
 
 
+def test_what_was_compiled_is_kept_when_a_later_program_fails(tmp_path, monkeypatch):
+    def rows(*_):
+        yield aot.Row("sft", 2**20, 0, 0, 0, 2**20, True, 2e12, (), {"compute": 0.5}, 0.5, 1.0)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(aot, "plan_run", rows)
+    with pytest.raises(KeyboardInterrupt):
+        aot.run_plan(_tiny(), "v5e:2x2", (), tmp_path / "plan.json", Console(quiet=True))
+    assert [p["name"] for p in json.loads((tmp_path / "plan.json").read_text())["programs"]] == ["sft"]
+
+
 def test_mistakes_on_the_command_line(tmp_path, capsys):
     config = tmp_path / "c.py"
     config.write_text("from tests.tiny import config\n")
@@ -176,9 +187,9 @@ def test_mistakes_on_the_command_line(tmp_path, capsys):
 @needs_libtpu
 def test_mesh_program_and_topology_must_fit_together():
     with pytest.raises(UserError, match="there are 4"):
-        aot.plan_run(override(_tiny(), "mesh.fsdp=3"), "v5e:2x2")
+        list(aot.plan_run(override(_tiny(), "mesh.fsdp=3"), "v5e:2x2"))
     with pytest.raises(UserError, match="this run has sft, reward"):
-        aot.plan_run(_tiny(), "v5e:2x2", ["sfd"])
+        list(aot.plan_run(_tiny(), "v5e:2x2", ["sfd"]))
     with pytest.raises(UserError, match="v5e:3x5"):
         topology_devices("v5e:3x5")
     assert len(topology_devices("v4:2x2x1")) == 4, "a v4 chip is one device, not two"
