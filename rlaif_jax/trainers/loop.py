@@ -6,7 +6,7 @@ import contextlib
 import dataclasses
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -18,6 +18,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rlaif_jax.checkpoint import Checkpoints, abstract_like
 from rlaif_jax.errors import Preempted
 from rlaif_jax.metrics import MetricsWriter
+from rlaif_jax.sharding import broadcast
 from rlaif_jax.sharding.memory import on_device
 from rlaif_jax.trainers.preemption import preemption_notice
 from rlaif_jax.trainers.settings import TrainConfig
@@ -55,16 +56,20 @@ def fit(
 ) -> TrainState:  # fmt: skip
     """Runs the steps that are left, from the newest checkpoint or from `state`, and saves the last one.
 
-    A run that was killed anywhere and started again ends with the same parameters, bit for bit: the checkpoint holds
-    parameters, optimiser, step and data position, and every random key comes from (seed, step, row). Told to stop, it
-    saves after the step at hand and raises Preempted. With several processes all of them call it alike.
+    It ends before `train.steps` once `train.patience` evaluations in a row brought no better score. A run that was killed
+    anywhere and started again ends with the same parameters, bit for bit: the checkpoint holds parameters, optimiser, step,
+    data position and the scores so far, and every random key comes from (seed, step, row). Told to stop, it saves after the
+    step at hand and raises Preempted. With several processes all of them call it alike.
     """
     checkpoints = Checkpoints(stage.folder / "checkpoints", stage.train.keep_last)
-    state, start = _resume(checkpoints, state, shardings, batches)
+    state, start, scores = _resume(checkpoints, state, shardings, batches)
     writer = MetricsWriter(stage.folder, start, stage.wandb_project, stage.name)
     window, saved = _Window(), start
     with _progress(stage, start) as advance, preemption_notice() as told:
         for step in range(start + 1, stage.train.steps + 1):
+            if 0 < stage.train.patience <= evaluations_since_best(scores):
+                _tell_early_stop(stage, step - 1)
+                break
             state, metrics = step_fn(state, next(batches), step)
             window.add(metrics)
             if step % stage.train.log_every == 0 or step == stage.train.steps:
@@ -74,13 +79,15 @@ def fit(
                 stage.watch(step, means)
             if step % stage.train.checkpoint_every == 0 or step == stage.train.steps:
                 results = evaluate(state) if evaluate else {}
+                score = broadcast(stage.score(results), "score")  # all processes keep the same best, and stop at the same step
                 if results:
                     writer.write(step, {f"eval/{k}": v for k, v in results.items()})
-                _save(checkpoints, stage, state, batches, step, stage.score(results), results)
+                    scores.append(score)
+                _save(checkpoints, state, batches, step, score, results, scores)
                 saved = step
             if told():
                 if saved != step:  # without an evaluation, hence never the best
-                    _save(checkpoints, stage, state, batches, step, -math.inf, {})
+                    _save(checkpoints, state, batches, step, -math.inf, {}, scores)
                 checkpoints.close()
                 writer.close()
                 raise Preempted(f"{stage.name} was told to stop and is saved at step {step} of {stage.train.steps}")
@@ -89,10 +96,26 @@ def fit(
     return state
 
 
+def evaluations_since_best(scores: Sequence[float]) -> int:
+    """How many evaluations came after the last one that was better than all before it; NaN never is."""
+    best, since = -math.inf, 0
+    for score in scores:
+        best, since = (score, 0) if score > best else (best, since + 1)
+    return since
+
+
+def _tell_early_stop(stage: Stage, step: int) -> None:
+    stage.console.print(
+        f"{stage.name}: stopped early at step {step} of {stage.train.steps}: no better in {stage.train.patience} evaluations",
+        highlight=False,
+    )
+
+
 def _resume(checkpoints: Checkpoints, state: TrainState, shardings: TrainState, batches: Batches):
+    """State, step and scores of the newest checkpoint, or those of a start."""
     latest = checkpoints.latest_step()
     if latest is None:
-        return state, 0
+        return state, 0, []
     wanted = _rest(shardings)
     here = on_device(wanted)  # what waits on the host is read to the devices first: not every reader fills the host's memory
     params, rest, meta = checkpoints.restore(
@@ -101,7 +124,8 @@ def _resume(checkpoints: Checkpoints, state: TrainState, shardings: TrainState, 
     if jax.tree.leaves(here) != jax.tree.leaves(wanted):
         rest = jax.device_put(rest, wanted)
     batches.set_state(meta["data"])
-    return state.replace(params=params, **rest), latest
+    scores = meta.get("scores", [])  # checkpoints from before early stopping have none
+    return state.replace(params=params, **rest), latest, scores
 
 
 def _rest(state: TrainState) -> dict[str, Any]:
@@ -110,8 +134,8 @@ def _rest(state: TrainState) -> dict[str, Any]:
     return {name: value for name, value in fields.items() if value is not None}
 
 
-def _save(checkpoints, stage, state, batches, step, score, results) -> None:
-    meta = {"data": batches.get_state(), "step": step, "metrics": results}
+def _save(checkpoints, state, batches, step, score, results, scores) -> None:
+    meta = {"data": batches.get_state(), "step": step, "metrics": results, "scores": scores}
     checkpoints.save(step, state.params, _rest(state), meta, score)
 
 

@@ -14,7 +14,13 @@ from rlaif_jax.trainers.optimizer import OptimizerConfig
 
 @dataclasses.dataclass(frozen=True)
 class TrainConfig:
-    """One training stage. `checkpoint_every` steps it evaluates and saves; `select` is the checkpoint handed on."""
+    """One training stage.
+
+    Every `checkpoint_every` steps it evaluates and saves; `select` is the checkpoint handed on. With `patience` the stage
+    ends early, after so many evaluations in a row that were no better than the best before them (0: it runs all steps).
+    Better is a lower held-out loss (sft), a higher accuracy on held-out rows (feedback, reward, grader, dpo), or a higher
+    reward on held-out prompts (rl).
+    """
 
     steps: int = 1000
     batch_size: int = 64
@@ -24,8 +30,11 @@ class TrainConfig:
     checkpoint_every: int = 200
     keep_last: int = 2
     select: str = "last"  # last | best
+    patience: int = 0
 
     def __post_init__(self):
+        if self.patience < 0:
+            raise UserError(f"train.patience is {self.patience}; expected 0 (off) or a number of evaluations")
         for field in ("steps", "batch_size", "accumulation", "log_every", "checkpoint_every", "keep_last"):
             if getattr(self, field) < 1:
                 raise UserError(f"train.{field} is {getattr(self, field)}; expected at least 1")
