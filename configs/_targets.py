@@ -57,8 +57,15 @@ TARGETS = {
 }
 
 
-def greetings_7b(target: str, algorithm: str = "grpo", judge: str = "Qwen/Qwen2.5-7B-Instruct") -> RunConfig:
-    """The paper's task on `target`, with "grpo" or "ppo", against the reward model and against a served judge."""
+SERVED = FeedbackConfig(
+    backend="http", http=HttpConfig("Qwen/Qwen2.5-7B-Instruct", "http://localhost:8000/v1", "", concurrency=64)
+)  # fmt: skip
+BESIDE = FeedbackConfig(backend="folder", model="Qwen2.5-72B-Instruct", preset="qwen2.5-72b")
+
+
+def greetings_7b(target: str, algorithm: str = "grpo", feedback: FeedbackConfig = SERVED) -> RunConfig:
+    """The paper's task on `target`, with "grpo" or "ppo", against the reward model and against a judge: served elsewhere, or
+    on the mesh beside the policy."""
     rl = {"grpo": _grpo, "ppo": _ppo}[algorithm]()
     mesh = TARGETS[target].mesh
     pairs = max(16, mesh.data * mesh.fsdp)  # at one time: as in the paper, or one for each part of the rows
@@ -79,11 +86,11 @@ def greetings_7b(target: str, algorithm: str = "grpo", judge: str = "Qwen/Qwen2.
             ),
             max_length=768,
         ),
-        feedback=FeedbackConfig(backend="http", http=HttpConfig(judge, "http://localhost:8000/v1", "", concurrency=64)),
+        feedback=feedback,
         judge=JudgeConfig(principles="principles_general", game=None),
         rl=rl,
-        # The judge's answers are waited for: sample one half while the other is judged.
-        rl_judge=dataclasses.replace(rl, rollout_chunks=2),
+        # A server's answers are waited for: sample one half while the other is judged.
+        rl_judge=dataclasses.replace(rl, rollout_chunks=2 if feedback.backend == "http" else 1),
         evaluation=EvaluationConfig(batch_size=32, sampling=rl.sampling),
     )  # fmt: skip
 

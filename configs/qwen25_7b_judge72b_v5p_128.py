@@ -3,16 +3,18 @@ r"""Qwen2.5-7B, GRPO at the paper's setting, on a TPU v5p-128 (128 cores: 64 chi
     export RLAIF_ACCELERATOR=v5p-128 RLAIF_NAME=... RLAIF_PROJECT=... RLAIF_ZONE=... RLAIF_MOUNT=...
     tpu_scripts/supervise.sh --delete-when-done -- rlaif run configs/qwen25_7b_judge72b_v5p_128.py --out /mnt/rlaif/j72 \
         --set data.root=/mnt/rlaif/data --set model.init_from=/mnt/rlaif/Qwen2.5-7B-Instruct \
-        --set feedback.http.base_url=http://HOST:8000/v1
+        --set feedback.model=/mnt/rlaif/Qwen2.5-72B-Instruct
 
-The judge is served elsewhere by any server that speaks OpenAI's protocol: a config has one model of its own so far, so the
-72B weights cannot lie on the same mesh beside the policy yet. Not run yet: nothing is known of its speed or its results.
+The judge lies on the same mesh, beside policy and reference: its verdict is one forward pass, nothing is decoded. A judge that
+is served elsewhere instead: `--set feedback.backend=http --set feedback.http.model=Qwen/Qwen2.5-72B-Instruct
+--set feedback.http.base_url=http://HOST:8000/v1`. Not run yet: nothing is known of its speed or its results; `rlaif plan` says
+that it fits (docs/scaling.md).
 """
 
-from configs._targets import greetings_7b
+from configs._targets import BESIDE, greetings_7b
 from rlaif_jax.config import RunConfig
 
 
 def config() -> RunConfig:
     """The paper's GRPO with a larger judge."""
-    return greetings_7b("v5p-128", judge="Qwen/Qwen2.5-72B-Instruct")
+    return greetings_7b("v5p-128", feedback=BESIDE)

@@ -15,7 +15,7 @@ from rlaif_jax.feedback.adversarial import GameConfig
 from rlaif_jax.feedback.curate import CurateConfig
 from rlaif_jax.feedback.openai_llm import HttpConfig
 from rlaif_jax.models.lora import LoraConfig
-from rlaif_jax.models.model_config import ModelConfig
+from rlaif_jax.models.model_config import ModelConfig, preset
 from rlaif_jax.rewards.rules import RuleConfig
 from rlaif_jax.sampling.filters import SamplingConfig
 from rlaif_jax.sharding.mesh import MeshConfig
@@ -89,6 +89,7 @@ class FeedbackConfig:
       transcripts, verdict_pairs: how many are written (source corpus).
       http: the chat API.
       transcript, model: the recorded replies, and whose they are (empty: the only model in the file); or the folder.
+      preset: the folder's shapes (a model preset, in bfloat16) for plans that are made where it is not at hand.
       batch_size: rows per call of a model on the mesh.
       weights, kv_cache: how a model on the mesh (embedded, folder) is kept: "float", or "int8" (half the bytes of bfloat16;
         the matrices of its blocks with a scale per output, keys and values with one per token and head).
@@ -107,6 +108,7 @@ class FeedbackConfig:
     http: HttpConfig = HttpConfig()
     transcript: str = ""
     model: str = ""
+    preset: str = ""
     batch_size: int = 128
     weights: str = "float"  # float | int8
     kv_cache: str = "float"  # float | int8
@@ -122,6 +124,8 @@ class FeedbackConfig:
 
         if self.backend == "folder" and not self.model:
             raise UserError("feedback.backend is folder: name the folder as feedback.model")
+        if self.preset:
+            preset(self.preset)  # an unknown one is refused here
         if self.train.accumulation != 1:
             raise UserError("feedback.train.accumulation must be 1: its loss is a sum of two means")
 

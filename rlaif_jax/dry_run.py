@@ -18,7 +18,7 @@ from rlaif_jax.data.tokenizer import Tokenizer
 from rlaif_jax.models import heads, lora, transformer
 from rlaif_jax.models.model_config import ModelConfig, parameter_count
 from rlaif_jax.pretrained import foreign_config, resolve
-from rlaif_jax.run_models import feedback_config
+from rlaif_jax.run_models import planned_feedback
 from rlaif_jax.sharding import MeshConfig, Placement, abstract_mesh, bytes_per_device, make_mesh
 from rlaif_jax.sharding.mesh import AXES
 from rlaif_jax.sharding.optimizer import optimizer_shardings
@@ -126,12 +126,9 @@ def _scalar_bytes(cfg: RunConfig, stage: str, model: ModelConfig, place: Placeme
 
 def _judge_parts(cfg: RunConfig, model: ModelConfig, place: Placement, stage: str) -> dict[str, int]:
     """The feedback model where it lies on the mesh, and its cache where it writes and does not only choose."""
-    feedback = cfg.feedback
-    if feedback.backend not in ("embedded", "folder"):
+    feedback, model = cfg.feedback, planned_feedback(cfg, model)
+    if model is None:
         return {}
-    if feedback.backend == "folder":
-        model = foreign_config(feedback.model, cfg.model, scalar=False)
-    model = feedback_config(feedback, model)
     parts = {"feedback model": _int8_bytes(model, place) if feedback.weights == "int8" else _weight_bytes(model, place)}
     if stage != "rl_judge" or cfg.judge.mode not in ("soft", "checklist"):
         parts["its cache"] = _cache_bytes(model, feedback.batch_size, _JUDGED, place)

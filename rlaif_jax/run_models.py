@@ -11,7 +11,7 @@ from typing import Any
 import jax
 
 from rlaif_jax.checkpoint import Checkpoints, abstract_like
-from rlaif_jax.config import FeedbackConfig, RewardConfig, TrainConfig
+from rlaif_jax.config import FeedbackConfig, RewardConfig, RunConfig, TrainConfig
 from rlaif_jax.data.tokenizer import Tokenizer
 from rlaif_jax.errors import UserError
 from rlaif_jax.experiment import Experiment
@@ -25,9 +25,9 @@ from rlaif_jax.feedback.shared import AsksOnFirst
 from rlaif_jax.metrics import read_metrics
 from rlaif_jax.models import heads, transformer
 from rlaif_jax.models import lora as lora_lib
-from rlaif_jax.models.model_config import ModelConfig
+from rlaif_jax.models.model_config import ModelConfig, preset
 from rlaif_jax.models.quant import keep_layers_in_8_bits
-from rlaif_jax.pretrained import foreign_config, load_policy, load_scalar, resolve
+from rlaif_jax.pretrained import foreign_config, load_policy, load_scalar, resolve, with_numerics
 from rlaif_jax.rewards.base import RewardFn
 from rlaif_jax.rewards.judge import make_judge
 from rlaif_jax.rewards.reward_model import make_reward_model
@@ -36,6 +36,19 @@ from rlaif_jax.rewards.reward_model import make_reward_model
 def feedback_config(cfg: FeedbackConfig, model: ModelConfig) -> ModelConfig:
     """The config of a feedback model on the mesh: what the policy samples with is no business of it."""
     return dataclasses.replace(model, rollout_weights=cfg.weights, kv_cache=cfg.kv_cache)
+
+
+def planned_feedback(cfg: RunConfig, policy: ModelConfig) -> ModelConfig | None:
+    """The config of the feedback model that will lie on the mesh, None if there is none; a folder that is not here yet has
+    the shapes of `feedback.preset`."""
+    feedback = cfg.feedback
+    if feedback is None or feedback.backend not in ("embedded", "folder"):
+        return None
+    if feedback.backend == "folder" and feedback.preset and not Path(feedback.model).exists():
+        policy = dataclasses.replace(with_numerics(preset(feedback.preset), cfg.model), param_dtype="bfloat16")
+    elif feedback.backend == "folder":
+        policy = foreign_config(feedback.model, cfg.model, scalar=False)
+    return feedback_config(feedback, policy)
 
 
 class RunModels:

@@ -13,10 +13,11 @@ import jax
 from rich.console import Console
 from rich.table import Table
 
+from rlaif_jax.aot.abstract import Program, chip_bytes
 from rlaif_jax.aot.chips import CHIPS, Chip, parse_topology, topology_devices
 from rlaif_jax.aot.flops import count_flops
 from rlaif_jax.aot.hlo import Collective, collectives
-from rlaif_jax.aot.programs import Program, build_programs, chip_bytes
+from rlaif_jax.aot.programs import build_programs
 from rlaif_jax.config import RunConfig
 from rlaif_jax.config_values import override
 from rlaif_jax.dry_run import planned_model

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -16,7 +16,7 @@ from rlaif_jax.errors import UserError
 from rlaif_jax.feedback.llm import Failure, LLMReply, LLMRequest, OnReply, OnRow
 from rlaif_jax.models import transformer
 from rlaif_jax.models.model_config import ModelConfig
-from rlaif_jax.sampling.decode import decode
+from rlaif_jax.sampling.decode import Decoded, decode
 from rlaif_jax.sampling.filters import SamplingConfig, traced
 from rlaif_jax.sampling.rollout import for_sampling
 from rlaif_jax.sharding.move import gather, shard
@@ -26,6 +26,41 @@ _WIDTHS = (32, 48, 64, 96, 128, 192, 256, 512, 1024, 2048, 4096)  # of prompts; 
 _FULL_WIDTH = 256  # wider batches have fewer rows: attention takes memory by the square of the width
 _ENDINGS = 16  # of one beginning in a row, at most
 _REPLIES = (16, 48, 128, 512, 2048)  # bounds on replies; the same
+
+
+def make_sample(cfg: ModelConfig, place: Placement, pad_id: int) -> Callable[..., Decoded]:
+    """sample(params, tokens, segment_ids (B, T), seeds, texts (B,) uint32, sampling, max_tokens=...) -> replies, jitted."""
+    axes = transformer.logical_axes(cfg)
+
+    def sample(params, tokens, segment_ids, seeds, texts, sampling, max_tokens):
+        keys = jax.vmap(lambda s, t: jax.random.fold_in(jax.random.key(s), t))(seeds, texts)
+        return decode(
+            for_sampling(params, cfg, axes, place), cfg, tokens, segment_ids, keys, sampling, group=1,
+            max_tokens=max_tokens, pad_id=pad_id, place=place,
+        )  # fmt: skip
+
+    return jax.jit(sample, static_argnames="max_tokens")
+
+
+def make_choose(cfg: ModelConfig, place: Placement) -> Callable[..., jax.Array]:
+    """choose(params, tokens, segment_ids, positions (B, T), ends (B, E), choices (C,)) -> (B, E, C), jitted: the log-probs of
+    each choice after each of the row's endings."""
+
+    def choose(params, tokens, segment_ids, positions, ends, choices):
+        hidden = transformer.forward(params, cfg, tokens, segment_ids, positions, place, shared_prefix=True)
+        last = jnp.take_along_axis(hidden, ends[:, :, None], axis=1)
+        count = choices.shape[0]
+        targets = jnp.tile(choices, (tokens.shape[0], ends.shape[1]))
+        found = transformer.logprobs(params, cfg, jnp.repeat(last, count, axis=1), targets)[0]
+        return found.reshape(*ends.shape, count)
+
+    return jax.jit(choose)
+
+
+def rows_per_call(batch_size: int, width: int, place: Placement) -> int:
+    """Rows of a batch of prompts of this width: fewer of the wide ones, and a multiple of the mesh's row shards."""
+    rows = batch_size * _FULL_WIDTH**2 // max(width, _FULL_WIDTH) ** 2
+    return max(rows // place.row_shards, 1) * place.row_shards
 
 
 class FlaxLLM:
@@ -49,24 +84,7 @@ class FlaxLLM:
         self._params, self._cfg, self._tokenizer, self._place = params, cfg, tokenizer, place
         self._max_length = max_length
         self._batch_size = -(-batch_size // place.row_shards) * place.row_shards
-        axes = transformer.logical_axes(cfg)
-
-        def sample(params, tokens, segment_ids, seeds, texts, sampling, max_tokens):
-            keys = jax.vmap(lambda s, t: jax.random.fold_in(jax.random.key(s), t))(seeds, texts)
-            return decode(
-                for_sampling(params, cfg, axes, place), cfg, tokens, segment_ids, keys, sampling, group=1,
-                max_tokens=max_tokens, pad_id=tokenizer.pad_id, place=place,
-            )  # fmt: skip
-
-        def choose(params, tokens, segment_ids, positions, ends, choices):  # -> (B, endings, choices)
-            hidden = transformer.forward(params, cfg, tokens, segment_ids, positions, place, shared_prefix=True)
-            last = jnp.take_along_axis(hidden, ends[:, :, None], axis=1)
-            count = choices.shape[0]
-            targets = jnp.tile(choices, (tokens.shape[0], ends.shape[1]))
-            found = transformer.logprobs(params, cfg, jnp.repeat(last, count, axis=1), targets)[0]
-            return found.reshape(*ends.shape, count)
-
-        self._sample, self._choose = jax.jit(sample, static_argnames="max_tokens"), jax.jit(choose)
+        self._sample, self._choose = make_sample(cfg, place, tokenizer.pad_id), make_choose(cfg, place)
 
     def complete(self, requests: Sequence[LLMRequest], on_reply: OnReply | None = None) -> list[LLMReply]:
         """See `LLM.complete`."""
@@ -83,10 +101,10 @@ class FlaxLLM:
             if len(ids) + request.max_tokens > self._max_length:
                 arrived(i, _too_long(len(ids), self._max_length))
             else:
-                groups.setdefault((_width(len(ids)), _bound(request.max_tokens), request.temperature), []).append(i)
+                groups.setdefault((padded_width(len(ids)), reply_bound(request.max_tokens), request.temperature), []).append(i)
         for (width, bound, temperature), members in sorted(groups.items()):
             sampling = traced(SamplingConfig(temperature, max_tokens=bound), self._tokenizer.eos_ids)
-            size = self._rows_of(width)
+            size = rows_per_call(self._batch_size, width, self._place)
             for start in range(0, len(members), size):
                 rows = members[start : start + size]
                 arrays = self._batch([encoded[i] for i in rows], size, width)
@@ -108,9 +126,9 @@ class FlaxLLM:
         start = 0
         while start < len(found_packs):
             batch = found_packs[start : start + self._batch_size]
-            batch = batch[: self._rows_of(_width(batch[-1].length(encoded)))]
+            batch = batch[: rows_per_call(self._batch_size, padded_width(batch[-1].length(encoded)), self._place)]
             start += len(batch)
-            width = _width(batch[-1].length(encoded))
+            width = padded_width(batch[-1].length(encoded))
             endings = 1 if all(len(pack.members) == 1 for pack in batch) else _ENDINGS
             arrays = self._packed(batch, encoded, width, endings)
             found = gather(self._choose(self._params, *arrays, np.array(tokens, np.int32)))
@@ -121,14 +139,9 @@ class FlaxLLM:
                         on_row(i, out[i].tolist())
         return out
 
-    def _rows_of(self, width: int) -> int:
-        """Rows per call at this width, a multiple of the mesh's row shards."""
-        rows = self._batch_size * _FULL_WIDTH**2 // max(width, _FULL_WIDTH) ** 2
-        return max(rows // self._place.row_shards, 1) * self._place.row_shards
-
     def _packed(self, batch: list[Pack], encoded: list[list[int]], width: int, endings: int) -> list[jax.Array]:
         """tokens, segment_ids, positions (rows, width) and ends (rows, endings), spare rows empty."""
-        shape = self._rows_of(width), width
+        shape = rows_per_call(self._batch_size, width, self._place), width
         tokens = np.full(shape, self._tokenizer.pad_id, np.int32)
         segments, positions, ends = np.zeros(shape, np.int32), np.zeros(shape, np.int32), np.zeros((shape[0], endings), np.int32)
         for row, pack in enumerate(batch):
@@ -201,11 +214,13 @@ def _filled(values: list[int], size: int) -> np.ndarray:
     return np.array(values + [0] * (size - len(values)), np.uint32)
 
 
-def _width(length: int) -> int:
+def padded_width(length: int) -> int:
+    """How wide a batch is whose longest prompt has that many tokens."""
     return next((w for w in _WIDTHS if w >= length), -(-length // _WIDTHS[-1]) * _WIDTHS[-1])
 
 
-def _bound(max_tokens: int) -> int:
+def reply_bound(max_tokens: int) -> int:
+    """How many tokens a program samples for replies of at most that many."""
     return next((b for b in _REPLIES if b >= max_tokens), max_tokens)
 
 
