@@ -51,15 +51,22 @@ def parse_topology(name: str) -> tuple[str, int]:
     return found[1], math.prod(sizes)
 
 
+# libtpu would ask the metadata server of a TPU VM and elsewhere wait for an answer, complain that it got none, and let in one
+# process of a machine alone, since a TPU has one owner. The names are placeholders: the topology says what is compiled for.
+_COMPILES_ONLY = {
+    "TPU_SKIP_MDS_QUERY": "1", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1", "TPU_ACCELERATOR_TYPE": "v5litepod-1",
+    "TPU_WORKER_HOSTNAMES": "localhost",
+}  # fmt: skip
+
+
 def topology_devices(name: str) -> list[Any]:
     """The devices of a topology, to compile for. UserError where libtpu is missing or knows no such shape.
 
-    libtpu asks the metadata server of a TPU VM unless TPU_SKIP_MDS_QUERY is set, and elsewhere waits for an answer; it lets
-    one process of a machine in, since a TPU has one owner, but whoever only compiles touches none.
+    For a process that only compiles: it tells libtpu so through the environment, where that says nothing else.
     """
     version, count = parse_topology(name)
-    os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
-    os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
+    for variable, value in _COMPILES_ONLY.items():
+        os.environ.setdefault(variable, value)
     from jax.experimental import topologies
 
     # v4 has two cores per chip that work as one in this mode; the other versions have it by default.
