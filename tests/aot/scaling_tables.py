@@ -12,6 +12,7 @@ from pathlib import Path
 PAGE = Path(__file__).parents[2] / "docs" / "scaling.md"
 GIB = 2**30
 _COMMAND = re.compile(r"`rlaif plan (\S+) --topology (\S+)((?: --set \S+)*)`\n\n((?:\|.*\n)+)")
+_WEAK = re.compile(r"`python benchmarks/weak_scaling.py (\S+) --layout copies`\n\n((?:\|.*\n)+)")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,10 +29,20 @@ def plans() -> list[Plan]:
     """All plans of the page. What stands in brackets is no part of a program's name."""
     found = []
     for config, topology, changes, text in _COMMAND.findall(PAGE.read_text(encoding="utf-8")):
-        head, _, *lines = [[cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines()]
-        rows = {re.sub(r" \(.*\)", "", cells[0]): dict(zip(head, cells, strict=True)) for cells in lines}
+        rows = {re.sub(r" \(.*\)", "", row["program"]): row for row in _rows(text)}
         found.append(Plan(config, topology, tuple(changes.split(" --set ")[1:]), rows))
     return found
+
+
+def weak_scaling() -> tuple[str, dict[str, dict[str, str]]]:
+    """The table of weak scaling: the config of its command, and topology -> column -> text."""
+    ((config, text),) = _WEAK.findall(PAGE.read_text(encoding="utf-8"))
+    return config, {f"v5p:{re.search(r'[(](.*)[)]', row['chips'])[1]}": row for row in _rows(text)}
+
+
+def _rows(text: str) -> list[dict[str, str]]:
+    head, _, *lines = [[cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines()]
+    return [dict(zip(head, cells, strict=True)) for cells in lines]
 
 
 def number(text: str) -> float:
