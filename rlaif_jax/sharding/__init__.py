@@ -8,6 +8,7 @@
 Importing sets no flag and starts nothing.
 """
 
+from rlaif_jax.errors import UserError
 from rlaif_jax.sharding.describe import Description, describe
 from rlaif_jax.sharding.distributed import Processes, init_distributed
 from rlaif_jax.sharding.hosts import all_values, barrier, broadcast, connect, is_first, on_first
@@ -22,6 +23,7 @@ from rlaif_jax.sharding.trees import Coverage, axes_by_pattern, axes_of, coverag
 
 __all__ = [
     "DEFAULT_RULES", "RULE_SETS", "Coverage", "Description", "Memory", "MeshConfig", "Placement", "Processes", "Repair", "Rules",
+    "UserError",
     "abstract_mesh", "all_values", "axes_by_pattern", "axes_of", "barrier", "broadcast", "bytes_per_device", "connect",
     "constrain", "coverage", "describe", "draw", "estimate", "gather", "gather_each", "global_batch", "host_rows",
     "init_distributed", "is_first", "local_rows", "make_mesh", "named_leaves", "on_first", "optimizer_shardings", "reshard",

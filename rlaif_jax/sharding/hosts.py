@@ -60,57 +60,78 @@ def connect(mesh: Mesh) -> None:
 
 
 def broadcast(value: Any, name: str = "value", timeout: float = _DAY) -> Any:
-    """Process 0's value (anything that JSON can hold), on every process."""
+    """Process 0's value (anything that JSON can hold; tuples come as lists), on every process.
+
+    TypeError on all of them where JSON cannot hold it.
+    """
     if jax.process_count() == 1:
-        return value
-    service, key = _service(), _key(name)
-    if is_first():
-        text = json.dumps(value)
-        parts = [text[at : at + _PART] for at in range(0, len(text), _PART)]
-        for number, part in enumerate(parts):
-            service.key_value_set(f"{key}/{number}", part)
-        service.key_value_set(f"{key}/parts", str(len(parts)))
-    wait = int(timeout * 1000)
-    count = int(service.blocking_key_value_get(f"{key}/parts", wait))
-    text = "".join(service.blocking_key_value_get(f"{key}/{i}", wait) for i in range(count))
-    service.wait_at_barrier(f"{key}/read", wait)
-    if is_first():
-        service.key_value_delete(f"{key}/")
-    return json.loads(text)
+        return _value(_entry(value))
+    return _value(_told(_entry(value) if is_first() else "", name, timeout))
 
 
 def all_values(value: Any, name: str = "values", timeout: float = _DAY) -> list[Any]:
-    """Every process's value (anything that JSON can hold), in the order of the processes, on every process."""
+    """Every process's value (as in `broadcast`), in the order of the processes, on every process."""
     if jax.process_count() == 1:
-        return [value]
+        return [_value(_entry(value))]
     service, key, wait = _service(), _key(name), int(timeout * 1000)
-    service.key_value_set(f"{key}/{jax.process_index()}", json.dumps(value))
-    found = [json.loads(service.blocking_key_value_get(f"{key}/{i}", wait)) for i in range(jax.process_count())]
+    service.key_value_set(f"{key}/{jax.process_index()}", _entry(value))
+    found = [service.blocking_key_value_get(f"{key}/{i}", wait) for i in range(jax.process_count())]
     service.wait_at_barrier(f"{key}/read", wait)
     if is_first():
         service.key_value_delete(f"{key}/")
-    return found
+    return [_value(entry) for entry in found]
 
 
 def on_first(work: Callable[[], T], name: str = "work") -> T:
-    """work() on process 0 alone; its value (anything that JSON can hold) or its UserError on every process.
+    """work() on process 0 alone; its value (as in `broadcast`) or its UserError on every process.
 
     The others wait, without a limit that matters. Any other error of process 0 is a RuntimeError on them.
     """
     if jax.process_count() == 1:
-        return work()
+        return _value(_entry(work()))
     if not is_first():
         found = broadcast(None, name)
         if "error" in found:
             raise (UserError if found["mine"] else RuntimeError)(found["error"])
         return found["value"]
     try:
-        value = work()
+        value = _value(_entry(work()))
     except BaseException as error:
         user = isinstance(error, UserError)
         broadcast({"error": str(error) if user else f"process 0 failed: {error!r}", "mine": user}, name)
         raise
     return broadcast({"value": value}, name)["value"]
+
+
+def _entry(value: Any) -> str:
+    """What is told of a value: its JSON, or that it has none, so that nobody waits for it."""
+    try:
+        return json.dumps({"value": value})
+    except (TypeError, ValueError) as error:
+        return json.dumps({"error": f"a value for other processes must be what JSON can hold, not {type(value).__name__}: {error}"})
+
+
+def _value(entry: str) -> Any:
+    found = json.loads(entry)
+    if "error" in found:
+        raise TypeError(found["error"])
+    return found["value"]
+
+
+def _told(text: str, name: str, timeout: float) -> str:
+    """Process 0's text on every process, in parts that the service can hold."""
+    service, key, wait = _service(), _key(name), int(timeout * 1000)
+    if is_first():
+        parts = [text[at : at + _PART] for at in range(0, len(text), _PART)]
+        for number, part in enumerate(parts):
+            service.key_value_set(f"{key}/{number}", part)
+        service.key_value_set(f"{key}/parts", str(len(parts)))
+    count = int(service.blocking_key_value_get(f"{key}/parts", wait))
+    text = "".join(service.blocking_key_value_get(f"{key}/{i}", wait) for i in range(count))
+    service.wait_at_barrier(f"{key}/read", wait)
+    if is_first():
+        service.key_value_delete(f"{key}/")
+    return text
 
 
 def _key(name: str) -> str:

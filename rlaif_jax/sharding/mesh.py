@@ -45,8 +45,7 @@ class MeshConfig:
     rules: str = "default"
 
     def __post_init__(self):
-        if self.granule not in ("auto", "slice", "process"):
-            raise UserError(f"mesh.granule is {self.granule!r}; expected auto, slice or process")
+        _check_granule(self.granule)
         if self.rules not in RULE_SETS:
             raise UserError(f"mesh.rules is {self.rules!r}; expected one of {', '.join(RULE_SETS)}")
 
@@ -60,6 +59,11 @@ class MeshConfig:
     def dcn(self) -> dict[str, int]:
         """The parts of the axes that cross granules, for `make_mesh`."""
         return {"data": self.dcn_data, "fsdp": self.dcn_fsdp}
+
+
+def _check_granule(granule: str) -> None:
+    if granule not in ("auto", "slice", "process"):
+        raise UserError(f"mesh.granule is {granule!r}; expected auto, slice or process")
 
 
 def fill_sizes(sizes: Mapping[str, int], devices: int) -> dict[str, int]:
@@ -89,9 +93,12 @@ def make_mesh(
     if isinstance(cfg, MeshConfig):
         sizes, dcn, granule = dict(zip(AXES, cfg.sizes(len(devices)), strict=True)), cfg.dcn, cfg.granule
     else:
+        if not cfg:
+            raise UserError("a mesh needs at least one axis, for example {'data': -1}")
         sizes = fill_sizes(cfg, len(devices))
         dcn = {next(iter(sizes)): -1} if dcn is None else dcn
     groups = granules(devices, granule, wanted=any(s > 1 for s in dcn.values()))
+    outer = dcn_sizes(sizes, dcn, len(groups))
     types = (AxisType.Auto,) * len(sizes)
     if len(groups) == 1:
         try:
@@ -99,7 +106,7 @@ def make_mesh(
         except NotImplementedError:  # an axis of the mesh is no product of whole sides of the machine
             cut = mesh_utils.create_device_mesh(tuple(sizes.values()), devices, allow_split_physical_axes=True)
             return Mesh(cut, tuple(sizes), axis_types=types)
-    return Mesh(_hybrid(sizes, dcn_sizes(sizes, dcn, len(groups)), groups), tuple(sizes), axis_types=types)
+    return Mesh(_hybrid(sizes, outer, groups), tuple(sizes), axis_types=types)
 
 
 def abstract_mesh(cfg: MeshConfig | Mapping[str, int], devices: int) -> AbstractMesh:
@@ -111,7 +118,8 @@ def abstract_mesh(cfg: MeshConfig | Mapping[str, int], devices: int) -> Abstract
 
 def granules(devices: Sequence[Any], granule: str = "auto", wanted: bool = False) -> list[list[Any]]:
     """The devices grouped by slice or process, in order; "auto" takes slices if there are several, else processes if
-    `wanted`, else one group of all. UserError if the groups differ in size."""
+    `wanted`, else one group of all. UserError if the groups differ in size, or `granule` is none of auto, slice, process."""
+    _check_granule(granule)
     by_slice = _grouped(devices, "slice_index")
     if granule == "auto" and len(by_slice) == 1 and not wanted:
         return [list(devices)]

@@ -11,12 +11,13 @@ from __future__ import annotations
 
 import functools
 import math
+from collections import Counter
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from jax.sharding import NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec, SingleDeviceSharding
 
 from rlaif_jax.errors import UserError
 from rlaif_jax.sharding.rules import split_axes
@@ -29,55 +30,99 @@ def shard(tree: Any, shardings: Any, max_bytes: int = CHUNK) -> Any:
     """Host arrays (NumPy, memory maps, or anything with shape, dtype and slices) as global arrays.
 
     `shardings` is a tree of them or one for all. Every process passes the same whole arrays, but only the slices for its
-    own devices are read; a slice of a memory map comes from disk then. At most `max_bytes` are copied on a host at a time.
-    What is a jax.Array already is resharded.
+    own devices are read; a slice of a memory map comes from disk then. At most `max_bytes` are copied on a host at a time
+    (or one entry of the longest dimension, where that is larger), and at most as many again are under way to the devices.
+    What is a jax.Array already is resharded. UserError that names an array which its sharding does not divide, or whose
+    integers JAX would cut.
     """
     if isinstance(shardings, NamedSharding):
         shardings = jax.tree.map(lambda _: shardings, tree)
+    under_way: list[jax.Array] = []  # of all leaves: many small ones are a bound's worth, too
 
     def one(path, x, sharding):
+        name = leaf_name(path)
+        _check(x, sharding, name)
         if isinstance(x, jax.Array) and (sharding.is_fully_addressable or not x.is_fully_addressable):
-            return _reshard_leaf(x, sharding, max_bytes, leaf_name(path))
-        pieces, under_way = [], 0
+            return _reshard_leaf(x, sharding, max_bytes, name)
+        if _is_key(x):  # of this process alone
+            data = one(path, np.asarray(jax.random.key_data(x)), sharding)
+            return jax.random.wrap_key_data(data, impl=jax.random.key_impl(x))
+        pieces = []
         for device, index in sharding.addressable_devices_indices_map(x.shape).items():
-            piece = _to_device(x, index, device, max_bytes)
-            pieces.append(piece)
-            under_way += piece.nbytes
-            if under_way >= max_bytes:
-                jax.block_until_ready(pieces)
-                under_way = 0
+            pieces.append(_to_device(x, index, SingleDeviceSharding(device, memory_kind=sharding.memory_kind), max_bytes, name))
+            under_way.append(pieces[-1])
+            if len(under_way) > 64 or sum(piece.nbytes for piece in under_way) >= max_bytes:
+                jax.block_until_ready(under_way)
+                under_way.clear()
         return jax.make_array_from_single_device_arrays(x.shape, sharding, pieces)
 
     return jax.tree_util.tree_map_with_path(one, tree, shardings)
 
 
-def _to_device(x: Any, index: tuple[slice, ...], device: jax.Device, max_bytes: int) -> jax.Array:
-    """x[index] on a device; by parts of its first dimension where it is larger than the bound."""
+def _check(x: Any, sharding: NamedSharding, name: str) -> None:
+    if isinstance(sharding.mesh, AbstractMesh):
+        raise UserError(f"{name or 'the array'}: its sharding is on an abstract mesh; data needs real devices")
+    try:
+        sharding.shard_shape(tuple(x.shape))
+    except (ValueError, IndexError) as error:
+        raise UserError(f"{name or 'the array'} of shape {tuple(x.shape)} cannot lie as {sharding.spec}: {error}") from error
+
+
+def _is_key(x: Any) -> bool:
+    return isinstance(x, jax.Array) and jax.numpy.issubdtype(x.dtype, jax.dtypes.prng_key)
+
+
+def check_integers(x: np.ndarray, name: str) -> None:
+    """UserError where JAX would keep 32 bits of an integer that needs 64 (it does so silently unless jax_enable_x64 is on)."""
+    kept = jax.dtypes.canonicalize_dtype(x.dtype)
+    if x.dtype.kind in "iu" and kept != x.dtype and x.size and not np.array_equal(x.astype(kept), x):
+        raise UserError(f"{name or 'the array'} has {x.dtype} values that do not fit {kept}; switch jax_enable_x64 on, or rescale")
+
+
+def _host_copy(x: Any, index: tuple[slice, ...], name: str) -> np.ndarray:
+    """A copy, since the CPU backend may keep what it is given; in this machine's byte order."""
+    piece = np.array(x[index], dtype=np.dtype(x.dtype).newbyteorder("="))
+    check_integers(piece, name)
+    return piece
+
+
+def _to_device(x: Any, index: tuple[slice, ...], at: SingleDeviceSharding, max_bytes: int, name: str) -> jax.Array:
+    """x[index] on a device; where it is larger than the bound, by parts of the first dimension that is long enough for it,
+    else of the longest."""
     shape = tuple(len(range(*s.indices(n))) for s, n in zip(index, x.shape, strict=True))
     size = math.prod(shape) * np.dtype(x.dtype).itemsize
-    if size <= max_bytes or not shape or shape[0] < 2:
-        return jax.device_put(np.array(x[index], dtype=x.dtype), device)  # a copy: the CPU backend may keep what it is given
-    rows = max(max_bytes * shape[0] // size, 1)
-    start = index[0].indices(x.shape[0])[0]
-    out = jax.device_put(jax.numpy.zeros(shape, x.dtype), device)
-    for at in range(0, shape[0], rows):
-        at = min(at, shape[0] - rows)  # the last part overlaps the one before it: one compiled shape
-        piece = np.array(x[(slice(start + at, start + at + rows), *index[1:])], dtype=x.dtype)
-        out = _write_rows(out, jax.device_put(piece, device), np.int32(at))
-        out.block_until_ready()
+    (device,) = at.device_set
+    on_host = at.memory_kind not in (None, device.default_memory().kind)  # from host to host nothing is gained by parts
+    if size <= max_bytes or max(shape, default=0) < 2 or on_host:
+        return jax.device_put(_host_copy(x, index, name), at)
+    dim = next((d for d, n in enumerate(shape) if size <= max_bytes * n), int(np.argmax(shape)))
+    count = max(max_bytes * shape[dim] // size, 1)
+    first = index[dim].indices(x.shape[dim])[0]
+    with _alone(device):
+        out = jax.numpy.zeros(shape, jax.dtypes.canonicalize_dtype(x.dtype), device=at)
+        for start in range(0, shape[dim], count):
+            start = min(start, shape[dim] - count)  # the last part overlaps the one before it: one compiled shape
+            within = (*index[:dim], slice(first + start, first + start + count), *index[dim + 1 :])
+            out = _write_part(out, jax.device_put(_host_copy(x, within, name), at), np.int32(start), dim)
+            out.block_until_ready()
     return out
 
 
-@functools.partial(jax.jit, donate_argnums=0)
-def _write_rows(out: jax.Array, piece: jax.Array, at: jax.Array) -> jax.Array:
-    return jax.lax.dynamic_update_slice_in_dim(out, piece, at, axis=0)
+def _alone(device: jax.Device) -> Any:
+    """A context in which work on one device may run, whatever mesh the caller has set."""
+    return jax.set_mesh(Mesh(np.array([device]), ("alone",)))
+
+
+@functools.partial(jax.jit, donate_argnums=0, static_argnums=3)
+def _write_part(out: jax.Array, piece: jax.Array, at: jax.Array, dim: int) -> jax.Array:
+    return jax.lax.dynamic_update_slice_in_dim(out, piece, at, axis=dim)
 
 
 def gather(tree: Any, max_bytes: int = CHUNK) -> Any:
     """NumPy arrays with the whole content of every leaf, on every process; jax.device_get that works with several.
 
     What a process cannot see is copied to it over the devices, at most `max_bytes` of it at a time; UserError that names
-    an array where the smallest piece is larger.
+    an array where the smallest piece is larger. Typed random keys stay keys.
     """
     if all(_visible(x) for x in jax.tree.leaves(tree)):
         return jax.device_get(tree)
@@ -98,6 +143,8 @@ def _visible(x: Any) -> bool:
 def _gather_leaf(x: Any, max_bytes: int, name: str) -> Any:
     if _visible(x):
         return jax.device_get(x)
+    if _is_key(x):
+        return jax.random.wrap_key_data(_gather_leaf(jax.random.key_data(x), max_bytes, name), impl=jax.random.key_impl(x))
     whole = NamedSharding(x.sharding.mesh, PartitionSpec())
     if x.nbytes <= max_bytes:
         return np.asarray(_moved(x, whole))
@@ -112,35 +159,43 @@ def _gather_leaf(x: Any, max_bytes: int, name: str) -> Any:
 
 
 def reshard(tree: Any, shardings: Any, max_bytes: int = CHUNK, donate: bool = False) -> Any:
-    """Global arrays in other shardings; on one device, at most about `max_bytes` exist twice at a time.
+    """Global arrays in other shardings.
 
-    A larger array goes piece by piece along one dimension. UserError that names it where even the smallest such piece is
-    larger than the bound. `donate` frees each array once it has been moved (the tree that was passed is then no longer
-    usable).
+    While one array moves, its parts in both shardings are on a device, and a few pieces of at most `max_bytes`: a larger
+    array goes piece by piece along one dimension. `donate` frees each array once it has been moved (the tree that was
+    passed is then no longer usable), so that one array at a time exists twice. UserError that names an array which its
+    sharding does not divide, or whose smallest such piece is larger than the bound.
     """
+    uses = Counter(id(x) for x in jax.tree.leaves(tree))  # tied weights stand in a tree more than once
 
     def one(path, x, sharding):
-        moved = _reshard_leaf(x, sharding, max_bytes, leaf_name(path))
-        if donate and moved is not x:
-            moved.block_until_ready()
-            x.delete()
-        return moved
+        name = leaf_name(path)
+        if not isinstance(x, jax.Array):
+            raise UserError(f"{name or 'the array'} is a {type(x).__name__}; reshard moves jax.Arrays (shard takes others)")
+        _check(x, sharding, name)
+        uses[id(x)] -= 1
+        return _reshard_leaf(x, sharding, max_bytes, name, donate and uses[id(x)] == 0)
 
     return jax.tree_util.tree_map_with_path(one, tree, shardings)
 
 
-def _reshard_leaf(x: jax.Array, sharding: NamedSharding, max_bytes: int, name: str) -> jax.Array:
+def _reshard_leaf(x: jax.Array, sharding: NamedSharding, max_bytes: int, name: str, donate: bool = False) -> jax.Array:
     if x.sharding == sharding:
         return x
     before, after = x.sharding.shard_shape(x.shape), sharding.shard_shape(x.shape)
     if max(math.prod(before), math.prod(after)) * x.dtype.itemsize <= max_bytes:
-        return _moved(x, sharding).block_until_ready()
+        return _moved(x, sharding, donate).block_until_ready()
     cut = _find_cut(x, after, max_bytes, name)
-    out = jax.jit(lambda: jax.numpy.zeros(x.shape, x.dtype), out_shardings=sharding)()
+    with jax.set_mesh(sharding.mesh):
+        out = jax.jit(lambda: jax.numpy.zeros(x.shape, x.dtype), out_shardings=sharding)()
     paste = _paster(sharding, cut.dim, cut.blocks * after[cut.dim] // x.shape[cut.dim])
     for start in cut.starts:
-        out = paste(out, _moved(_cut(x, cut, start), sharding), np.int32(start)).block_until_ready()
-    return out
+        piece = _moved(_cut(x, cut, start), sharding)
+        with jax.set_mesh(sharding.mesh):
+            out = paste(out, piece, np.int32(start)).block_until_ready()
+    if donate:
+        x.delete()
+    return out if out.sharding.memory_kind == sharding.memory_kind else jax.device_put(out, sharding)
 
 
 class _Cut(NamedTuple):
@@ -173,21 +228,23 @@ def _split(shape: tuple[int, ...], dim: int, blocks: int) -> tuple[int, ...]:
     return (*shape[:dim], blocks, shape[dim] // blocks, *shape[dim + 1 :])
 
 
-def _moved(x: jax.Array, sharding: NamedSharding) -> jax.Array:
+def _moved(x: jax.Array, sharding: NamedSharding, donate: bool = False) -> jax.Array:
     if x.sharding.device_set == sharding.device_set and not x.is_fully_addressable:
-        return _identity(sharding)(x)
-    return jax.device_put(x, sharding)
+        with jax.set_mesh(sharding.mesh):
+            return _identity(sharding, donate)(x)
+    return jax.device_put(x, sharding, donate=donate)
 
 
 @functools.lru_cache(maxsize=256)
-def _identity(sharding: NamedSharding):
-    return jax.jit(lambda x: x, out_shardings=sharding)
+def _identity(sharding: NamedSharding, donate: bool):
+    return jax.jit(lambda x: x, out_shardings=sharding, donate_argnums=(0,) if donate else ())
 
 
 def _cut(x: jax.Array, cut: _Cut, start: int) -> jax.Array:
     """A piece: `count` entries of every block, each from the device that holds it, without communication."""
     own = cut.blocks * x.sharding.shard_shape(x.shape)[cut.dim] // x.shape[cut.dim]
-    return _cutter(x.sharding, x.ndim, cut.dim, own, cut.count)(x, np.int32(start))
+    with jax.set_mesh(x.sharding.mesh) if isinstance(x.sharding, NamedSharding) else _alone(next(iter(x.devices()))):
+        return _cutter(x.sharding, x.ndim, cut.dim, own, cut.count)(x, np.int32(start))
 
 
 @functools.lru_cache(maxsize=256)

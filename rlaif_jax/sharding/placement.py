@@ -10,16 +10,18 @@ Each process feeds the rows that its devices hold, and reads them back:
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable
 from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
 from rlaif_jax.errors import UserError
-from rlaif_jax.sharding.mesh import MeshConfig, make_mesh
-from rlaif_jax.sharding.rules import DEFAULT_RULES, RULE_SETS, Axes, Repair, Rules, spec_for
+from rlaif_jax.sharding.mesh import make_mesh
+from rlaif_jax.sharding.move import check_integers
+from rlaif_jax.sharding.rules import DEFAULT_RULES, RULE_SETS, Axes, Repair, Rules, rule_axes, spec_for
 from rlaif_jax.sharding.trees import leaf_name
 
 
@@ -35,9 +37,19 @@ class Placement:
 
     @classmethod
     def of(cls, mesh: Mesh | AbstractMesh, rules: str | Rules = "default") -> Placement:
-        """With a named rule set (see `RULE_SETS`) or rules of your own: logical axis -> tuple of mesh axes."""
-        table = RULE_SETS[rules] if isinstance(rules, str) else rules
-        return cls(mesh, tuple((k, (v,) if isinstance(v, str) else tuple(v)) for k, v in table.items()))
+        """With a named rule set (see `RULE_SETS`) or rules of your own: logical axis -> mesh axes (a name, several, or None).
+
+        Named rule sets may speak of axes that the mesh does not have; rules of your own that do are a UserError.
+        """
+        if isinstance(rules, str):
+            if rules not in RULE_SETS:
+                raise UserError(f"there is no rule set {rules!r}; known: {', '.join(RULE_SETS)}")
+            return cls(mesh, tuple(RULE_SETS[rules].items()))
+        table = {name: rule_axes(rule) for name, rule in dict(rules).items()}
+        for name, axes in table.items():
+            if missing := [axis for axis in axes if axis not in mesh.shape]:
+                raise UserError(f"rule {name!r}: the mesh has no axis {missing[0]!r}; it has {', '.join(mesh.shape)}")
+        return cls(mesh, tuple(table.items()))
 
     @property
     def rules(self) -> Rules:
@@ -52,14 +64,16 @@ class Placement:
     def without(self, *mesh_axes: str) -> Placement:
         """The same placement of *parameters* with some mesh axes unused, e.g. weights gathered over fsdp to sample.
 
-        Rows ("batch") keep all their axes.
+        Rows ("batch") keep all their axes. The name of such an axis, where it stands for itself, means whole, too.
         """
         kept = {k: v if k == "batch" else tuple(a for a in v if a not in mesh_axes) for k, v in self.rule_items}
+        kept |= {axis: () for axis in mesh_axes}
         return dataclasses.replace(self, rule_items=tuple(kept.items()))
 
     def local(self) -> Placement:
-        """The same rules over this process's own devices, all on the mesh's data axis: for work that it does alone."""
-        return dataclasses.replace(self, mesh=make_mesh(MeshConfig(), jax.local_devices()))
+        """The same rules over this process's own devices, all on the first axis of the rows: for work that it does alone."""
+        sizes = dict.fromkeys(self.mesh.axis_names, 1) | {self._row_axes[0]: -1}
+        return dataclasses.replace(self, mesh=make_mesh(sizes, jax.local_devices()))
 
     def array(self, axes: Axes, shape: tuple[int, ...]) -> NamedSharding:
         """Sharding of one array."""
@@ -90,30 +104,52 @@ class Placement:
 
     def rows(self, count: int) -> NamedSharding:
         """Arrays whose first axis is that many rows; whole where the count does not divide."""
+        _ = self._row_axes
         return self.array(("batch",), (count,))
 
     @property
     def row_shards(self) -> int:
         """Into how many parts a batch is split."""
-        return int(np.prod([self.sizes.get(a, 1) for a in self.rules["batch"]]))
+        return math.prod(self.sizes.get(a, 1) for a in self._row_axes)
+
+    @property
+    def _row_axes(self) -> tuple[str, ...]:
+        if "batch" not in self.rules:
+            raise UserError('the rules say nothing of rows: add "batch" and the mesh axes that split them')
+        return self.rules["batch"]
 
 
 def constrain(x: jax.Array, axes: Axes, place: Placement | None) -> jax.Array:
-    """Asks the compiler to keep an intermediate array as the rules say; without a placement, nothing."""
-    return x if place is None else jax.lax.with_sharding_constraint(x, place.array(axes, x.shape))
+    """Keeps an intermediate array as the rules say; without a placement, nothing.
+
+    Asks the compiler to, on a mesh with Auto axes (as `make_mesh` gives); on one with Explicit axes it is a reshard.
+    """
+    if place is None:
+        return x
+    explicit = AxisType.Explicit in place.mesh.axis_types
+    return (jax.sharding.reshard if explicit else jax.lax.with_sharding_constraint)(x, place.array(axes, x.shape))
 
 
 def sharded_init(init: Callable[..., Any], axes: Any, place: Placement, *args: Any) -> Any:
-    """init(*args) with every array made where it lies: it is whole on no device and on no host.
+    """init(*args) with every array made where it lies: no array of the result is whole on one device or on a host.
+
+    What `init` needs on its way is split as far as the compiler can: random numbers and elementwise functions are, a QR
+    decomposition (`orthogonal`) or a reshape may be whole on every device for a while.
 
     `axes` is the tree of axes of what `init` returns, or a function of its abstract tree that gives it
     (`axes_of`, or `functools.partial(axes_by_pattern, patterns)`).
     """
+    _require_devices(place, "sharded_init")
     abstract = jax.eval_shape(init, *args)
     if not jax.tree.leaves(abstract):
         raise UserError("sharded_init: the function returns no array")
     found = axes(abstract) if callable(axes) else axes
     return jax.jit(init, out_shardings=place.tree(found, abstract))(*args)
+
+
+def _require_devices(place: Placement, what: str) -> None:
+    if isinstance(place.mesh, AbstractMesh):
+        raise UserError(f"{what} needs real devices; this placement has an abstract mesh, for tables and estimates")
 
 
 def host_rows(place: Placement, count: int) -> np.ndarray:
@@ -122,6 +158,7 @@ def host_rows(place: Placement, count: int) -> np.ndarray:
     They need not be contiguous, and several processes hold the same rows where the mesh splits no rows between them.
     UserError if, with several processes, the count does not divide by the mesh's row shards.
     """
+    _require_devices(place, "host_rows")
     if jax.process_count() > 1 and count % place.row_shards:
         raise UserError(f"with several processes, a batch of {count} rows must be a multiple of the {place.row_shards} row shards")
     indices = place.rows(count).addressable_devices_indices_map((count,)).values()
@@ -131,13 +168,18 @@ def host_rows(place: Placement, count: int) -> np.ndarray:
 def global_batch(batch: Any, place: Placement) -> Any:
     """Host-local NumPy rows (this process's share, see `host_rows`) -> global arrays split over the mesh's row axes."""
 
-    def put(x):
-        x = np.asarray(x)
+    _require_devices(place, "global_batch")
+
+    def put(path, x):
+        x, name = np.asarray(x), leaf_name(path)
+        if x.ndim == 0:
+            raise UserError(f"global_batch: {name or 'the array'} is a scalar; expected rows in the first dimension")
+        check_integers(x, name)
         if jax.process_count() == 1:
             return jax.make_array_from_process_local_data(place.rows(x.shape[0]), x)
         own = len(host_rows(place, place.row_shards))
         if x.shape[0] % own:
-            raise UserError(f"this process holds {own} row shards, but its share of the batch is {x.shape[0]} rows")
+            raise UserError(f"{name or 'a batch'}: this process holds {own} row shards, but its share is {x.shape[0]} rows")
         count = x.shape[0] // own * place.row_shards
         rows = host_rows(place, count)
 
@@ -146,16 +188,18 @@ def global_batch(batch: Any, place: Placement) -> Any:
 
         return jax.make_array_from_callback((count, *x.shape[1:]), place.rows(count), block)
 
-    return jax.tree.map(put, batch)
+    return jax.tree_util.tree_map_with_path(put, batch)
 
 
 def local_rows(x: jax.Array) -> np.ndarray:
     """This process's rows of a global array, in order: the inverse of `global_batch` for one array."""
+    if x.ndim == 0:
+        raise UserError("local_rows: a scalar has no rows; read it with gather")
     spans = [np.arange(x.shape[0])[shard.index[0]] for shard in x.addressable_shards]
     rows = np.unique(np.concatenate(spans))
     out, filled = np.empty((len(rows), *x.shape[1:]), x.dtype), np.zeros((len(rows), *x.shape[1:]), bool)
     for shard, span in zip(x.addressable_shards, spans, strict=True):
-        where = (slice(*np.searchsorted(rows, [span[0], span[-1] + 1])), *shard.index[1:])
+        where = (slice(*np.searchsorted(rows, [span[0], span[-1] + 1])) if len(span) else slice(0), *shard.index[1:])
         out[where], filled[where] = np.asarray(shard.data), True
     if not filled.all():
         raise UserError("this process holds only parts of its rows: gather the array, or split its rows alone")

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from jax.sharding import PartitionSpec
 
-Rules = Mapping[str, tuple[str, ...]]
+Rules = Mapping[str, str | tuple[str, ...] | None]  # logical axis -> mesh axes; none: whole
 Axes = tuple[str | tuple[str, ...] | None, ...]  # one entry per dimension: a name, several, or None = whole
 
 DEFAULT_RULES: Rules = {
@@ -59,13 +59,14 @@ def spec_for(
     twice; here each is one decision, and it is reported. Errors: a name that is neither (KeyError with the known names);
     as many axes as dimensions are needed (ValueError).
     """
-    if len(axes) != len(shape):
-        raise ValueError(f"{name}: {len(axes)} axes {axes} for an array of shape {tuple(shape)}")
+    name = name or "the array"
+    if axes is None or len(axes) != len(shape):
+        raise ValueError(f"{name}: {0 if axes is None else len(axes)} axes {axes} for an array of shape {tuple(shape)}")
     parts, repairs, used = [], [], set()
     for dimension, (axis, size) in enumerate(zip(axes, shape, strict=True)):
         wanted = _mesh_axes(axis, mesh_sizes, rules, name)
         mesh_axes = tuple(a for a in wanted if mesh_sizes.get(a, 1) > 1)
-        if taken := used.intersection(mesh_axes):
+        if taken := used.intersection(mesh_axes) | {a for a in mesh_axes if mesh_axes.count(a) > 1}:
             repairs.append(Repair(name, dimension, size, mesh_axes, f"cannot use {', '.join(sorted(taken))} a second time"))
             mesh_axes = ()
         elif size % math.prod(mesh_sizes[a] for a in mesh_axes):
@@ -81,13 +82,18 @@ def spec_for(
 def _mesh_axes(axis, mesh_sizes: Mapping[str, int], rules: Rules, name: str) -> tuple[str, ...]:
     if axis is None:
         return ()
-    if isinstance(axis, tuple):
+    if isinstance(axis, (tuple, list)):
         return tuple(a for part in axis for a in _mesh_axes(part, mesh_sizes, rules, name))
     if axis in rules:
-        return tuple(rules[axis])
+        return rule_axes(rules[axis])
     if axis in mesh_sizes:
         return (axis,)
     raise KeyError(f"{name}: no rule for logical axis {axis!r}; known: {', '.join([*rules, *mesh_sizes])}")
+
+
+def rule_axes(rule: str | tuple[str, ...] | None) -> tuple[str, ...]:
+    """The mesh axes of a rule, which may be one name, several, or None."""
+    return () if rule is None else (rule,) if isinstance(rule, str) else tuple(rule)
 
 
 def split_axes(spec: PartitionSpec, rank: int) -> list[tuple[str, ...]]:

@@ -92,6 +92,18 @@ def values_are_told(index: int) -> None:
             raise AssertionError("nobody heard of it")
 
 
+def what_json_cannot_hold_keeps_nobody_waiting(index: int) -> None:
+    for call in (lambda: broadcast({1, 2}, timeout=60), lambda: all_values({1, 2} if index else 3, timeout=60),
+                 lambda: on_first(lambda: np.float32(3))):  # fmt: skip
+        try:
+            call()
+        except (TypeError, RuntimeError) as error:
+            assert "what JSON can hold" in str(error), error
+        else:
+            raise AssertionError("a value that JSON cannot hold")
+    assert broadcast(index) == 0, "and all go on"
+
+
 def one_comes_late(index: int) -> None:
     """Later than gloo waits for it when it connects."""
     mesh = make_mesh(MeshConfig(data=2, fsdp=2, tensor=2))
@@ -112,3 +124,4 @@ if __name__ == "__main__":
     rows_go_where_the_mesh_says(me.index)
     trees_move()
     values_are_told(me.index)
+    what_json_cannot_hold_keeps_nobody_waiting(me.index)

@@ -39,8 +39,8 @@ def moved(monkeypatch):
     seen = []
     original = move._moved
 
-    def noted(x, sharding):
-        out = original(x, sharding)
+    def noted(x, sharding, *donate):
+        out = original(x, sharding, *donate)
         seen.append(max(s.data.nbytes for s in out.addressable_shards))
         return out
 
