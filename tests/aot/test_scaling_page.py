@@ -21,7 +21,7 @@ CASES = [(topology, name) for topology in PLANS for name in PLANS[topology].rows
 
 
 def test_the_page_has_the_plans_and_their_figures_fit_together():
-    assert list(PLANS) == ["v5e:8x8", "v5p:4x4x2", "v5p:8x8x8", "v5p:4x4x4"]
+    assert list(PLANS) == ["v5e:8x8", "v5p:4x4x2", "v6e:4x8", "v5p:8x8x8", "v5p:4x4x4"]
     for topology, plan in PLANS.items():
         version, chips = parse_topology(topology)
         chip, cfg = CHIPS[version], load_config(ROOT / plan.config, plan.changes)
