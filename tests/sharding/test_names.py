@@ -26,6 +26,18 @@ class Struct:
     other: object
 
 
+@struct.dataclass
+class Scaled:
+    """A box with something beside its value."""
+
+    value: object
+    scale: object
+    names: tuple = struct.field(pytree_node=False, default=())
+
+    def unbox(self):
+        return self.value
+
+
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass
 class Dataclass:
@@ -53,6 +65,7 @@ def test_the_value_of_a_box_is_left_out_at_any_depth():
     assert _names({"w": box}) == ["w"]
     assert _names(Qkv(*[box] * 3)) == ["query", "key", "value"]
     assert _names({"w": nn.Partitioned(Qkv(*_arrays(3)), (None,))}) == ["w/query", "w/key", "w/value"]
+    assert _names({"w": Scaled(*_arrays(2))}) == ["w", "w/scale"]
     state = nnx.state(nnx.Dict(value=nnx.Param(jnp.ones(3)), other=nnx.Param(jnp.ones(3))))
     assert _names(state) == ["other", "value"]
 
