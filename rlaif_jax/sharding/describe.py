@@ -8,18 +8,23 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
-from jax.sharding import NamedSharding, PartitionSpec
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from rlaif_jax.errors import UserError
+from rlaif_jax.sharding.meshes import AnyMesh, bytes_by_mesh, mesh_key, most_on_a_device
 from rlaif_jax.sharding.rules import Repair
-from rlaif_jax.sharding.trees import leaf_name
+from rlaif_jax.sharding.text import pad, printable, width
+from rlaif_jax.sharding.trees import named_leaves, refuse_shared
 
 _COLUMNS = ("name", "shape", "dtype", "spec", "on one device", "bytes", "bytes on one device", "note")
+_NUMBERS = ("bytes", "bytes on one device")
+_MOST_RUNS = 6
 
 
 @dataclasses.dataclass(frozen=True)
 class Line:
-    """One array; `part` is the shape of what one device holds."""
+    """One array; `part` is the shape of what one device of its mesh holds."""
 
     name: str
     shape: tuple[int, ...]
@@ -28,82 +33,133 @@ class Line:
     part: tuple[int, ...]
     size: int
     device_size: int
+    mesh: AnyMesh
     note: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
 class Description:
-    """The table; `print` it, give `rich()` to a rich console, or read `lines`."""
+    """The table; `print` it, give `rich()` to a rich console, or read `lines`.
+
+    `unmatched` are the repairs of names that are not in the table; they are listed below it.
+    """
 
     lines: tuple[Line, ...]
-    mesh: dict[str, int]
+    unmatched: tuple[Repair, ...] = ()
 
     @property
     def device_bytes(self) -> int:
-        """Bytes of the whole tree on one device."""
-        return sum(line.device_size for line in self.lines)
+        """Bytes of the whole tree on one device; on several meshes, on the device that holds most.
 
-    def _cells(self) -> list[tuple[str, ...]]:
-        return [
-            (line.name, _shape(line.shape), line.dtype, spec_text(line.spec), _shape(line.part), f"{line.size:,}",
-             f"{line.device_size:,}", line.note)
+        Abstract meshes count as if they shared their devices.
+        """
+        return most_on_a_device((line.mesh, line.device_size) for line in self.lines)
+
+    @property
+    def meshes(self) -> tuple[AnyMesh, ...]:
+        """The meshes, in the order in which they first appear."""
+        return tuple(mesh for mesh, _ in bytes_by_mesh((line.mesh, 0) for line in self.lines))
+
+    def _rows(self) -> list[tuple[str, ...]]:
+        """The head and one row per line, escaped; with a column for the mesh where there are several."""
+        numbers = {mesh_key(mesh): str(i) for i, mesh in enumerate(self.meshes, 1)}
+        head, rows = list(_COLUMNS), [
+            [line.name, _shape(line.shape), line.dtype, spec_text(line.spec), _shape(line.part), f"{line.size:,}",
+             f"{line.device_size:,}", line.note]
             for line in self.lines
         ]  # fmt: skip
+        if len(numbers) > 1:
+            head.insert(3, "mesh")
+            for row, line in zip(rows, self.lines, strict=True):
+                row.insert(3, numbers[mesh_key(line.mesh)])
+        return [tuple(map(printable, row)) for row in (head, *rows)]
 
-    def _title(self) -> str:
-        total = sum(line.size for line in self.lines)
-        mesh = ", ".join(f"{axis} {size}" for axis, size in self.mesh.items())
-        return f"mesh {mesh}: {total:,} bytes in all, {self.device_bytes:,} on one device"
+    def _titles(self) -> list[str]:
+        """One title per mesh, and one for all where there are several."""
+        totals = bytes_by_mesh((line.mesh, line.size) for line in self.lines)
+        on_one = bytes_by_mesh((line.mesh, line.device_size) for line in self.lines)
+        titles, several = [], len(totals) > 1
+        for i, ((mesh, total), (_, part)) in enumerate(zip(totals, on_one, strict=True), 1):
+            axes = ", ".join(f"{axis} {size}" for axis, size in mesh.shape.items())
+            which = f"mesh {i} ({axes}; {_devices(mesh)})" if several else f"mesh {axes}"
+            titles.append(f"{which}: {total:,} bytes in all, {part:,} on one device")
+        if several:
+            shared = "" if all(isinstance(mesh, Mesh) for mesh, _ in totals) else " if abstract meshes share their devices"
+            total = sum(line.size for line in self.lines)
+            titles.append(f"together: {total:,} bytes in all, at most {self.device_bytes:,} on one device{shared}")
+        return [printable(title) for title in titles]
+
+    def _below(self) -> list[str]:
+        return [printable(f"not in this table: {repair}") for repair in self.unmatched]
 
     def __str__(self) -> str:
-        cells = [_COLUMNS, *self._cells()]
-        widths = [max(len(row[i]) for row in cells) for i in range(len(_COLUMNS))]
-        rows = ("  ".join(c.rjust(w) if i in (5, 6) else c.ljust(w) for i, (c, w) in enumerate(zip(row, widths, strict=True)))
-                for row in cells)  # fmt: skip
-        return "\n".join([self._title(), *(row.rstrip() for row in rows)])
+        rows = self._rows()
+        widths = [max(map(width, column)) for column in zip(*rows, strict=True)]
+        text = (
+            "  ".join(pad(cell, w, title in _NUMBERS) for cell, w, title in zip(row, widths, rows[0], strict=True)).rstrip()
+            for row in rows
+        )
+        return "\n".join([*self._titles(), *text, *self._below()])
 
     def rich(self) -> Any:
         """The table for a rich console; lines with a repair are marked."""
         from rich.table import Table
+        from rich.text import Text
 
-        table = Table(*_COLUMNS, title=self._title())
-        for row in self._cells():
-            table.add_row(*row, style="yellow" if row[-1] else "")
+        head, *rows = self._rows()
+        below = Text("\n".join(self._below()), style="yellow") if self.unmatched else None
+        table = Table(*head, title=Text("\n".join(self._titles())), caption=below)
+        for row in rows:
+            table.add_row(*map(Text, row), style="yellow" if row[-1] else "")  # Text: brackets in a name are no markup
         return table
 
 
 def describe(tree: Any, shardings: Any = None, repairs: Sequence[Repair] = ()) -> Description:
     """The table of a tree of arrays as they lie; or of ShapeDtypeStructs with the shardings that they are to have.
 
-    `repairs` (see `Placement.repairs`) become notes. Works for any mesh, also one whose devices are not there.
+    `repairs` (see `Placement.repairs`) become notes; those of other names are listed below the table. Works for any mesh,
+    also one whose devices are not there, and for trees on several. UserError for a repair whose name two arrays share.
     """
+    leaves = placed_leaves(tree, shardings)
+    names = [name for name, _, _ in leaves]
+    refuse_shared([repair.name for repair in repairs], names)
     notes: dict[str, list[str]] = {}
     for repair in repairs:
         notes.setdefault(repair.name, []).append(str(repair).removeprefix(f"{repair.name}: "))
-    lines, mesh = [], None
-    for name, x, sharding in placed_leaves(tree, shardings):
-        part, mesh = sharding.shard_shape(tuple(x.shape)), sharding.mesh
-        size = x.dtype.itemsize
+    lines = []
+    for name, x, sharding in leaves:
+        part, size = sharding.shard_shape(tuple(x.shape)), x.dtype.itemsize
         lines.append(Line(
             name, tuple(x.shape), str(x.dtype), sharding.spec, part, math.prod(x.shape) * size, math.prod(part) * size,
-            "; ".join(notes.get(name, ())),
+            sharding.mesh, "; ".join(notes.get(name, ())),
         ))  # fmt: skip
-    return Description(tuple(lines), dict(mesh.shape))
+    return Description(tuple(lines), tuple(repair for repair in repairs if repair.name not in names))
 
 
 def placed_leaves(tree: Any, shardings: Any = None) -> list[tuple[str, Any, NamedSharding]]:
     """(name, array, its NamedSharding) of every leaf; UserError for a leaf that has none, or for an empty tree."""
     if shardings is None:
         shardings = jax.tree.map(lambda x: getattr(x, "sharding", None), tree)
-    names = jax.tree_util.tree_leaves_with_path(tree)
     found = jax.tree.structure(tree).flatten_up_to(shardings)
-    out = [(leaf_name(path), x, s) for (path, x), s in zip(names, found, strict=True)]
+    out = [(name, x, s) for (name, x), s in zip(named_leaves(tree), found, strict=True)]
     if not out:
         raise UserError("the tree holds no array")
-    for name, _, sharding in out:
+    for name, x, sharding in out:
         if not isinstance(sharding, NamedSharding):
             raise UserError(f"{name} lies on no mesh ({sharding}); place it first, or pass its shardings")
+        if not hasattr(x, "shape") or not hasattr(x, "dtype"):
+            raise UserError(f"{name} is a {type(x).__name__}; pass an array or a ShapeDtypeStruct in its place")
     return out
+
+
+def _devices(mesh: AnyMesh) -> str:
+    """The numbers of a mesh's devices in its order, as "devices 0-3, 7"; those of large meshes to some length."""
+    if not isinstance(mesh, Mesh):
+        return "abstract"
+    ids = np.array([d.id for d in mesh.devices.flat])
+    runs = np.split(ids, np.flatnonzero(np.diff(ids) != 1) + 1)
+    text = [str(run[0]) if len(run) == 1 else f"{run[0]}-{run[-1]}" for run in runs]
+    return "devices " + ", ".join(text[:_MOST_RUNS] + ["…"] * (len(text) > _MOST_RUNS))
 
 
 def _shape(shape: Sequence[int]) -> str:

@@ -21,7 +21,7 @@ from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec, Singl
 
 from rlaif_jax.errors import UserError
 from rlaif_jax.sharding.rules import split_axes
-from rlaif_jax.sharding.trees import leaf_name
+from rlaif_jax.sharding.trees import map_named, named_leaves
 
 CHUNK = 256 * 2**20
 
@@ -39,13 +39,12 @@ def shard(tree: Any, shardings: Any, max_bytes: int = CHUNK) -> Any:
         shardings = jax.tree.map(lambda _: shardings, tree)
     under_way: list[jax.Array] = []  # of all leaves: many small ones are a bound's worth, too
 
-    def one(path, x, sharding):
-        name = leaf_name(path)
+    def one(name, x, sharding):
         _check(x, sharding, name)
         if isinstance(x, jax.Array) and (sharding.is_fully_addressable or not x.is_fully_addressable):
             return _reshard_leaf(x, sharding, max_bytes, name)
         if _is_key(x):  # of this process alone
-            data = one(path, np.asarray(jax.random.key_data(x)), sharding)
+            data = one(name, np.asarray(jax.random.key_data(x)), sharding)
             return jax.random.wrap_key_data(data, impl=jax.random.key_impl(x))
         pieces = []
         for device, index in sharding.addressable_devices_indices_map(x.shape).items():
@@ -56,7 +55,7 @@ def shard(tree: Any, shardings: Any, max_bytes: int = CHUNK) -> Any:
                 under_way.clear()
         return jax.make_array_from_single_device_arrays(x.shape, sharding, pieces)
 
-    return jax.tree_util.tree_map_with_path(one, tree, shardings)
+    return map_named(one, tree, shardings)
 
 
 def _check(x: Any, sharding: NamedSharding, name: str) -> None:
@@ -126,13 +125,13 @@ def gather(tree: Any, max_bytes: int = CHUNK) -> Any:
     """
     if all(_visible(x) for x in jax.tree.leaves(tree)):
         return jax.device_get(tree)
-    return jax.tree_util.tree_map_with_path(lambda path, x: _gather_leaf(x, max_bytes, leaf_name(path)), tree)
+    return map_named(lambda name, x: _gather_leaf(x, max_bytes, name), tree)
 
 
 def gather_each(tree: Any, max_bytes: int = CHUNK) -> Iterator[tuple[str, np.ndarray]]:
     """(name, whole NumPy array) of one leaf after the other, so that a host never holds the whole tree."""
-    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
-        yield leaf_name(path), gather(leaf, max_bytes)
+    for name, leaf in named_leaves(tree):
+        yield name, gather(leaf, max_bytes)
 
 
 def _visible(x: Any) -> bool:
@@ -168,15 +167,14 @@ def reshard(tree: Any, shardings: Any, max_bytes: int = CHUNK, donate: bool = Fa
     """
     uses = Counter(id(x) for x in jax.tree.leaves(tree))  # tied weights stand in a tree more than once
 
-    def one(path, x, sharding):
-        name = leaf_name(path)
+    def one(name, x, sharding):
         if not isinstance(x, jax.Array):
             raise UserError(f"{name or 'the array'} is a {type(x).__name__}; reshard moves jax.Arrays (shard takes others)")
         _check(x, sharding, name)
         uses[id(x)] -= 1
         return _reshard_leaf(x, sharding, max_bytes, name, donate and uses[id(x)] == 0)
 
-    return jax.tree_util.tree_map_with_path(one, tree, shardings)
+    return map_named(one, tree, shardings)
 
 
 def _reshard_leaf(x: jax.Array, sharding: NamedSharding, max_bytes: int, name: str, donate: bool = False) -> jax.Array:

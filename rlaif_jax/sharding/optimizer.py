@@ -6,11 +6,15 @@ import math
 from typing import Any
 
 import jax
+import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
+from rlaif_jax.errors import UserError
 from rlaif_jax.sharding.rules import split_axes
+from rlaif_jax.sharding.trees import leaf_paths
 
 Key = tuple[str, ...]
+Shape = tuple[int, ...]
 
 
 def optimizer_shardings(opt_state: Any, params: Any, shardings: Any) -> Any:
@@ -22,51 +26,85 @@ def optimizer_shardings(opt_state: Any, params: Any, shardings: Any) -> Any:
 
     A leaf belongs to the parameter whose path ends its own: `0/mu/layers/q` to `layers/q`. So masked and partitioned
     states, schedules, accumulators and NNX optimisers are found, too. A leaf of the parameter's shape lies where the
-    parameter does; one that lacks some of its dimensions (the factors of adafactor) keeps the axes of those it has; one with
-    as many dimensions, some of them divided (scales of blocks), keeps the axes where the parts still divide; any other leaf
-    (counts, placeholders of one element) is whole everywhere.
+    parameter does; one with more dimensions in front (the memory of lbfgs) is whole along these; one that lacks some of its
+    dimensions (the factors of adafactor) keeps the axes of those it has; one with as many dimensions, some of them divided
+    (scales of blocks), keeps the axes where the parts still divide; any other leaf (counts, placeholders of one element) is
+    whole everywhere. UserError for a parameter without a sharding.
     """
-    where = {_key(path): value for path, value in jax.tree_util.tree_leaves_with_path(shardings)}
-    owners = {_key(path): (tuple(x.shape), where[_key(path)]) for path, x in jax.tree_util.tree_leaves_with_path(params)}
-    mesh = next(iter(where.values())).mesh
+    where = _by_key(shardings)
+    owners: dict[Key, tuple[Shape, NamedSharding]] = {}
+    for key, x in _by_key(params).items():
+        if not isinstance(where.get(key), NamedSharding):
+            raise UserError(f"optimizer_shardings: the parameter {'/'.join(key)} has no NamedSharding in shardings")
+        owners[key] = (np.shape(x), where[key])
+    if not owners:
+        raise UserError("optimizer_shardings: params holds no array, so nothing says on which mesh the state lies")
+    whole = NamedSharding(next(iter(owners.values()))[1].mesh, PartitionSpec())
 
-    def one(path, leaf):
-        key = _key(path)
-        owner = next((owners[key[i:]] for i in range(len(key) + 1) if key[i:] in owners), None)
-        if owner is not None and owner[0] == tuple(leaf.shape):
-            return owner[1]
-        return NamedSharding(mesh, PartitionSpec() if owner is None else _inherited(tuple(leaf.shape), *owner))
+    def one(key, leaf):
+        start = next((i for i in range(len(key) + 1) if key[i:] in owners), None)
+        if start is None:
+            return whole
+        owner, sharding = owners[key[start:]]
+        if np.shape(leaf) == owner:
+            return sharding
+        part = key[start - 1] if start else ""
+        return NamedSharding(sharding.mesh, _inherited(np.shape(leaf), owner, sharding, part))
 
-    return jax.tree_util.tree_map_with_path(one, opt_state)
+    return jax.tree.structure(opt_state).unflatten([one(_key(path), leaf) for path, leaf in leaf_paths(opt_state)])
+
+
+def _by_key(tree: Any) -> dict[Key, Any]:
+    return {_key(path): leaf for path, leaf in leaf_paths(tree)}
 
 
 def _key(path: tuple) -> Key:
-    """The path as plain names; the "value" inside a Flax box or variable is left out wherever it stands."""
-    boxed = (isinstance(k, jax.tree_util.GetAttrKey) and k.name == "value" for k in path)
-    return tuple(jax.tree_util.keystr((k,), simple=True) for k, inside in zip(path, boxed, strict=True) if not inside)
+    return tuple(jax.tree_util.keystr((k,), simple=True) for k in path)
 
 
-def _inherited(shape: tuple[int, ...], owner_shape: tuple[int, ...], sharding: NamedSharding) -> PartitionSpec:
-    """The owner's spec cut to the dimensions that the leaf has; whole where these are no part of the owner's."""
-    parts = split_axes(sharding.spec, len(owner_shape))
-    kept = _subsequence(shape, owner_shape)
-    if kept is None and not _divided(shape, owner_shape):
+def _inherited(shape: Shape, owner: Shape, sharding: NamedSharding, part: str) -> PartitionSpec:
+    """The owner's spec cut to the dimensions that the leaf has; whole where these are no part of the owner's.
+
+    `part` is the component of the state that the leaf is of, "v_row" of `0/v_row/layers/q`.
+    """
+    axes, extra = split_axes(sharding.spec, len(owner)), len(shape) - len(owner)
+    if extra > 0 and shape[extra:] == owner:
+        return _spec([()] * extra + axes)
+    kept = _factor(shape, owner, part) or _subsequence(shape, owner)
+    if kept is not None:
+        return _spec([axes[i] for i in kept])
+    if not _divided(shape, owner):
         return PartitionSpec()
-    if kept is None:
-        sizes, kept = sharding.mesh.shape, range(len(shape))
-        parts = [() if n % math.prod(sizes[a] for a in axes) else axes for n, axes in zip(shape, parts, strict=True)]
-    spec = [parts[i] if len(parts[i]) > 1 else (parts[i][0] if parts[i] else None) for i in kept]
+    sizes = sharding.mesh.shape
+    return _spec([() if n % math.prod(sizes[a] for a in names) else names for n, names in zip(shape, axes, strict=True)])
+
+
+def _spec(axes: list[tuple[str, ...]]) -> PartitionSpec:
+    spec = [names if len(names) > 1 else (names[0] if names else None) for names in axes]
     while spec and spec[-1] is None:
         spec.pop()
     return PartitionSpec(*spec)
 
 
-def _divided(shape: tuple[int, ...], owner: tuple[int, ...]) -> bool:
+def _factor(shape: Shape, owner: Shape, part: str) -> list[int] | None:
+    """Which of the owner's dimensions adafactor's "v_row" or "v_col" has; None if the leaf is no such factor.
+
+    optax drops the largest dimension for v_row and the second largest for v_col. Of equal sizes (square matrices) the shape
+    does not tell which; optax asks np.argsort, and so does this.
+    """
+    if part not in ("v_row", "v_col") or len(shape) + 1 != len(owner) or len(owner) < 2:
+        return None
+    dropped = int(np.argsort(owner)[-1 if part == "v_row" else -2])
+    kept = [i for i in range(len(owner)) if i != dropped]
+    return kept if tuple(owner[i] for i in kept) == shape else None
+
+
+def _divided(shape: Shape, owner: Shape) -> bool:
     """Whether the shape is the owner's with some dimensions divided."""
     return len(shape) == len(owner) and all(n and not size % n for n, size in zip(shape, owner, strict=True))
 
 
-def _subsequence(shape: tuple[int, ...], owner: tuple[int, ...]) -> list[int] | None:
+def _subsequence(shape: Shape, owner: Shape) -> list[int] | None:
     """Which of the owner's dimensions the shape consists of, in order, the first that fit; None if it does not."""
     found, at = [], 0
     for size in shape:

@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 import itertools
+import textwrap
+from collections.abc import Hashable
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding
 
 from rlaif_jax.errors import UserError
 from rlaif_jax.sharding.describe import Description, describe, placed_leaves
+from rlaif_jax.sharding.fonts import families
+from rlaif_jax.sharding.meshes import AnyMesh, mesh_key
 from rlaif_jax.sharding.rules import split_axes
+from rlaif_jax.sharding.text import printable, shorten, width
 
-_MOST_DEVICES, _MOST_ROWS = 64, 60
+_MOST_DEVICES, _MOST_ROWS, _MOST_COLUMNS = 64, 60, 60
+_GREY, _ABSENT = (0.85, 0.85, 0.85, 1.0), (1.0, 1.0, 1.0, 1.0)
 
 
 def held_parts(sharding: NamedSharding, rank: int) -> tuple[np.ndarray, int]:
@@ -40,58 +47,102 @@ def held_parts(sharding: NamedSharding, rank: int) -> tuple[np.ndarray, int]:
 def draw(path: str | Path, tree: Any, shardings: Any = None, title: str = "") -> Path:
     """Writes the picture of a tree (see `describe`) as PNG or SVG, by the suffix of `path`; returns the path.
 
-    The number in a cell is the part of the array that the device holds; grey arrays are whole everywhere. The bars below
-    are the bytes on each device. The largest 60 arrays are shown; UserError for more than 64 devices.
+    The number in a cell is the part of the array that the device holds; grey arrays are whole everywhere on their mesh, and
+    a cell is blank where an array is not on the device. The bars below are the bytes on each device. The largest 60 arrays
+    are shown, long names without their middle. UserError for more than 64 devices, and for several abstract meshes.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    leaves = placed_leaves(tree, shardings)
-    devices = _device_names(leaves[0][2])
-    if len(devices) > _MOST_DEVICES:
-        raise UserError(f"a picture of {len(devices)} devices cannot be read (at most {_MOST_DEVICES}); print describe(...)")
-    table = describe(tree, shardings)
-    order = sorted(range(len(leaves)), key=lambda i: -table.lines[i].size)[:_MOST_ROWS]
-    rows = [leaves[i] for i in sorted(order)]
-    parts = [held_parts(sharding, len(x.shape)) for _, x, sharding in rows]
-    figure = Figure(figsize=(4 + 0.45 * len(devices), 1.9 + 0.28 * len(rows)), layout="constrained")
-    FigureCanvasAgg(figure)
-    upper, lower = figure.subplots(2, 1, height_ratios=(max(len(rows), 3), 3), sharex=True)
-    _grid(upper, rows, parts, table)
-    lower.bar(range(len(devices)), [table.device_bytes / 2**20] * len(devices), color="0.4")
-    lower.set_ylabel("MiB")
-    lower.set_xlabel("process:device" if isinstance(leaves[0][2].mesh, Mesh) else "place on the mesh", fontsize=8)
-    lower.set_xticks(range(len(devices)), devices, fontsize=7, rotation=90)
-    left_out = len(leaves) - len(rows)
-    upper.set_title(title + (f" ({left_out} small arrays left out)" if left_out else ""), fontsize=10)
     path = Path(path)
     if path.suffix not in (".png", ".svg"):
         raise UserError(f"{path}: expected a file name that ends in .png or .svg")
+    table = describe(tree, shardings)
+    columns = device_columns(table.meshes)
+    if len(columns) > _MOST_DEVICES:
+        raise UserError(f"a picture of {len(columns)} devices cannot be read (at most {_MOST_DEVICES}); print describe(...)")
+    leaves = placed_leaves(tree, shardings)
+    rows = sorted(sorted(range(len(leaves)), key=lambda i: -table.lines[i].size)[:_MOST_ROWS])
+    if left_out := len(leaves) - len(rows):
+        title += f" ({left_out} small arrays left out)"
+    labels = [_label(table.lines[i].name, table.lines[i].shape) for i in rows]
+    inches = 1 + max(3, 0.065 * max(map(width, labels))) + 0.45 * len(columns)
+    title = "\n".join(_wrapped(printable(line), int(12 * inches)) for line in title.splitlines())
+    plain = {"parse_math": False, "usetex": False, "family": families(title + "".join(labels))}
+
+    figure = Figure(figsize=(inches, 1.9 + 0.28 * len(rows) + 0.17 * title.count("\n")), layout="constrained")
+    FigureCanvasAgg(figure)
+    upper, lower = figure.subplots(2, 1, height_ratios=(max(len(rows), 3), 3), sharex=True)
+    _grid(upper, [held_by(columns, leaves[i][2], len(leaves[i][1].shape)) for i in rows])
+    upper.set_yticks(range(len(rows)), labels, fontsize=7, **plain)
+    upper.tick_params(bottom=False, labelbottom=False)
+    figure.suptitle(title, fontsize=10, **plain)
+    lower.bar(range(len(columns)), _bytes(columns, table) / 2**20, color="0.4")
+    lower.set_ylabel("MiB")
+    lower.set_xlabel("process:device" if isinstance(table.meshes[0], Mesh) else "place on the mesh", fontsize=8)
+    lower.set_xticks(range(len(columns)), list(columns.values()), fontsize=7, rotation=90)
     figure.savefig(path, dpi=130)
     return path
 
 
-def _grid(axes: Any, rows: list, parts: list[tuple[np.ndarray, int]], table: Description) -> None:
+def device_columns(meshes: tuple[AnyMesh, ...]) -> dict[Hashable, str]:
+    """The devices of all meshes in the order of their numbers, with their labels; or the places on the one abstract mesh.
+
+    UserError for several meshes of which one is abstract: what lies on the same device is not known.
+    """
+    if all(isinstance(mesh, Mesh) for mesh in meshes):
+        devices: set[jax.Device] = {d for mesh in meshes for d in mesh.devices.flat}
+        ordered = sorted(devices, key=lambda d: (d.process_index, d.id))
+        return {d: f"{d.process_index}:{d.id}" for d in ordered}
+    if len(meshes) > 1:
+        raise UserError(
+            f"the arrays lie on {len(meshes)} meshes, not all of them with devices, so they have no columns in common; draw "
+            "the arrays of each mesh by themselves, or print describe(...)"
+        )
+    return {where: " ".join(map(str, where)) for where in _places(meshes[0])}
+
+
+def held_by(columns: dict[Hashable, str], sharding: NamedSharding, rank: int) -> tuple[np.ndarray, int]:
+    """`held_parts` by column: the part that each holds, -1 where the array is not there; and how many parts there are."""
+    numbers, count = held_parts(sharding, rank)
+    held = dict(zip(_places(sharding.mesh), numbers, strict=True))
+    return np.array([held.get(column, -1) for column in columns]), count
+
+
+def _places(mesh: AnyMesh) -> list[Hashable]:
+    """The devices in the mesh's order; of an abstract mesh the places."""
+    return list(mesh.devices.flat) if isinstance(mesh, Mesh) else list(itertools.product(*map(range, mesh.shape.values())))
+
+
+def _bytes(columns: dict[Hashable, str], table: Description) -> np.ndarray:
+    places = {mesh_key(mesh): set(_places(mesh)) for mesh in table.meshes}
+    total = dict.fromkeys(columns, 0)
+    for line in table.lines:
+        for place in places[mesh_key(line.mesh)]:
+            total[place] += line.device_size
+    return np.array(list(total.values()))
+
+
+def _label(name: str, shape: tuple[int, ...]) -> str:
+    return f"{shorten(printable(name), _MOST_COLUMNS)}  {'x'.join(map(str, shape))}"
+
+
+def _wrapped(line: str, columns: int) -> str:
+    return textwrap.fill(line, max(columns * len(line) // max(width(line), 1), 1))
+
+
+def _grid(axes: Any, rows: list[tuple[np.ndarray, int]]) -> None:
     import matplotlib
 
     colours = matplotlib.colormaps["viridis"]
-    image = np.array([
-        [(0.85, 0.85, 0.85, 1.0) if count == 1 else colours(0.15 + 0.8 * number / (count - 1)) for number in numbers]
-        for numbers, count in parts
-    ])  # fmt: skip
+
+    def colour(number, count):
+        return _ABSENT if number < 0 else _GREY if count == 1 else colours(0.15 + 0.8 * number / (count - 1))
+
+    image = np.array([[colour(number, count) for number in numbers] for numbers, count in rows])
     axes.imshow(image, aspect="auto", interpolation="nearest")
-    for y, (numbers, count) in enumerate(parts):
+    for y, (numbers, count) in enumerate(rows):
         for x, number in enumerate(numbers):
             light = count > 1 and number / (count - 1) < 0.6
-            axes.text(x, y, str(number), ha="center", va="center", fontsize=6, color="white" if light else "black")
-    sizes = {line.name: "x".join(map(str, line.shape)) for line in table.lines}
-    axes.set_yticks(range(len(rows)), [f"{name}  {sizes[name]}" for name, _, _ in rows], fontsize=7)
-    axes.tick_params(bottom=False, labelbottom=False)
-
-
-def _device_names(sharding: NamedSharding) -> list[str]:
-    """Each device by its process and number, or by its place on a mesh that has no devices."""
-    mesh = sharding.mesh
-    if isinstance(mesh, Mesh):
-        return [f"{d.process_index}:{d.id}" for d in mesh.devices.flat]
-    return [" ".join(map(str, where)) for where in itertools.product(*(range(n) for n in dict(mesh.shape).values()))]
+            text = str(number) if number >= 0 else ""
+            axes.text(x, y, text, ha="center", va="center", fontsize=6, color="white" if light else "black")

@@ -22,7 +22,7 @@ from rlaif_jax.errors import UserError
 from rlaif_jax.sharding.mesh import make_mesh
 from rlaif_jax.sharding.move import check_integers
 from rlaif_jax.sharding.rules import DEFAULT_RULES, RULE_SETS, Axes, Repair, Rules, rule_axes, spec_for
-from rlaif_jax.sharding.trees import leaf_name
+from rlaif_jax.sharding.trees import map_named
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,19 +82,19 @@ class Placement:
     def tree(self, axes: Any, abstract: Any) -> Any:
         """Shardings for a tree of arrays (or ShapeDtypeStructs) from the tree of their logical axes."""
 
-        def one(path, x, a):
-            return NamedSharding(self.mesh, spec_for(a, x.shape, self.sizes, self.rules, leaf_name(path))[0])
+        def one(name, x, a):
+            return NamedSharding(self.mesh, spec_for(a, np.shape(x), self.sizes, self.rules, name)[0])
 
-        return jax.tree_util.tree_map_with_path(one, abstract, axes)
+        return map_named(one, abstract, axes)
 
     def repairs(self, axes: Any, abstract: Any) -> list[Repair]:
         """Every parameter dimension that stays whole although the rules would split it."""
         found: list[Repair] = []
 
-        def visit(path, x, a):
-            found.extend(spec_for(a, x.shape, self.sizes, self.rules, leaf_name(path))[1])
+        def visit(name, x, a):
+            found.extend(spec_for(a, np.shape(x), self.sizes, self.rules, name)[1])
 
-        jax.tree_util.tree_map_with_path(visit, abstract, axes)
+        map_named(visit, abstract, axes)
         return found
 
     @property
@@ -170,8 +170,8 @@ def global_batch(batch: Any, place: Placement) -> Any:
 
     _require_devices(place, "global_batch")
 
-    def put(path, x):
-        x, name = np.asarray(x), leaf_name(path)
+    def put(name, x):
+        x = np.asarray(x)
         if x.ndim == 0:
             raise UserError(f"global_batch: {name or 'the array'} is a scalar; expected rows in the first dimension")
         check_integers(x, name)
@@ -188,7 +188,7 @@ def global_batch(batch: Any, place: Placement) -> Any:
 
         return jax.make_array_from_callback((count, *x.shape[1:]), place.rows(count), block)
 
-    return jax.tree_util.tree_map_with_path(put, batch)
+    return map_named(put, batch)
 
 
 def local_rows(x: jax.Array) -> np.ndarray:

@@ -10,6 +10,7 @@ from typing import Any
 import jax
 from jax.sharding import NamedSharding
 
+from rlaif_jax.sharding.meshes import most_on_a_device
 from rlaif_jax.sharding.optimizer import optimizer_shardings
 from rlaif_jax.sharding.placement import Placement
 from rlaif_jax.sharding.rules import DEFAULT_RULES, Rules, spec_for, split_axes
@@ -25,12 +26,16 @@ def bytes_per_device(axes: Any, abstract: Any, mesh_sizes: Mapping[str, int], ru
 
 
 def sharded_bytes(abstract: Any, shardings: Any) -> int:
-    """Bytes that one device holds of a tree with these NamedShardings (on a mesh or an abstract one)."""
+    """Bytes that one device holds of a tree with these NamedShardings (on a mesh or an abstract one).
+
+    On several meshes: the most that a device holds of them all, where abstract meshes count as if they shared their devices.
+    """
 
     def cost(x, sharding: NamedSharding):
-        return _share(x, sharding.spec, dict(sharding.mesh.shape))
+        return sharding.mesh, _share(x, sharding.spec, dict(sharding.mesh.shape))
 
-    return sum(jax.tree.leaves(jax.tree.map(cost, abstract, shardings)))
+    leaves, treedef = jax.tree.flatten(abstract)
+    return most_on_a_device(map(cost, leaves, treedef.flatten_up_to(shardings)))
 
 
 def _share(x: Any, spec: Any, mesh_sizes: Mapping[str, int]) -> int:

@@ -7,10 +7,13 @@ comes from annotations (`axes_of`), from regular expressions (`axes_by_pattern`)
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
+import numpy as np
+from jax.sharding import PartitionSpec
 
 from rlaif_jax.errors import UserError
 from rlaif_jax.sharding.rules import Axes
@@ -18,16 +21,38 @@ from rlaif_jax.sharding.rules import Axes
 Patterns = Sequence[tuple[str, tuple]]
 
 
-def leaf_name(path: tuple) -> str:
-    """A leaf's key path as "layers/attention/kernel"; the "value" inside a Flax box or variable is left out."""
-    if path and isinstance(path[-1], jax.tree_util.GetAttrKey) and path[-1].name == "value":
-        path = path[:-1]
+def _joined(path: tuple) -> str:
     return jax.tree_util.keystr(path, simple=True, separator="/")
 
 
+def leaf_paths(tree: Any) -> list[tuple[tuple, Any]]:
+    """(key path, leaf) of every array of a tree, in the tree's order; the "value" of Flax boxes and variables is left out."""
+    return list(_paths(tree, ()))
+
+
+def _paths(tree: Any, above: tuple) -> Iterator[tuple[tuple, Any]]:
+    for path, node in jax.tree_util.tree_leaves_with_path(tree, is_leaf=_is_box):
+        if not _is_box(node):
+            yield above + path, node
+            continue
+        for key, inside in jax.tree_util.tree_leaves_with_path(node, is_leaf=lambda x, box=node: x is not box):
+            if not key:  # a box that is a leaf itself
+                yield above + path, inside
+            else:
+                yield from _paths(inside, above + path + (() if _joined(key) == "value" else key))
+
+
 def named_leaves(tree: Any) -> list[tuple[str, Any]]:
-    """(name, leaf) of every array of a tree, in the tree's order."""
-    return [(leaf_name(path), leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(tree)]
+    """(name, leaf) of every array of a tree, in the tree's order; a name is the key path, as "layers/attention/kernel"."""
+    return [(_joined(path), leaf) for path, leaf in leaf_paths(tree)]
+
+
+def map_named(function: Callable[..., Any], tree: Any, *others: Any) -> Any:
+    """function(name, leaf, *others' entries) for every leaf of a tree, as a tree of its structure; see `named_leaves`."""
+    structure = jax.tree.structure(tree)
+    columns = [structure.flatten_up_to(other) for other in others]
+    entries = zip(named_leaves(tree), *columns, strict=True)
+    return structure.unflatten([function(name, leaf, *found) for (name, leaf), *found in entries])
 
 
 def _is_box(node: Any) -> bool:
@@ -56,9 +81,9 @@ def axes_of(tree: Any) -> Any:
     for path, node in jax.tree_util.tree_leaves_with_path(tree, is_leaf=_is_box):
         inside = jax.tree.leaves(node)
         names = _annotation(node) if _is_box(node) and len(inside) == 1 else None
-        if names is not None and len(names) != len(inside[0].shape):
-            raise UserError(f"{leaf_name(path)}: annotated {names}, but its shape is {tuple(inside[0].shape)}")
-        leaves += [(None,) * len(x.shape) if names is None else names for x in inside]
+        if names is not None and len(names) != np.ndim(inside[0]):
+            raise UserError(f"{_joined(path)}: annotated {names}, but its shape is {np.shape(inside[0])}")
+        leaves += [(None,) * np.ndim(x) if names is None else names for x in inside]
     return jax.tree.structure(tree).unflatten(leaves)
 
 
@@ -76,10 +101,16 @@ class Coverage(NamedTuple):
 
 
 def coverage(patterns: Patterns, tree: Any) -> Coverage:
-    """Matches every leaf's name against the ordered patterns (`re.search`, the first match wins)."""
+    """Matches every leaf's name against the ordered patterns (`re.search`, the first match wins).
+
+    UserError for a pattern that is no regular expression, and where two leaves have one name.
+    """
+    expressions = {pattern: _compiled(pattern) for pattern, _ in patterns}
+    names = [name for name, _ in named_leaves(tree)]
+    refuse_shared(names, names)
     matched, unmatched = {}, []
-    for name, _ in named_leaves(tree):
-        found = next((p for p, _ in patterns if re.search(p, name)), None)
+    for name in names:
+        found = next((p for p, expression in expressions.items() if expression.search(name)), None)
         if found is None:
             unmatched.append(name)
         else:
@@ -88,31 +119,64 @@ def coverage(patterns: Patterns, tree: Any) -> Coverage:
     return Coverage(matched, unmatched, [p for p, _ in patterns if p not in used])
 
 
+def _compiled(pattern: str) -> re.Pattern:
+    try:
+        return re.compile(pattern)
+    except (re.error, TypeError) as error:
+        raise UserError(f"pattern {pattern!r} is no regular expression: {error}") from error
+
+
+def refuse_shared(wanted: Sequence[str], names: Sequence[str]) -> None:
+    """UserError where a wanted name belongs to several of the leaves with these names: what it stands for is not clear."""
+    counts = Counter(names)
+    shared = sorted({name for name in wanted if counts[name] > 1})
+    if shared:
+        raise UserError(f"more than one array is called {', '.join(shared)} (keys with a / in them?); rename keys of the tree")
+
+
 def axes_by_pattern(patterns: Patterns, tree: Any) -> Any:
     """The tree of axes from ordered (regular expression, axes); the first that is found in a leaf's name wins.
 
-    Axes are one entry per dimension; a leading ... stands for as many whole dimensions as are needed, () for whole.
-    UserError that lists every leaf without a pattern; `coverage` also lists patterns that match nothing.
+    Axes are one entry per dimension; a leading ... stands for as many whole dimensions as are needed, () for whole. Python
+    numbers have no dimension. UserError for axes of another form or length, and for leaves without a pattern: it lists them
+    all; `coverage` also lists patterns that match nothing.
     """
+    table = {}
+    for pattern, axes in patterns:
+        table.setdefault(pattern, _checked(axes, pattern))  # of two equal patterns the first counts
     found = coverage(patterns, tree)
     if found.unmatched:
         raise UserError(
             f"no pattern matches {', '.join(found.unmatched)}; add one for them, or ('.*', ()) as the last to keep them whole"
         )
-    table = dict(reversed(list(patterns)))  # of two equal patterns the first counts
 
-    def axes(path, leaf):
-        name = leaf_name(path)
-        return _fitted(table[found.matched[name]], leaf.shape, name, found.matched[name])
+    def fitted(name, leaf):
+        pattern = found.matched[name]
+        return _fitted(table[pattern], np.shape(leaf), name, pattern)
 
-    return jax.tree_util.tree_map_with_path(axes, tree)
+    return jax.tree.structure(tree).unflatten([fitted(name, leaf) for name, leaf in named_leaves(tree)])
+
+
+def _checked(axes: Any, pattern: str) -> tuple:
+    """The axes of a pattern as a tuple; UserError unless they are a sequence of names, tuples of names and None."""
+    parts = tuple(axes) if isinstance(axes, tuple | list | PartitionSpec) else None
+    rest = parts[1:] if parts and parts[0] is Ellipsis else parts
+    if rest is None or not all(p is None or isinstance(p, str | tuple) for p in rest):
+        raise UserError(
+            f"pattern {pattern!r} gives the axes {axes!r}; expected a tuple with an entry for each dimension, which is a name, "
+            "a tuple of names or None, as in ('embed', None); (..., 'embed') for leading whole dimensions; () for whole"
+        )
+    return parts
 
 
 def _fitted(axes: tuple, shape: tuple[int, ...], name: str, pattern: str) -> Axes:
     if axes == ():
         return (None,) * len(shape)
     if axes[0] is Ellipsis and len(axes) - 1 <= len(shape):
-        return (None,) * (len(shape) - len(axes) + 1) + tuple(axes[1:])
+        return (None,) * (len(shape) - len(axes) + 1) + axes[1:]
     if axes[0] is Ellipsis or len(axes) != len(shape):
-        raise UserError(f"pattern {pattern!r} gives {axes} to {name}, whose shape is {tuple(shape)}")
-    return tuple(axes)
+        raise UserError(
+            f"pattern {pattern!r} gives {axes} to {name}, whose shape is {tuple(shape)}; give it an entry for each dimension, "
+            "or put a pattern of its own before this one"
+        )
+    return axes
