@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import signal
 import sys
 import traceback
 from pathlib import Path
@@ -52,7 +53,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_config(plan, out=False)
     plan.add_argument("--topology", required=True, metavar="VERSION:SHAPE", help="v5e:8x8, v5p:4x4x2, v6e:4x8, v4:2x2x2 ...")
     plan.add_argument("--program", action="append", default=[], metavar="NAME", help="only this one of the table (repeatable)")
-    plan.add_argument("--json", type=Path, default=None, metavar="FILE", help="write the rows there, for scripts")
+    plan.add_argument("--json", type=Path, default=None, metavar="FILE", help="write the rows there, anew after each program")
     _add_launch(commands.add_parser("launch", help="start the processes of a run, and all of them again when one dies"))
     _add_models(commands)
     _add_generate(commands)
@@ -108,6 +109,7 @@ def _add_launch(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--devices-per-process", type=int, default=1, metavar="M", help="virtual CPU devices of each (default: 1)")
     parser.add_argument("--restarts", type=int, default=5, help="restarts in a row before it gives up (default: 5)")
     parser.add_argument("--backoff", type=float, default=1.0, help="seconds before the first restart; doubled each time")
+    parser.add_argument("--grace", type=float, default=60.0, help="seconds to save in, once told to stop (default: 60)")
     parser.epilog = "After -- stands an rlaif command: rlaif launch --local 2 --devices-per-process 4 -- run CONFIG --out DIR"
 
 
@@ -118,9 +120,11 @@ def _launch(args: argparse.Namespace, command: list[str]) -> int:
     if command[:2] != ["judge", "optimize"] and command[:1] not in ([name] for name in known):
         found = repr(" ".join(command)) if command else "nothing"
         raise UserError(f"launch: after -- comes one of {', '.join(known)}, judge optimize; found {found}")
-    if args.local < 0 or args.devices_per_process < 1 or args.restarts < 0 or args.backoff < 0:
-        raise UserError("launch: --local, --restarts and --backoff are at least 0, --devices-per-process is at least 1")
-    cfg = Launch(args.local, args.devices_per_process, args.restarts, args.backoff)
+    if "--dry-run" in command:
+        raise UserError("launch: a dry run needs no processes; call it without launch")
+    if args.local < 0 or args.devices_per_process < 1 or args.restarts < 0 or args.backoff < 0 or args.grace < 0:
+        raise UserError("launch: --local, --restarts, --backoff and --grace are at least 0, --devices-per-process at least 1")
+    cfg = Launch(args.local, args.devices_per_process, args.restarts, args.backoff, grace=args.grace)
     python = [sys.executable, "-m", "rlaif_jax.cli", *command]
     return supervise(python, cfg, lambda text: print(f"rlaif launch: {text}", file=sys.stderr, flush=True))
 
@@ -194,9 +198,10 @@ def _dispatch(args: argparse.Namespace, console: Console) -> int:
     if args.command == "plan":
         from rlaif_jax.aot.plan import run_plan
 
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # or Ctrl-C would wait until the compiler returns
         return 0 if run_plan(cfg, args.topology, args.program, args.json, console) else 1
-    processes = init_distributed()
     end_with_supervisor()
+    processes = init_distributed(say=lambda text: print(f"rlaif: process 0 {text}", file=sys.stderr, flush=True))
     console.quiet = processes.index > 0
     experiment = open_experiment(cfg, args.out or Path("runs") / cfg.name, console)
     stages = pipeline.stages(cfg) if args.command == "run" else {args.command: pipeline.ALL_STAGES[args.command]}

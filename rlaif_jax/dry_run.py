@@ -221,6 +221,9 @@ def _cache_bytes(model: ModelConfig, rows: int, length: int, place: Placement) -
 def planned_mesh(cfg: MeshConfig) -> Mesh | AbstractMesh:
     """The run's mesh; where its sizes ask for more devices than this machine has, one that nobody needs to have."""
     sizes = tuple(getattr(cfg, axis) for axis in AXES)
+    if -1 in sizes and math.prod(size for size in sizes if size != -1) > len(jax.devices()):
+        sizes = tuple(1 if size == -1 else size for size in sizes)  # "all that are left" of a machine that is not here
+        cfg = dataclasses.replace(cfg, **dict(zip(AXES, sizes, strict=True)))
     if -1 in sizes or math.prod(sizes) <= len(jax.devices()):
         return make_mesh(cfg)
     cfg.sizes(math.prod(sizes))  # refuses what no number of devices allows
@@ -244,3 +247,10 @@ def print_plan(cfg: RunConfig, console: Console) -> None:
         parts += f"; these wait on the host: {waiting}" if waiting else ""
         table.add_row(row.name, row.model, parameters, row.steps, memory, parts if len(row.parts) > 1 else "")
     console.print(table)
+    print_uneven(cfg, place, console)
+
+
+def print_uneven(cfg: RunConfig, place: Placement, console: Console) -> None:
+    """Which batches a run on several processes would refuse."""
+    for text in pipeline.uneven_batches(cfg, pipeline.stages(cfg), place):
+        console.print(f"with several processes: {text}", style="yellow", markup=False, soft_wrap=True)

@@ -78,6 +78,10 @@ def open_experiment(cfg: RunConfig, out: Path, console: Console) -> Experiment:
 
 def _claim(cfg: RunConfig, out: Path) -> None:
     saved, wanted = out / "config.json", json.loads(json.dumps(to_dict(cfg)))
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"--out {out} cannot be a run's folder: {error.strerror}") from error
     if saved.exists():
         # Through the dataclass: a field that is newer than the run has its default there.
         before = to_dict(from_dict(RunConfig, json.loads(saved.read_text(encoding="utf-8")), str(saved)))

@@ -7,7 +7,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from typing import Any
 
@@ -15,6 +15,7 @@ import jax
 
 from rlaif_jax.config import RewardConfig, RunConfig, TrainConfig
 from rlaif_jax.data.run_data import RunData
+from rlaif_jax.errors import UserError
 from rlaif_jax.evaluation import stage as evaluation
 from rlaif_jax.experiment import Experiment
 from rlaif_jax.feedback.detector import BAD, GOOD
@@ -22,7 +23,7 @@ from rlaif_jax.feedback_stages import run_curate, run_judge
 from rlaif_jax.models import heads, transformer
 from rlaif_jax.rl_stages import require_memory, run_rl, run_rl_judge
 from rlaif_jax.run_models import RunModels
-from rlaif_jax.sharding import on_first
+from rlaif_jax.sharding import Placement, on_first
 from rlaif_jax.trainers import dpo, loop, sft
 from rlaif_jax.trainers.adapter import adapted, adapter_state
 from rlaif_jax.trainers.feedback import feedback_loss
@@ -38,6 +39,8 @@ def run(experiment: Experiment, todo: Mapping[str, StageFn]) -> None:
     for name in ("rl", "rl_judge"):
         if name in todo:
             require_memory(experiment, name)
+    if jax.process_count() > 1 and (uneven := uneven_batches(experiment.cfg, todo, experiment.place)):
+        raise UserError(f"several processes: {uneven[0]}")
     for name, stage in todo.items():
         if on_first(partial(experiment.is_done, name), "is done"):  # not a question that processes may answer differently
             experiment.console.print(f"{name}: done before, skipped")
@@ -46,6 +49,20 @@ def run(experiment: Experiment, todo: Mapping[str, StageFn]) -> None:
         facts = stage(experiment)
         experiment.mark_done(name, began, facts)
         experiment.console.print(f"{name}: done in {time.perf_counter() - began:.0f} s  {_short(facts)}")
+
+
+def uneven_batches(cfg: RunConfig, names: Iterable[str], place: Placement) -> list[str]:
+    """The batches of these stages that several processes cannot share: they do not divide by the mesh's row shards."""
+    sizes = {
+        f"{name}.train.batch_size": getattr(cfg, name).train.batch_size
+        for name in ("sft", "feedback", "reward", "grader", "dpo") if name in names and getattr(cfg, name) is not None
+    }  # fmt: skip
+    if "feedback" in names:
+        sizes["feedback.pair_batch_size"] = cfg.feedback.pair_batch_size
+    return [
+        f"{field} is {size}, and must be a multiple of the {place.row_shards} row shards (data x fsdp)"
+        for field, size in sizes.items() if size % place.row_shards
+    ]  # fmt: skip
 
 
 def _short(facts: Mapping[str, Any]) -> str:

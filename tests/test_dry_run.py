@@ -4,10 +4,12 @@ import dataclasses
 
 import jax
 import pytest
+from rich.console import Console
 
 from rlaif_jax.config import RunConfig
 from rlaif_jax.config_values import overridden
-from rlaif_jax.dry_run import plan
+from rlaif_jax.dry_run import plan, planned_mesh, print_plan
+from rlaif_jax.errors import UserError
 from rlaif_jax.models.model_config import parameter_count, preset
 from rlaif_jax.sharding import MeshConfig, Placement, make_mesh
 
@@ -71,3 +73,19 @@ def test_two_devices_hold_half_of_what_is_split():
 
 def test_no_reference_is_counted_where_there_is_none():
     assert "reference" not in _parts("rl.kl.coefficient=0.0")
+
+
+def test_a_mesh_that_this_machine_cannot_fill():
+    mesh = planned_mesh(MeshConfig(fsdp=16, tensor=2))
+    assert tuple(mesh.shape.values()) == (1, 16, 2, 1), "data, -1, is 1 where nobody can say how many devices are left"
+    with pytest.raises(UserError, match="needs 5 devices, but there are 8"):
+        planned_mesh(MeshConfig(fsdp=5))
+    assert planned_mesh(MeshConfig(fsdp=2)).shape["data"] == len(jax.devices()) // 2
+
+
+def test_the_dry_run_tells_which_batches_several_processes_would_refuse(capsys):
+    cfg = overridden(RunConfig(model=SHAPES), ["mesh.data=4", "mesh.fsdp=4", "sft.train.batch_size=24"])
+    print_plan(cfg, Console(width=200))
+    said = [line for line in capsys.readouterr().out.splitlines() if "several processes" in line]
+    assert any("sft.train.batch_size is 24, and must be a multiple of the 16 row shards" in line for line in said)
+    assert not any("reward" in line for line in said)

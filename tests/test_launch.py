@@ -2,10 +2,12 @@
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
 import time
+from pathlib import Path
 
 import pytest
 
@@ -115,8 +117,51 @@ def test_a_process_does_not_outlive_its_supervisor(tmp_path):
         (["--local", "2"], "found nothing"),
         (["--local", "-1", "--", "run", "x"], "at least 0"),
         (["--", "run", "nowhere.py"], "nowhere.py does not exist"),
+        (["--", "run", "x.py", "--dry-run"], "without launch"),
+        (["--grace", "-1", "--", "run", "x.py"], "--grace"),
     ],
 )
 def test_mistakes_on_the_command_line_are_one_line(command, message, capfd):
     assert main(["launch", *command]) == 2
     assert message in capfd.readouterr().err
+
+
+def test_a_folder_that_cannot_be_is_a_mistake_and_not_tried_again(tmp_path, capfd):
+    (tmp_path / "file").touch()
+    (tmp_path / "config.py").write_text("from tests.tiny import config\n")
+    command = ["run", str(tmp_path / "config.py"), "--out", str(tmp_path / "file")]
+    assert main(["launch", "--local", "2", *["--", *command]]) == 2
+    said = capfd.readouterr().err
+    assert f"--out {tmp_path / 'file'} cannot be a run's folder" in said and "Traceback" not in said and "restart" not in said
+
+
+def test_a_process_that_waits_for_others_does_not_outlive_its_supervisor(tmp_path):
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        port = found.getsockname()[1]
+    (tmp_path / "config.py").write_text("from tests.tiny import config\n")
+    env = os.environ | {"JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{port}", "JAX_NUM_PROCESSES": "2", "JAX_PROCESS_ID": "0"}
+    command = [sys.executable, "-m", "rlaif_jax.cli", "launch", "--", "tokenizer", str(tmp_path / "config.py"), "--out",
+               str(tmp_path / "run")]  # fmt: skip
+    supervisor = subprocess.Popen(command, env=env, stderr=subprocess.PIPE, text=True)
+    assert "waits at 127.0.0.1" in next(line for line in supervisor.stderr if line.startswith("rlaif:"))
+    (pid,) = Path(f"/proc/{supervisor.pid}/task/{supervisor.pid}/children").read_text().split()
+    supervisor.kill()
+    supervisor.wait()
+    limit = time.monotonic() + 20
+    while os.path.exists(f"/proc/{pid}") and time.monotonic() < limit:
+        time.sleep(0.1)
+    assert not os.path.exists(f"/proc/{pid}")
+
+
+def test_a_port_that_another_program_has_is_a_mistake(tmp_path, capfd):
+    (tmp_path / "config.py").write_text("from tests.tiny import config\n")
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        address = f"127.0.0.1:{taken.getsockname()[1]}"
+        env = os.environ | {"JAX_COORDINATOR_ADDRESS": address, "JAX_NUM_PROCESSES": "2", "JAX_PROCESS_ID": "0"}
+        command = [sys.executable, "-m", "rlaif_jax.cli", "tokenizer", str(tmp_path / "config.py"), "--out", str(tmp_path / "run")]
+        done = subprocess.run(command, env=env, capture_output=True, text=True)
+    assert done.returncode == 2, done.stderr[-2000:]
+    assert f"cannot listen on {address}" in done.stderr and "Traceback" not in done.stderr

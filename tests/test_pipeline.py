@@ -16,6 +16,7 @@ import pytest
 from rich.console import Console
 
 from rlaif_jax import pipeline
+from rlaif_jax.config_values import overridden
 from rlaif_jax.errors import UserError
 from rlaif_jax.experiment import Experiment, open_experiment
 from rlaif_jax.metrics import read_metrics
@@ -118,3 +119,11 @@ def test_a_stage_without_its_forerunner_says_which(tmp_path):
     x = open_experiment(tiny.config(), tmp_path / "run", QUIET)
     with pytest.raises(UserError, match="'sft' has not finished"):
         pipeline.run(x, {"tokenizer": pipeline.run_tokenizer, "rl": pipeline.run_rl})
+
+
+def test_several_processes_refuse_a_batch_before_the_first_stage(tmp_path, eight_devices, monkeypatch):
+    monkeypatch.setattr("rlaif_jax.pipeline.jax.process_count", lambda: 2)
+    cfg = overridden(tiny.config(), ["reward.train.batch_size=6"])
+    x = Experiment(cfg, tmp_path, eight_devices, QUIET)
+    with pytest.raises(UserError, match="reward.train.batch_size is 6, and must be a multiple of the 4 row shards"):
+        pipeline.run(x, {"sft": lambda _: pytest.fail("begins"), "reward": lambda _: {}})

@@ -45,6 +45,8 @@ def parse_topology(name: str) -> tuple[str, int]:
     if not found or found[1] not in CHIPS:
         raise UserError(f"--topology {name!r}: expected VERSION:SHAPE, for example v5e:8x8; versions: {', '.join(CHIPS)}")
     sizes = [int(size) for size in found[2].split("x")]
+    if found[1] == "v5e" and max(sizes) > 16:  # libtpu ends the process
+        raise UserError(f"--topology {name!r}: v5e has at most 16 chips on a side")
     wanted = 3 if found[1] in ("v4", "v5p") else 2
     if len(sizes) != wanted:
         raise UserError(f"--topology {name!r}: {found[1]} has {wanted} dimensions, for example {'x'.join('4' * wanted)}")

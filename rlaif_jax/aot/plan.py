@@ -20,7 +20,7 @@ from rlaif_jax.aot.hlo import Collective, collectives
 from rlaif_jax.aot.programs import build_programs
 from rlaif_jax.config import RunConfig
 from rlaif_jax.config_values import override
-from rlaif_jax.dry_run import planned_model
+from rlaif_jax.dry_run import planned_mesh, planned_model, print_uneven
 from rlaif_jax.errors import UserError
 from rlaif_jax.experiment import write_json
 from rlaif_jax.sharding import Placement, make_mesh
@@ -140,6 +140,8 @@ def run_plan(
     cfg: RunConfig, topology: str, only: Sequence[str], path: Path | None, console: Console
 ) -> bool:  # fmt: skip
     """Prints the table, writes JSON if asked to (anew after each program), and tells whether everything fits."""
+    if path is not None:
+        _require_own_file(path)
     jax.config.update("jax_platforms", "cpu")  # the compiler needs no TPU, and must not look for one
     rows: list[Row] = []
     for row in plan_run(cfg, topology, only, console):
@@ -147,7 +149,22 @@ def run_plan(
         if path is not None:
             write_json(path, as_json(cfg, topology, rows))
     print_rows(cfg, topology, rows, console)
+    if parse_topology(topology)[1] > 4:  # more chips than one host of any version has to have
+        print_uneven(cfg, Placement.of(planned_mesh(cfg.mesh), cfg.mesh.rules), console)
     return all(row.fits for row in rows)
+
+
+def _require_own_file(path: Path) -> None:
+    """UserError where the plan could not be written, or would replace something that is no plan."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        text = path.read_text(encoding="utf-8") if path.exists() else ""
+        path.with_suffix(path.suffix + ".tmp").touch()
+        path.with_suffix(path.suffix + ".tmp").unlink()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"--json {path} cannot be written: {error}") from error
+    if text and '"programs"' not in text:
+        raise UserError(f"--json {path} exists and holds no plan; choose another name")
 
 
 def as_json(cfg: RunConfig, topology: str, rows: Sequence[Row]) -> dict[str, Any]:

@@ -9,7 +9,7 @@ import dataclasses
 import importlib.util
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -30,9 +30,12 @@ class Processes:
     source: str
 
 
-def init_distributed(timeout: int = 300, env: Mapping[str, str] | None = None) -> Processes:
+def init_distributed(
+    timeout: int = 300, env: Mapping[str, str] | None = None, say: Callable[[str], None] = lambda text: None
+) -> Processes:
     """Joins the processes of this program, as the environment says; see `settings`. Waits `timeout` seconds for the others.
 
+    If they do not come, JAX aborts the process and cannot be kept from it; so `say` is told before the waiting begins.
     Several processes on CPU devices talk through gloo, and compile what they run: whether a program that is read back from a
     cache on disk keeps the order of its collectives has not been checked. UserError for variables that make no sense.
     """
@@ -40,9 +43,17 @@ def init_distributed(timeout: int = 300, env: Mapping[str, str] | None = None) -
     source, found = settings(env, on_tpu_host())
     if source == "one":
         return Processes(0, 1, source)
+    if found.get("process_id") == 0:
+        say(f"waits at {found['coordinator_address']} for {found['num_processes'] - 1} other processes, at most {timeout} s")
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
     # The last barrier of a process that leaves: one that met a mistake alone must not wait for the others for long.
-    jax.distributed.initialize(**found, initialization_timeout=timeout, shutdown_timeout_seconds=60)
+    try:
+        jax.distributed.initialize(**found, initialization_timeout=timeout, shutdown_timeout_seconds=60)
+    except jax.errors.JaxRuntimeError as error:
+        if "Failed to start RPC server" not in str(error):
+            raise
+        address = found.get("coordinator_address", "its port")
+        raise UserError(f"process 0 cannot listen on {address}: another program does; choose another port") from error
     if jax.default_backend() == "cpu":
         jax.config.update("jax_enable_compilation_cache", False)
     return Processes(jax.process_index(), jax.process_count(), source)
@@ -58,25 +69,35 @@ def settings(env: Mapping[str, str], tpu: bool) -> tuple[str, dict[str, Any]]:
       server (or GKE's variables) for the rest, slices included.
     * "one": none of them.
     """
-    if VARIABLES[0] in env:
+    if any(name in env for name in VARIABLES):
         return _from_variables(env)
-    if all(name in env for name in _SLURM) and int(env["SLURM_NTASKS"]) > 1:
+    if all(name in env for name in _SLURM) and _number(env, "SLURM_NTASKS") > 1:
         tasks = re.match(r"\d+", env.get("SLURM_STEP_TASKS_PER_NODE", env.get("SLURM_NTASKS_PER_NODE", "")))
-        gpus = int(env.get("SLURM_GPUS_ON_NODE", 0))
+        gpus = _number(env, "SLURM_GPUS_ON_NODE") if "SLURM_GPUS_ON_NODE" in env else 0
         own = {"local_device_ids": list(range(gpus))} if tasks and int(tasks.group()) == 1 and gpus else {}
         return "slurm", {"cluster_detection_method": "slurm", **own}
     wanted = "tpu" in env.get("JAX_PLATFORMS", "tpu") and "TPU_SKIP_MDS_QUERY" not in env
     return ("tpu", {}) if tpu and wanted else ("one", {})
 
 
+def _number(env: Mapping[str, str], name: str) -> int:
+    if not env[name].isdigit():
+        raise UserError(f"{name}={env[name]}: expected a number")
+    return int(env[name])
+
+
 def _from_variables(env: Mapping[str, str]) -> tuple[str, dict[str, Any]]:
     missing = [name for name in VARIABLES if name not in env]
-    if missing:
-        raise UserError(f"{VARIABLES[0]} is set, but {', '.join(missing)} is not; all three are needed")
+    if env.get("JAX_NUM_PROCESSES") == "1" and VARIABLES[0] in missing:
+        return "one", {}
+    if missing:  # or each host would believe that it is alone
+        there = ", ".join(name for name in VARIABLES if name in env)
+        raise UserError(f"{there} is set, but {', '.join(missing)} is not; all three are needed")
     address, count, index = (env[name] for name in VARIABLES)
     if not (count.isdigit() and index.isdigit() and 0 <= int(index) < int(count)):
         raise UserError(f"JAX_NUM_PROCESSES={count} and JAX_PROCESS_ID={index}: expected a count, and a number below it")
-    if ":" not in address:
+    host, _, port = address.rpartition(":")
+    if not host or not port.isdigit() or not 0 < int(port) < 65536:
         raise UserError(f"JAX_COORDINATOR_ADDRESS={address}: expected host:port of process 0")
     if int(count) == 1:
         return "one", {}

@@ -35,8 +35,9 @@ def _tiny(**changes):
 
 @pytest.mark.parametrize(
     ("name", "message"),
-    [("v5e", "VERSION:SHAPE"), ("v9:2x2", "versions: v4, v5e"), ("v5e:2x2x2", "2 dimensions"), ("v5p:4x4", "3 dimensions")],
-)
+    [("v5e", "VERSION:SHAPE"), ("v9:2x2", "versions: v4, v5e"), ("v5e:2x2x2", "2 dimensions"), ("v5p:4x4", "3 dimensions"),
+     ("v5e:16x32", "at most 16")],
+)  # fmt: skip
 def test_topologies_that_do_not_exist(name, message):
     with pytest.raises(UserError, match=message):
         parse_topology(name)
@@ -176,6 +177,24 @@ def test_what_was_compiled_is_kept_when_a_later_program_fails(tmp_path, monkeypa
     with pytest.raises(KeyboardInterrupt):
         aot.run_plan(_tiny(), "v5e:2x2", (), tmp_path / "plan.json", Console(quiet=True))
     assert [p["name"] for p in json.loads((tmp_path / "plan.json").read_text())["programs"]] == ["sft"]
+
+
+def test_a_json_that_cannot_be_written_is_refused_before_anything_is_compiled(tmp_path, monkeypatch):
+    monkeypatch.setattr(aot, "plan_run", lambda *_: pytest.fail("compiles"))
+    (tmp_path / "precious.txt").write_text("mine")
+    (tmp_path / "folder").mkdir()
+    for path, message in ((tmp_path / "precious.txt", "holds no plan"), (tmp_path / "folder", "cannot be written"),
+                          (tmp_path / "precious.txt" / "x.json", "cannot be written")):  # fmt: skip
+        with pytest.raises(UserError, match=message):
+            aot.run_plan(_tiny(), "v5e:2x2", (), path, Console(quiet=True))
+    assert (tmp_path / "precious.txt").read_text() == "mine" and len(list(tmp_path.rglob("*"))) == 2
+
+
+def test_batches_that_several_processes_would_refuse_are_told(monkeypatch, capsys):
+    monkeypatch.setattr(aot, "plan_run", lambda *_: [])
+    cfg = override(_tiny(mesh=MeshConfig(data=2, fsdp=4)), "reward.train.batch_size=6")
+    aot.run_plan(cfg, "v5e:2x4", (), None, Console(width=200))
+    assert "reward.train.batch_size is 6, and must be a multiple of the 8 row shards" in capsys.readouterr().out
 
 
 def test_mistakes_on_the_command_line(tmp_path, capsys):

@@ -30,6 +30,9 @@ def test_variables_come_first():
     assert source == "variables"
     assert found == {"coordinator_address": "host:1", "num_processes": 4, "process_id": 3}
     assert settings(env | {"JAX_NUM_PROCESSES": "1", "JAX_PROCESS_ID": "0"}, tpu=True) == ("one", {})
+    assert settings({"JAX_NUM_PROCESSES": "1"}, tpu=True) == ("one", {}), "one process needs no address"
+    with pytest.raises(UserError, match="SLURM_NTASKS=x"):
+        settings(SLURM | {"SLURM_NTASKS": "x"}, tpu=False)
 
 
 @pytest.mark.parametrize(
@@ -39,6 +42,11 @@ def test_variables_come_first():
         ({"JAX_PROCESS_ID": "4"}, "a number below it"),
         ({"JAX_NUM_PROCESSES": "many"}, "expected a count"),
         ({"JAX_COORDINATOR_ADDRESS": "host"}, "host:port"),
+        ({"JAX_COORDINATOR_ADDRESS": "localhost:abc"}, "host:port"),
+        ({"JAX_COORDINATOR_ADDRESS": "localhost:"}, "host:port"),
+        ({"JAX_COORDINATOR_ADDRESS": "localhost:65536"}, "host:port"),
+        ({"JAX_COORDINATOR_ADDRESS": None}, "JAX_NUM_PROCESSES, JAX_PROCESS_ID is set, but JAX_COORDINATOR_ADDRESS is not"),
+        ({"JAX_COORDINATOR_ADDRESS": None, "JAX_PROCESS_ID": None}, "JAX_NUM_PROCESSES is set"),
     ],
 )
 def test_variables_that_make_no_sense_are_named(change, message):
