@@ -7,12 +7,15 @@ The folder $FAKE_CLOUD holds `plan.json` (see `Cloud`), `state.json`, `calls.jso
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import shutil
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 WIDE = {"project", "quiet", "format"}
@@ -53,11 +56,22 @@ class Cloud:
     def __init__(self, folder: Path):
         self.folder = folder
         self.plan = json.loads((folder / "plan.json").read_text())
-        state = folder / "state.json"
-        self.state = json.loads(state.read_text()) if state.exists() else {"tpu": None, "seen": 0, "status_calls": 0, "created": 0}
+        self.state = self.load()
 
-    def save(self) -> None:
-        (self.folder / "state.json").write_text(json.dumps(self.state))
+    def load(self) -> dict:
+        state = self.folder / "state.json"
+        return json.loads(state.read_text()) if state.exists() else {"tpu": None, "seen": 0, "status_calls": 0, "created": 0}
+
+    @contextmanager
+    def changing(self) -> Iterator[None]:
+        """The scripts call several tools at once: one changes the state at a time, and a reader never sees half of it."""
+        with (self.folder / "lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            self.state = self.load()
+            yield
+            new = self.folder / "state.json.new"
+            new.write_text(json.dumps(self.state))
+            os.replace(new, self.folder / "state.json")
 
     def home(self, worker: object) -> Path:
         return self.folder / "workers" / str(worker)
@@ -100,6 +114,13 @@ class Cloud:
             print(told)
         return 0
 
+    def delete(self) -> int:
+        kill_jobs(self.folder)
+        shutil.rmtree(self.folder / "workers", ignore_errors=True)
+        code = 0 if self.state["tpu"] else 1
+        self.state["tpu"] = None
+        return code
+
     def shell(self, worker: object, command: str, stdin: object = None) -> int:
         """`command` in the home of a worker, with the worker's own PATH."""
         home = self.home(worker)
@@ -116,9 +137,10 @@ class Cloud:
         which = range(self.plan["workers"]) if worker == "all" else [int(worker)]
         code = max([self.shell(w, command, subprocess.DEVNULL if worker == "all" else None) for w in which])
         if "worker.sh status" in command:
-            self.state["status_calls"] += 1
-            if self.state["status_calls"] == self.plan.get("preempt_after"):
-                self.preempt()
+            with self.changing():
+                self.state["status_calls"] += 1
+                if self.state["status_calls"] == self.plan.get("preempt_after"):
+                    self.preempt()
         return code
 
 
@@ -151,16 +173,9 @@ def gcloud(cloud: Cloud, arguments: list[str]) -> int:
         print(f"ERROR: unrecognized arguments: {unknown}", file=sys.stderr)
         return 2
     group, verb, *rest = words[2:]
-    if verb == "create":
-        return cloud.create()
-    if verb == "describe":
-        return cloud.describe(group, flags["format"])
-    if verb == "delete":
-        kill_jobs(cloud.folder)
-        shutil.rmtree(cloud.folder / "workers", ignore_errors=True)
-        code = 0 if cloud.state["tpu"] else 1
-        cloud.state["tpu"] = None
-        return code
+    if verb in ("create", "describe", "delete"):
+        with cloud.changing():
+            return cloud.describe(group, flags["format"]) if verb == "describe" else getattr(cloud, verb)()
     if verb == "ssh":
         return cloud.ssh(flags["worker"], flags["command"])
     for worker in range(cloud.plan["workers"]):  # scp --worker=all FILE NAME:FILE
@@ -193,9 +208,7 @@ def main() -> int:
         file.write(json.dumps([tool, *arguments]) + "\n")
     if tool == "srun":
         return 0
-    code = {"gcloud": gcloud, "ssh": ssh, "scp": scp, "xpk": xpk}[tool](cloud, arguments)
-    cloud.save()
-    return code
+    return {"gcloud": gcloud, "ssh": ssh, "scp": scp, "xpk": xpk}[tool](cloud, arguments)
 
 
 if __name__ == "__main__":
