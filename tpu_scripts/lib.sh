@@ -11,7 +11,7 @@ REPOSITORY=$(dirname "$TPU_SCRIPTS") COMMAND=()
 SCRIPT=$(basename "$0")
 REMOTE_CODE=rlaif_code # where sync.sh puts this repository, in the home directory of each worker
 # shellcheck disable=SC2034
-readonly EXIT_USAGE=2 EXIT_CAPACITY=3 EXIT_LOST=4
+readonly EXIT_USAGE=2 EXIT_CAPACITY=3 EXIT_LOST=4 EXIT_UNKNOWN=5
 exec 3>&1 # where a dry run prints, also from inside $(...)
 
 say() { printf '%s: %s\n' "$SCRIPT" "$*" >&2; }
@@ -40,7 +40,7 @@ internal-ips|RLAIF_INTERNAL_IPS|flag||no external addresses: needs Cloud NAT to 
 attempts|RLAIF_ATTEMPTS|value|1|how often to ask for capacity (0 = until there is some)
 pause|RLAIF_PAUSE|value|300|seconds between two attempts
 poll|RLAIF_POLL|value|30|seconds between two looks at the state
-timeout|RLAIF_TIMEOUT|value|86400|seconds to wait
+timeout|RLAIF_TIMEOUT|value|86400|seconds to wait for one request until it is ACTIVE
 extra|RLAIF_EXTRA|value|tpu|extra of this package that is installed on the workers: tpu or cuda
 python|RLAIF_PYTHON|value||Python >= 3.11 on the workers (default: found, or fetched with uv)
 mount-command|RLAIF_MOUNT|value||shell command that mounts the shared folder of checkpoints on each worker
@@ -52,7 +52,8 @@ lines|RLAIF_LINES|value|50|how much of each log
 follow|RLAIF_FOLLOW|flag||keep printing the log of one worker
 fetch|RLAIF_FETCH|value||write every worker's whole log into this local folder
 grace|RLAIF_GRACE|value|120|seconds between the request to stop and the kill
-max-restarts|RLAIF_MAX_RESTARTS|value|10|how often a job that died is started again (preemptions do not count)
+max-restarts|RLAIF_MAX_RESTARTS|value|10|how often a job that died, or whose workers fell silent, is started again (preemptions do not count)
+lost-after|RLAIF_LOST_AFTER|value|1800|seconds without an answer of the workers, while gcloud answers, until the TPU counts as lost
 delete-when-done|RLAIF_DELETE_WHEN_DONE|flag||delete the TPU when the job has ended, well or not
 yes|RLAIF_YES|flag||do not ask
 hosts|RLAIF_HOSTS|value||host names, separated by commas; the first is the coordinator
@@ -143,7 +144,7 @@ check_options() {
       *" $name "*) check_name "$name" ;;
     esac
   done
-  for name in attempts pause poll timeout lines grace max-restarts port; do
+  for name in attempts pause poll timeout lost-after lines grace max-restarts port; do
     check "$name" '^[0-9]+$' "a whole number"
   done
   check worker '^([0-9]+|all)$' "a number or all"

@@ -43,6 +43,7 @@ STOCKOUT = "ERROR: (gcloud.compute.tpus.queued-resources.create) There is no mor
 QUOTA = "ERROR: RESOURCE_EXHAUSTED: Quota limit 'TPUV5sPreemptible' has been exceeded. Limit: 8 in zone us-west4-a."
 EXISTS = "ERROR: ALREADY_EXISTS: Resource 'projects/p/locations/us-west4-a/queuedResources/t' already exists"
 ERRORS = {"stockout": STOCKOUT, "quota": QUOTA, "exists": EXISTS, "denied": "ERROR: PERMISSION_DENIED: no"}
+BUSY = "ERROR: (gcloud.compute.tpus.queued-resources.delete) HttpError 503: The service is currently unavailable."
 
 
 class Cloud:
@@ -50,7 +51,9 @@ class Cloud:
 
     plan.json: workers (hosts of a TPU); create: what each request answers ("ok" or a key of ERRORS; "ok" once it is
     used up); states: what each look at a queued resource tells before ACTIVE ("PREEMPT" ends the TPU and tells
-    SUSPENDED); preempt_after: job status calls after which the TPU is preempted.
+    SUSPENDED); preempt_after: job status calls after which the TPU is preempted; busy: so many deletions
+    fail; deaf: so many TPUs let nobody ask for the job's status; stray: there is a TPU that no request made;
+    answer_lost: the first request is granted, and its answer does not arrive.
     """
 
     def __init__(self, folder: Path):
@@ -60,7 +63,8 @@ class Cloud:
 
     def load(self) -> dict:
         state = self.folder / "state.json"
-        return json.loads(state.read_text()) if state.exists() else {"tpu": None, "seen": 0, "status_calls": 0, "created": 0}
+        new = {"tpu": None, "seen": 0, "status_calls": 0, "created": 0, "deleted": 0}
+        return json.loads(state.read_text()) if state.exists() else new
 
     @contextmanager
     def changing(self) -> Iterator[None]:
@@ -92,10 +96,15 @@ class Cloud:
         self.state |= {"tpu": "READY"}
         for worker in range(self.plan["workers"]):
             self.home(worker).mkdir(parents=True)
+        if self.plan.get("answer_lost") and self.state["created"] == 1:
+            print("ERROR: the connection was reset", file=sys.stderr)
+            return 1
         return 0
 
     def describe(self, group: str, form: str) -> int:
-        if self.state["tpu"] is None:
+        if self.state["tpu"] is None and group == "tpu-vm" and self.plan.get("stray"):
+            print("READY")
+        elif self.state["tpu"] is None:
             print("ERROR: NOT_FOUND: Resource was not found", file=sys.stderr)
             return 1
         if form == "value(networkEndpoints[].ipAddress)":
@@ -115,6 +124,10 @@ class Cloud:
         return 0
 
     def delete(self) -> int:
+        self.state["deleted"] += 1
+        if self.state["deleted"] <= self.plan.get("busy", 0):
+            print(BUSY, file=sys.stderr)
+            return 1
         kill_jobs(self.folder)
         shutil.rmtree(self.folder / "workers", ignore_errors=True)
         code = 0 if self.state["tpu"] else 1
@@ -134,6 +147,9 @@ class Cloud:
         if self.state["tpu"] != "READY":
             print(f'ERROR: This TPU has terminal state "{self.state["tpu"]}", so it cannot be used anymore.', file=sys.stderr)
             return 1
+        if "worker.sh status" in command and self.state["created"] <= self.plan.get("deaf", 0):
+            print("Permission denied (publickey).", file=sys.stderr)
+            return 255
         which = range(self.plan["workers"]) if worker == "all" else [int(worker)]
         code = max([self.shell(w, command, subprocess.DEVNULL if worker == "all" else None) for w in which])
         if "worker.sh status" in command:
