@@ -149,7 +149,7 @@ check_options() {
   done
   check worker '^([0-9]+|all)$' "a number or all"
   check capacity '^(spot|reserved|on-demand)$' "spot, reserved or on-demand"
-  check secrets '^([A-Za-z_][A-Za-z0-9_]*(,[A-Za-z_][A-Za-z0-9_]*)*)?$' "NAMES of variables, separated by commas, never values"
+  check_secret_names
 }
 
 check_name() { # OPTION: these go into commands on other machines, so their alphabet is narrow
@@ -164,6 +164,11 @@ check_name() { # OPTION: these go into commands on other machines, so their alph
 
 check() { # OPTION REGEX EXPECTED
   [[ "$(option "$1")" =~ $2 ]] || fail $EXIT_USAGE "--$1 is '$(option "$1")'; expected $3"
+}
+
+check_secret_names() { # what is no name may be a value, so the message does not repeat it
+  [[ "$RLAIF_SECRETS" =~ ^([A-Za-z_][A-Za-z0-9_]*(,[A-Za-z_][A-Za-z0-9_]*)*)?$ ]] ||
+    fail $EXIT_USAGE "--secrets (RLAIF_SECRETS) takes NAMES of variables, separated by commas, never values"
 }
 
 option() { # the value of an option
@@ -192,24 +197,36 @@ run() {
 
 # A command line is seen by every user of a machine and kept in logs: no secret may stand in one.
 refuse_secrets() {
-  local name line
+  local name value line
   line="$*"
   for name in ${RLAIF_SECRETS//,/ }; do
-    [ "$(printf '%s' "${!name:-}" | wc -c)" -ge 6 ] || continue # "1" is no secret, and stands in many a line
+    value=${!name:-}
+    [ ${#value} -ge $SHORTEST_SECRET ] || continue # it is never sent, see secret_lines
     case $line in
-      *"${!name}"* | *"$(quoted "${!name}")"*)
+      *"$value"* | *"$(quoted "$value")"*)
         fail $EXIT_USAGE "the value of $name stands in a command line; name it in --secrets and leave it out"
         ;;
     esac
   done
 }
 
+# check_secrets COMMAND ...: every secret is there, long enough, and not in the command.
+check_secrets() {
+  secret_lines >/dev/null
+  refuse_secrets "$@"
+}
+
 # The secrets as lines that a shell can read; the values come from the environment alone.
+# A short one ("1", say) stands in many a command line by chance, so it could not be told whether it leaked.
+readonly SHORTEST_SECRET=6
 secret_lines() {
-  local name
+  local name value
   for name in ${RLAIF_SECRETS//,/ }; do
     [ -n "${!name:-}" ] || fail $EXIT_USAGE "--secrets names $name, but it is not set in the environment"
-    printf 'export %s=%q\n' "$name" "${!name}"
+    value=${!name}
+    [ ${#value} -ge $SHORTEST_SECRET ] || fail $EXIT_USAGE "the value of $name has less than $SHORTEST_SECRET characters: too short \
+to be kept off command lines; if it is no secret, leave it out of --secrets and set it in the command: env $name=... COMMAND"
+    printf 'export %s=%q\n' "$name" "$value"
   done
 }
 

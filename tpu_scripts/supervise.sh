@@ -9,8 +9,7 @@ internal-ips attempts pause poll timeout extra python mount-command job secrets 
 : "${RLAIF_ATTEMPTS:=0}" # a supervisor asks until there is capacity
 parse_options "$@"
 [ ${#COMMAND[@]} -gt 0 ] || fail $EXIT_USAGE "no command; for example: supervise.sh -- rlaif run CONFIG --out /mnt/rlaif/demo"
-refuse_secrets "${COMMAND[@]}"
-secret_lines >/dev/null # a missing one is better found now than after hours in the queue
+check_secrets "${COMMAND[@]}" # a missing one is better found now than after hours in the queue
 
 # Ends the script. It is also called where `set -e` is off (watch_job || break): it looks at every failure itself.
 finish() { # CODE

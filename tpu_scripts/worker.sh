@@ -4,7 +4,7 @@
 #   worker.sh synced                       remove files that the newest sync no longer has
 #   worker.sh setup EXTRA PYTHON MOUNT     virtual environment, this package, shared folder (PYTHON and MOUNT may be '')
 #   worker.sh secrets JOB BYTES            keep standard input, that many bytes, for the next start of the job
-#   worker.sh start JOB FLAGS [NAME=VALUE ...] -- COMMAND ...
+#   worker.sh start JOB FLAGS SECRETS [NAME=VALUE ...] -- COMMAND ...   (SECRETS: the names that `secrets` has brought, or '')
 #   worker.sh status|stop|log|follow JOB [GRACE|LINES]
 #
 # A job is a folder ~/rlaif_jobs/JOB with: log, pid (its process group), exit (code, once it has ended).
@@ -51,6 +51,7 @@ setup() { # EXTRA PYTHON MOUNT
 
 secrets() { # JOB BYTES
   local folder=$JOBS/$1
+  refuse_running "$1" # before anything is read: a file that no start takes away would go into some later job
   umask 077
   mkdir -p "$folder"
   cat >"$folder/secrets"
@@ -77,10 +78,20 @@ is_running() { # JOB
   return 1
 }
 
-start() { # JOB FLAGS [NAME=VALUE ...] -- COMMAND ...
+refuse_running() { # JOB
+  is_running "$1" || return 0
+  rm -f "$JOBS/$1/secrets" # the running job has read its own
+  say "error: the job $1 is running already; stop it first, or give another --job"
+  exit 1
+}
+
+start() { # JOB FLAGS SECRETS [NAME=VALUE ...] -- COMMAND ...
   local job=$1 folder=$JOBS/$1
-  if is_running "$job"; then
-    say "error: the job $job is running already; stop it first, or give another --job"
+  refuse_running "$job"
+  if [ -z "$3" ]; then
+    rm -f "$folder/secrets" # of a start that never came
+  elif [ ! -f "$folder/secrets" ]; then
+    say "error: the secrets $3 are not here (a stop came between?); start the job again"
     exit 1
   fi
   mkdir -p "$folder"
@@ -98,7 +109,7 @@ start() { # JOB FLAGS [NAME=VALUE ...] -- COMMAND ...
 
 main() { # as start; the body of the detached process
   local folder=$JOBS/$1 flags=$2 code=0
-  shift 2
+  shift 3
   trap : TERM # the command gets the signal, too; this shell waits for it and writes down how it ended
   while [ "$1" != -- ]; do
     export "${1?}"
@@ -145,6 +156,7 @@ stop() { # JOB GRACE
       kill -KILL -- "-$group" 2>/dev/null || true
     fi
   fi
+  rm -f "$JOBS/$1/secrets"
   status "$1"
 }
 

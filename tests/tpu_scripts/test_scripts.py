@@ -268,7 +268,6 @@ def test_supervise_asks_again_for_a_request_that_failed(bench, tmp_path):
         ("create.sh", ["stray"], "unexpected argument 'stray'"),
         ("run.sh", [], "no command"),
         ("run.sh", ["--job", "../up", *COMMAND], "--job is '../up'"),
-        ("run.sh", ["--secrets", "KEY=value", *COMMAND], "never values"),
         ("run.sh", ["--secrets", "NOT_SET_AT_ALL", *COMMAND], "not set in the environment"),
         ("supervise.sh", ["--secrets", "NOT_SET_AT_ALL", *COMMAND], "not set in the environment"),
         ("supervise.sh", [], "no command"),
@@ -330,6 +329,8 @@ def test_slurm_and_xpk(bench):
     bench.ok("gpu_slurm.sh", "rlaif", "run", "x.py", SLURM_GPUS_ON_NODE="4")
     (call,) = bench.calls
     assert call[0] == "srun" and call[-5:] == ["none", "--", "rlaif", "run", "x.py"]
+    done = bench.run("gpu_slurm.sh", "rlaif", "run", "x.py", SLURM_SUBMIT_DIR=str(bench.folder))
+    assert done.returncode == 2 and "submit the script from one" in done.stderr and len(bench.calls) == 1
     bench.ok("xpk_example.sh", "--cluster", "c", "--docker-image", "i", "--secrets", "A_KEY", *COMMAND, A_KEY="sesame-open")
     assert (bench.folder / "xpk_env").read_text() == "A_KEY\n", "a name alone: xpk takes the value from the environment"
     assert "probe_flags.py none" in " ".join(bench.calls[-1])
