@@ -305,12 +305,14 @@ archive_code() {
   local list=$1.list
   git -C "$REPOSITORY" rev-parse --is-inside-work-tree >/dev/null 2>&1 ||
     fail $EXIT_USAGE "$REPOSITORY is no git checkout, so it is not clear what to copy"
-  # A file that was deleted, but not committed, is still in the index.
+  # A file that was deleted, but not committed, is still in the index. A link may lead to a folder, or to nowhere.
   (cd "$REPOSITORY" && git ls-files -z --cached --others --exclude-standard |
-    while IFS= read -r -d '' file; do [ ! -f "$file" ] || printf '%s\0' "$file"; done) >"$list"
+    while IFS= read -r -d '' file; do
+      if [ -f "$file" ] || [ -L "$file" ]; then printf '%s\0' "$file"; fi
+    done) >"$list"
   tar -C "$REPOSITORY" --null -T "$list" -czf "$1"
 }
 
 # What a worker does with the archive; worker.sh itself comes with it.
 # shellcheck disable=SC2034
-UNPACK="mkdir -p $REMOTE_CODE && tar -xzf rlaif_code.tar.gz -C $REMOTE_CODE && $(worker_command synced)"
+UNPACK="mkdir -p $REMOTE_CODE && tar -xzf rlaif_code.tar.gz -C $REMOTE_CODE tpu_scripts/worker.sh && $(worker_command unpack)"

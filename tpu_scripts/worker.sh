@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Runs on a worker (a TPU VM or a GPU host); the other scripts call it over ssh. Nothing here knows of gcloud.
 #
-#   worker.sh synced                       remove files that the newest sync no longer has
+#   worker.sh unpack                       what sync.sh has copied; removes files that it no longer has
 #   worker.sh setup EXTRA PYTHON MOUNT     virtual environment, this package, shared folder (PYTHON and MOUNT may be '')
 #   worker.sh secrets JOB BYTES            keep standard input, that many bytes, for the next start of the job
 #   worker.sh start JOB FLAGS SECRETS [NAME=VALUE ...] -- COMMAND ...   (SECRETS: the names that `secrets` has brought, or '')
@@ -15,14 +15,21 @@ JOBS=$HOME/rlaif_jobs
 
 say() { printf 'rlaif-worker: %s\n' "$*"; }
 
-synced() {
-  local old=$HOME/.rlaif_synced
-  tar -tzf "$HOME/rlaif_code.tar.gz" | grep -v '/$' | LC_ALL=C sort >"$old.new"
+# What is gone is removed first: where a file was, a folder may come, and the other way round.
+unpack() {
+  local archive=$HOME/rlaif_code.tar.gz old=$HOME/.rlaif_synced file
+  # One name a line: in this style and locale a newline is written \n, and what is not ASCII in octal; printf %b takes it back.
+  LC_ALL=C tar -tzf "$archive" --quoting-style=escape | grep -v '/$' | LC_ALL=C sort >"$old.new"
   if [ -f "$old" ]; then
-    LC_ALL=C comm -23 "$old" "$old.new" | while IFS= read -r file; do rm -f "$CODE/$file"; done
+    LC_ALL=C comm -23 "$old" "$old.new" | while IFS= read -r file; do
+      printf -v file %b "$file"
+      rm -f -- "$CODE/$file"
+      case $file in */*) (cd "$CODE" && rmdir -p -- "${file%/*}" 2>/dev/null) || true ;; esac # folders that are empty now
+    done
   fi
+  tar -xzf "$archive" -C "$CODE"
   mv "$old.new" "$old"
-  rm -f "$HOME/rlaif_code.tar.gz"
+  rm -f "$archive"
   say "synced $(wc -l <"$old") files"
 }
 
@@ -167,6 +174,6 @@ log() { # JOB LINES
 follow() { tail -n "$2" -F "$JOBS/$1/log"; }
 
 case ${1:-} in
-  synced | setup | secrets | start | main | status | stop | log | follow) "$@" ;;
+  unpack | setup | secrets | start | main | status | stop | log | follow) "$@" ;;
   *) sed -n '2,/^set/{/^set/d;s/^# \{0,1\}//;p;}' "${BASH_SOURCE[0]}" >&2 && exit 2 ;;
 esac

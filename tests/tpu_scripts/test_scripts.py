@@ -118,6 +118,39 @@ def test_sync_removes_what_is_gone_and_keeps_runs(ready):
     assert (code / "runs").exists() and not (code / "old.py").exists() and (code / "setup.py").exists()
 
 
+def _checkout(folder):
+    """A git checkout with these scripts, to be changed by a test."""
+    shutil.copytree(SCRIPTS, folder / "tpu_scripts")
+    subprocess.run(["git", "init", "-q", str(folder)], check=True)
+    return folder
+
+
+def test_sync_takes_every_name_and_every_link(bench, tmp_path):
+    here, there = _checkout(tmp_path / "checkout"), bench.home(1) / "rlaif_code"
+    names = ["文.txt", "two\nlines", "back\\slash\\061", " a b ", "'q\"", "%s", "-rf", "ä/ö/ü", "swap/file"]
+    for name in names:
+        (here / name).parent.mkdir(parents=True, exist_ok=True)
+        (here / name).write_text(name)
+    (here / "to_folder").symlink_to("tpu_scripts")
+    (here / "to_nowhere").symlink_to("not/there")
+    bench.ok("create.sh")
+    bench.ok(str(here / "tpu_scripts/sync.sh"))
+    assert [(there / name).read_text() for name in names] == names
+    assert (there / "to_folder").readlink() == Path("tpu_scripts") and (there / "to_nowhere").is_symlink()
+    (there / "ä/kept").touch()  # a run's, say
+    for name in names:
+        (here / name).unlink()
+    (here / "swap").rmdir()
+    (here / "swap").symlink_to("tpu_scripts")  # where a folder was, and the other way round
+    (here / "to_folder").unlink()
+    (here / "to_folder").mkdir()
+    (here / "to_folder/file").touch()
+    bench.ok(str(here / "tpu_scripts/sync.sh"))
+    assert not any((there / name).exists() for name in names) and (there / "ä/kept").exists() and not (there / "ä/ö").exists()
+    assert (there / "swap").is_symlink() and (there / "to_folder/file").exists() and not (there / "to_folder").is_symlink()
+    assert (there / "tpu_scripts/worker.sh").exists() and not (there / "tpu_scripts/file").exists()
+
+
 def _alive(pid: int) -> bool:
     """Not a zombie either: in a container nobody may reap it."""
     stat = Path(f"/proc/{pid}/stat")
