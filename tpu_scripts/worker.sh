@@ -161,6 +161,10 @@ stop() { # JOB GRACE
     if is_running "$1"; then
       say "still running after $2 s: killed"
       kill -KILL -- "-$group" 2>/dev/null || true
+      for _ in {1..50}; do # it dies in its own time, too; until then a start would be refused
+        is_running "$1" || break
+        sleep 0.1
+      done
     fi
   fi
   rm -f "$JOBS/$1/secrets"
