@@ -14,7 +14,7 @@ case $verb in
 esac
 parse_options "$@"
 [ "$verb" != run ] || [ ${#COMMAND[@]} -gt 0 ] || fail $EXIT_USAGE "run needs a command after --"
-[ ${#COMMAND[@]} -eq 0 ] || refuse_secrets "${COMMAND[@]}"
+[ ${#COMMAND[@]} -eq 0 ] || check_secrets "${COMMAND[@]}"
 IFS=, read -r -a hosts <<<"$RLAIF_HOSTS"
 
 on_host() { run ssh -o BatchMode=yes "$1" "$2"; } # BatchMode: a question nobody answers becomes an error
@@ -46,7 +46,7 @@ start_hosts() {
     [ -z "$RLAIF_SECRETS" ] || on_host "${hosts[index]}" "$(worker_command secrets "$RLAIF_JOB" "$size")" <<<"$lines"
   done
   for index in "${!hosts[@]}"; do
-    on_host "${hosts[index]}" "$(worker_command start "$RLAIF_JOB" "$RLAIF_FLAGS" \
+    on_host "${hosts[index]}" "$(worker_command start "$RLAIF_JOB" "$RLAIF_FLAGS" "$RLAIF_SECRETS" \
       JAX_COORDINATOR_ADDRESS="${hosts[0]#*@}:$RLAIF_PORT" JAX_NUM_PROCESSES="${#hosts[@]}" JAX_PROCESS_ID="$index" \
       -- "${COMMAND[@]}")" </dev/null
   done

@@ -21,14 +21,18 @@ if [ $# -eq 0 ]; then
   echo "gpu_slurm.sh: error: no command; for example: sbatch tpu_scripts/gpu_slurm.sh rlaif run CONFIG --out /shared/x" >&2
   exit 2
 fi
-secrets=${RLAIF_SECRETS:-}
-for name in ${secrets//,/ }; do
-  [ -n "${!name:-}" ] || { echo "gpu_slurm.sh: error: RLAIF_SECRETS names $name, but it is not set" >&2 && exit 2; }
-  case "$*" in
-    *"${!name}"*) echo "gpu_slurm.sh: error: the value of $name stands in the command line" >&2 && exit 2 ;;
-  esac
-done
-code=${SLURM_SUBMIT_DIR:-$PWD}
+code=${SLURM_SUBMIT_DIR:-$PWD} # not this file's folder: SLURM runs a copy of it
+if [ ! -f "$code/tpu_scripts/lib.sh" ]; then
+  echo "gpu_slurm.sh: error: $code is no checkout of this project; submit the script from one" >&2
+  exit 2
+fi
+# shellcheck source=lib.sh
+source "$code/tpu_scripts/lib.sh"
+# shellcheck disable=SC2034  # for the messages of lib.sh; the copy has another name
+SCRIPT=gpu_slurm.sh
+: "${RLAIF_SECRETS:=}"
+check_secret_names
+check_secrets "$@"
 export PATH=$code/.venv/bin:$PATH
 # JAX finds coordinator, number of processes and own rank in SLURM's variables, and would then give each process one GPU.
 gpus=${SLURM_GPUS_ON_NODE:-8}

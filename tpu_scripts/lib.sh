@@ -11,7 +11,7 @@ REPOSITORY=$(dirname "$TPU_SCRIPTS") COMMAND=()
 SCRIPT=$(basename "$0")
 REMOTE_CODE=rlaif_code # where sync.sh puts this repository, in the home directory of each worker
 # shellcheck disable=SC2034
-readonly EXIT_USAGE=2 EXIT_CAPACITY=3 EXIT_LOST=4
+readonly EXIT_USAGE=2 EXIT_CAPACITY=3 EXIT_LOST=4 EXIT_UNKNOWN=5
 exec 3>&1 # where a dry run prints, also from inside $(...)
 
 say() { printf '%s: %s\n' "$SCRIPT" "$*" >&2; }
@@ -40,7 +40,7 @@ internal-ips|RLAIF_INTERNAL_IPS|flag||no external addresses: needs Cloud NAT to 
 attempts|RLAIF_ATTEMPTS|value|1|how often to ask for capacity (0 = until there is some)
 pause|RLAIF_PAUSE|value|300|seconds between two attempts
 poll|RLAIF_POLL|value|30|seconds between two looks at the state
-timeout|RLAIF_TIMEOUT|value|86400|seconds to wait
+timeout|RLAIF_TIMEOUT|value|86400|seconds to wait for one request until it is ACTIVE
 extra|RLAIF_EXTRA|value|tpu|extra of this package that is installed on the workers: tpu or cuda
 python|RLAIF_PYTHON|value||Python >= 3.11 on the workers (default: found, or fetched with uv)
 mount-command|RLAIF_MOUNT|value||shell command that mounts the shared folder of checkpoints on each worker
@@ -52,7 +52,8 @@ lines|RLAIF_LINES|value|50|how much of each log
 follow|RLAIF_FOLLOW|flag||keep printing the log of one worker
 fetch|RLAIF_FETCH|value||write every worker's whole log into this local folder
 grace|RLAIF_GRACE|value|120|seconds between the request to stop and the kill
-max-restarts|RLAIF_MAX_RESTARTS|value|10|how often a job that died is started again (preemptions do not count)
+max-restarts|RLAIF_MAX_RESTARTS|value|10|how often a job that died, or whose workers fell silent, is started again (preemptions do not count)
+lost-after|RLAIF_LOST_AFTER|value|1800|seconds without an answer of the workers, while gcloud answers, until the TPU counts as lost
 delete-when-done|RLAIF_DELETE_WHEN_DONE|flag||delete the TPU when the job has ended, well or not
 yes|RLAIF_YES|flag||do not ask
 hosts|RLAIF_HOSTS|value||host names, separated by commas; the first is the coordinator
@@ -143,12 +144,12 @@ check_options() {
       *" $name "*) check_name "$name" ;;
     esac
   done
-  for name in attempts pause poll timeout lines grace max-restarts port; do
+  for name in attempts pause poll timeout lost-after lines grace max-restarts port; do
     check "$name" '^[0-9]+$' "a whole number"
   done
   check worker '^([0-9]+|all)$' "a number or all"
   check capacity '^(spot|reserved|on-demand)$' "spot, reserved or on-demand"
-  check secrets '^([A-Za-z_][A-Za-z0-9_]*(,[A-Za-z_][A-Za-z0-9_]*)*)?$' "NAMES of variables, separated by commas, never values"
+  check_secret_names
 }
 
 check_name() { # OPTION: these go into commands on other machines, so their alphabet is narrow
@@ -163,6 +164,11 @@ check_name() { # OPTION: these go into commands on other machines, so their alph
 
 check() { # OPTION REGEX EXPECTED
   [[ "$(option "$1")" =~ $2 ]] || fail $EXIT_USAGE "--$1 is '$(option "$1")'; expected $3"
+}
+
+check_secret_names() { # what is no name may be a value, so the message does not repeat it
+  [[ "$RLAIF_SECRETS" =~ ^([A-Za-z_][A-Za-z0-9_]*(,[A-Za-z_][A-Za-z0-9_]*)*)?$ ]] ||
+    fail $EXIT_USAGE "--secrets (RLAIF_SECRETS) takes NAMES of variables, separated by commas, never values"
 }
 
 option() { # the value of an option
@@ -191,24 +197,36 @@ run() {
 
 # A command line is seen by every user of a machine and kept in logs: no secret may stand in one.
 refuse_secrets() {
-  local name line
+  local name value line
   line="$*"
   for name in ${RLAIF_SECRETS//,/ }; do
-    [ "$(printf '%s' "${!name:-}" | wc -c)" -ge 6 ] || continue # "1" is no secret, and stands in many a line
+    value=${!name:-}
+    [ ${#value} -ge $SHORTEST_SECRET ] || continue # it is never sent, see secret_lines
     case $line in
-      *"${!name}"* | *"$(quoted "${!name}")"*)
+      *"$value"* | *"$(quoted "$value")"*)
         fail $EXIT_USAGE "the value of $name stands in a command line; name it in --secrets and leave it out"
         ;;
     esac
   done
 }
 
+# check_secrets COMMAND ...: every secret is there, long enough, and not in the command.
+check_secrets() {
+  secret_lines >/dev/null
+  refuse_secrets "$@"
+}
+
 # The secrets as lines that a shell can read; the values come from the environment alone.
+# A short one ("1", say) stands in many a command line by chance, so it could not be told whether it leaked.
+readonly SHORTEST_SECRET=6
 secret_lines() {
-  local name
+  local name value
   for name in ${RLAIF_SECRETS//,/ }; do
     [ -n "${!name:-}" ] || fail $EXIT_USAGE "--secrets names $name, but it is not set in the environment"
-    printf 'export %s=%q\n' "$name" "${!name}"
+    value=${!name}
+    [ ${#value} -ge $SHORTEST_SECRET ] || fail $EXIT_USAGE "the value of $name has less than $SHORTEST_SECRET characters: too short \
+to be kept off command lines; if it is no secret, leave it out of --secrets and set it in the command: env $name=... COMMAND"
+    printf 'export %s=%q\n' "$name" "$value"
   done
 }
 
@@ -287,12 +305,14 @@ archive_code() {
   local list=$1.list
   git -C "$REPOSITORY" rev-parse --is-inside-work-tree >/dev/null 2>&1 ||
     fail $EXIT_USAGE "$REPOSITORY is no git checkout, so it is not clear what to copy"
-  # A file that was deleted, but not committed, is still in the index.
+  # A file that was deleted, but not committed, is still in the index. A link may lead to a folder, or to nowhere.
   (cd "$REPOSITORY" && git ls-files -z --cached --others --exclude-standard |
-    while IFS= read -r -d '' file; do [ ! -f "$file" ] || printf '%s\0' "$file"; done) >"$list"
+    while IFS= read -r -d '' file; do
+      if [ -f "$file" ] || [ -L "$file" ]; then printf '%s\0' "$file"; fi
+    done) >"$list"
   tar -C "$REPOSITORY" --null -T "$list" -czf "$1"
 }
 
 # What a worker does with the archive; worker.sh itself comes with it.
 # shellcheck disable=SC2034
-UNPACK="mkdir -p $REMOTE_CODE && tar -xzf rlaif_code.tar.gz -C $REMOTE_CODE && $(worker_command synced)"
+UNPACK="mkdir -p $REMOTE_CODE && tar -xzf rlaif_code.tar.gz -C $REMOTE_CODE tpu_scripts/worker.sh && $(worker_command unpack)"

@@ -8,7 +8,7 @@ ACCEPTED="project zone name internal-ips accelerator-type job secrets flags"
 parse_options "$@"
 [ ${#COMMAND[@]} -gt 0 ] || fail $EXIT_USAGE "no command; for example: run.sh -- rlaif run CONFIG --out /mnt/rlaif/demo"
 
-refuse_secrets "${COMMAND[@]}"
+check_secrets "${COMMAND[@]}"
 lines=$(secret_lines)
 count=$(worker_count)
 if [ -n "$RLAIF_SECRETS" ]; then
@@ -17,4 +17,4 @@ if [ -n "$RLAIF_SECRETS" ]; then
     on_worker "$worker" "$(worker_command secrets "$RLAIF_JOB" "$size")" <<<"$lines"
   done
 fi
-on_worker all "$(worker_command start "$RLAIF_JOB" "$(flag_set)" -- "${COMMAND[@]}")"
+on_worker all "$(worker_command start "$RLAIF_JOB" "$(flag_set)" "$RLAIF_SECRETS" -- "${COMMAND[@]}")"

@@ -5,36 +5,63 @@ source "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
 DESCRIPTION="supervise.sh [options] -- COMMAND ...: create, wait, setup and run until COMMAND has succeeded on every worker.
 The same command resumes from its newest checkpoint, so --out must lie on a shared folder (--mount-command)."
 ACCEPTED="project zone name accelerator-type runtime-version capacity valid-until service-account network subnetwork \
-internal-ips attempts pause poll timeout extra python mount-command job secrets flags grace max-restarts delete-when-done"
+internal-ips attempts pause poll timeout extra python mount-command job secrets flags grace max-restarts lost-after delete-when-done"
 : "${RLAIF_ATTEMPTS:=0}" # a supervisor asks until there is capacity
 parse_options "$@"
 [ ${#COMMAND[@]} -gt 0 ] || fail $EXIT_USAGE "no command; for example: supervise.sh -- rlaif run CONFIG --out /mnt/rlaif/demo"
-refuse_secrets "${COMMAND[@]}"
-secret_lines >/dev/null # a missing one is better found now than after hours in the queue
+check_secrets "${COMMAND[@]}" # a missing one is better found now than after hours in the queue
 
+# Ends the script. It is also called where `set -e` is off (watch_job || break): it looks at every failure itself.
 finish() { # CODE
-  if [ -n "$RLAIF_DELETE_WHEN_DONE" ]; then
-    "$TPU_SCRIPTS/delete.sh" --yes
-  else
-    is_dry || say "the TPU stays, and costs until: delete.sh --name $RLAIF_NAME --zone $RLAIF_ZONE"
+  local attempt delete="tpu_scripts/delete.sh --project $RLAIF_PROJECT --zone $RLAIF_ZONE --name $RLAIF_NAME"
+  if [ -z "$RLAIF_DELETE_WHEN_DONE" ]; then
+    is_dry || say "the TPU, or the request for it, stays, and costs until: $delete"
+    exit "$1"
   fi
-  exit "$1"
+  for attempt in 1 2 3 4 5; do
+    [ "$attempt" -eq 1 ] || sleep "$RLAIF_PAUSE"
+    ! "$TPU_SCRIPTS/delete.sh" --yes || exit "$1" # what is gone already is a success, too
+    say "not deleted (attempt $attempt of 5)"
+  done
+  say "error: $RLAIF_NAME is NOT deleted: it costs money until this has succeeded: $delete"
+  [ "$1" -eq 0 ] || exit "$1"
+  exit 1
 }
 
-# Brings the TPU to ACTIVE: asks, waits, and asks again for what was taken back. Fails for good on anything but capacity.
+count_restart() { # WHY: ends the script when the restarts are used up
+  restarts=$((restarts + 1))
+  if [ "$restarts" -gt "$RLAIF_MAX_RESTARTS" ]; then
+    say "$1, and all $RLAIF_MAX_RESTARTS restarts are used up: see above, and logs.sh"
+    finish 1
+  fi
+  say "$1; restart $restarts of $RLAIF_MAX_RESTARTS"
+}
+
+# A refusal is the end, unless a request stands all the same (an answer that got lost, another supervisor): that one is used.
+ask_for_tpu() {
+  local code=0
+  "$TPU_SCRIPTS/create.sh" || code=$?
+  [ "$code" -ne 0 ] || return 0
+  case $(queued_state) in NONE | UNKNOWN) finish "$code" ;; esac
+}
+
+# Brings the TPU to ACTIVE: asks, waits, and asks again for what was taken back. Ends the script on anything but capacity.
 get_tpu() {
-  local state code
+  local code left began=$SECONDS
   while :; do
-    state=$(queued_state)
-    case $state in
-      NONE) "$TPU_SCRIPTS/create.sh" ;;
-      FAILED | SUSPENDING | SUSPENDED) "$TPU_SCRIPTS/delete.sh" --yes && "$TPU_SCRIPTS/create.sh" ;;
+    case $(queued_state) in
+      NONE) ask_for_tpu && began=$SECONDS ;;
+      FAILED | SUSPENDING | SUSPENDED) "$TPU_SCRIPTS/delete.sh" --yes && ask_for_tpu && began=$SECONDS ;;
     esac
-    code=0
-    "$TPU_SCRIPTS/wait.sh" || code=$?
-    [ "$code" -ne 0 ] || return 0
-    [ "$code" -eq $EXIT_CAPACITY ] || [ "$code" -eq $EXIT_LOST ] || exit "$code"
-    say "the request came to nothing; again in $RLAIF_PAUSE s"
+    left=$((began + RLAIF_TIMEOUT - SECONDS)) code=0
+    [ "$left" -gt 0 ] || left=0
+    "$TPU_SCRIPTS/wait.sh" --timeout "$left" || code=$?
+    case $code in
+      0) return 0 ;;
+      "$EXIT_CAPACITY" | "$EXIT_LOST") say "the request came to nothing; again in $RLAIF_PAUSE s" ;;
+      "$EXIT_UNKNOWN") say "gcloud does not answer (no network?); again in $RLAIF_PAUSE s" ;;
+      *) finish "$code" ;; # a request that nobody waits for would cost from the day that it is granted
+    esac
     sleep "$RLAIF_PAUSE"
   done
 }
@@ -44,7 +71,7 @@ worst() { # CODES, one a line
   printf '%s\n' "$1" | grep -x 2 || printf '%s\n' "$1" | grep -vx 75 || echo 75
 }
 
-# One word on the job: preempted, unreachable, running, done, or failed CODE.
+# One word on the job: preempted, unknown (gcloud does not answer: no network?), unreachable, running, done, or failed CODE.
 look() {
   local queued node lines codes
   queued=$(queued_state)
@@ -57,7 +84,7 @@ look() {
   esac
   if ! lines=$(on_worker all "$(worker_command status "$RLAIF_JOB")" 2>"$errors"); then
     cat "$errors" >&2
-    echo unreachable
+    case $queued,$node in *UNKNOWN*) echo unknown ;; *) echo unreachable ;; esac
     return
   fi
   codes=$(printf '%s\n' "$lines" | sed -n 's/^rlaif-worker: exited \([0-9]*\)$/\1/p' | grep -vx 0 || true)
@@ -76,9 +103,10 @@ look() {
 
 # Watches the job; returns 0 if it is to be started again on this TPU, 1 if the TPU is gone. Ends the script at its end.
 watch_job() {
-  local seen
+  local seen silent=
   while :; do
     seen=$(look)
+    [ "$seen" = unreachable ] || silent=
     case $seen in
       done) say "the job has succeeded on every worker" && finish 0 ;;
       preempted) say "preempted" && return 1 ;;
@@ -89,16 +117,19 @@ watch_job() {
         return 0
         ;;
       failed*)
-        restarts=$((restarts + 1))
-        if [ "$restarts" -gt "$RLAIF_MAX_RESTARTS" ]; then
-          say "the job has died $restarts times (last: ${seen#failed }): see logs.sh"
-          finish 1
-        fi
-        say "the job died (${seen#failed }); restart $restarts of $RLAIF_MAX_RESTARTS"
+        count_restart "the job died (${seen#failed })"
         "$TPU_SCRIPTS/stop.sh" # one dead process leaves the others waiting for it
         return 0
         ;;
-      unreachable) say "workers do not answer; looking again in $RLAIF_POLL s" ;;
+      unreachable)
+        : "${silent:=$SECONDS}"
+        if [ $((SECONDS - silent)) -ge "$RLAIF_LOST_AFTER" ]; then
+          count_restart "workers have not answered for $RLAIF_LOST_AFTER s: the TPU counts as lost"
+          return 1
+        fi
+        say "workers do not answer; looking again in $RLAIF_POLL s"
+        ;;
+      unknown) say "neither gcloud nor the workers answer; looking again in $RLAIF_POLL s" ;;
     esac
     sleep "$RLAIF_POLL"
   done
@@ -121,9 +152,8 @@ while :; do
   get_tpu
   # Not under a job that another supervisor has left running. A failure: preempted in the midst of it, or a mistake.
   if [ "$(look)" != running ] && ! "$TPU_SCRIPTS/setup.sh"; then
-    restarts=$((restarts + 1))
-    [ "$restarts" -le "$RLAIF_MAX_RESTARTS" ] || { say "setup has failed, see above" && finish 1; }
-    [ "$(node_state)" = READY ] || "$TPU_SCRIPTS/delete.sh" --yes || true
+    count_restart "setup has failed"
+    case $(node_state) in READY | UNKNOWN) ;; *) "$TPU_SCRIPTS/delete.sh" --yes || true ;; esac
     sleep "$RLAIF_POLL"
     continue
   fi

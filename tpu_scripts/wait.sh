@@ -3,7 +3,8 @@
 # shellcheck source=lib.sh
 source "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
 DESCRIPTION="wait.sh: wait until the TPU is there.
-Exit code 3: the request failed or was taken back (delete it, then create again); 4: no such request."
+Exit code 3: the request failed or was taken back (delete it, then create again); 4: no such request;
+5: gcloud could not tell the state ten times in a row."
 ACCEPTED="project zone name poll timeout"
 parse_options "$@"
 
@@ -22,7 +23,7 @@ while :; do
       fail $EXIT_CAPACITY "the request is $state: its resources were not to be had, or were taken back. delete.sh, then create.sh"
       ;;
   esac
-  [ "$unknown" -lt 10 ] || fail 1 "gcloud could not tell the state ten times in a row, see above"
+  [ "$unknown" -lt 10 ] || fail $EXIT_UNKNOWN "gcloud could not tell the state ten times in a row, see above"
   [ $((SECONDS - began)) -lt "$RLAIF_TIMEOUT" ] || fail 1 "still $state after $RLAIF_TIMEOUT s; the request stays in the queue"
   sleep "$RLAIF_POLL"
 done

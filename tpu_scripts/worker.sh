@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
 # Runs on a worker (a TPU VM or a GPU host); the other scripts call it over ssh. Nothing here knows of gcloud.
 #
-#   worker.sh synced                       remove files that the newest sync no longer has
+#   worker.sh unpack                       what sync.sh has copied; removes files that it no longer has
 #   worker.sh setup EXTRA PYTHON MOUNT     virtual environment, this package, shared folder (PYTHON and MOUNT may be '')
 #   worker.sh secrets JOB BYTES            keep standard input, that many bytes, for the next start of the job
-#   worker.sh start JOB FLAGS [NAME=VALUE ...] -- COMMAND ...
+#   worker.sh start JOB FLAGS SECRETS [NAME=VALUE ...] -- COMMAND ...   (SECRETS: the names that `secrets` has brought, or '')
 #   worker.sh status|stop|log|follow JOB [GRACE|LINES]
 #
 # A job is a folder ~/rlaif_jobs/JOB with: log, pid (its process group), exit (code, once it has ended).
@@ -15,14 +15,21 @@ JOBS=$HOME/rlaif_jobs
 
 say() { printf 'rlaif-worker: %s\n' "$*"; }
 
-synced() {
-  local old=$HOME/.rlaif_synced
-  tar -tzf "$HOME/rlaif_code.tar.gz" | grep -v '/$' | LC_ALL=C sort >"$old.new"
+# What is gone is removed first: where a file was, a folder may come, and the other way round.
+unpack() {
+  local archive=$HOME/rlaif_code.tar.gz old=$HOME/.rlaif_synced file
+  # One name a line: in this style and locale a newline is written \n, and what is not ASCII in octal; printf %b takes it back.
+  LC_ALL=C tar -tzf "$archive" --quoting-style=escape | grep -v '/$' | LC_ALL=C sort >"$old.new"
   if [ -f "$old" ]; then
-    LC_ALL=C comm -23 "$old" "$old.new" | while IFS= read -r file; do rm -f "$CODE/$file"; done
+    LC_ALL=C comm -23 "$old" "$old.new" | while IFS= read -r file; do
+      printf -v file %b "$file"
+      rm -f -- "$CODE/$file"
+      case $file in */*) (cd "$CODE" && rmdir -p -- "${file%/*}" 2>/dev/null) || true ;; esac # folders that are empty now
+    done
   fi
+  tar -xzf "$archive" -C "$CODE"
   mv "$old.new" "$old"
-  rm -f "$HOME/rlaif_code.tar.gz"
+  rm -f "$archive"
   say "synced $(wc -l <"$old") files"
 }
 
@@ -51,6 +58,7 @@ setup() { # EXTRA PYTHON MOUNT
 
 secrets() { # JOB BYTES
   local folder=$JOBS/$1
+  refuse_running "$1" # before anything is read: a file that no start takes away would go into some later job
   umask 077
   mkdir -p "$folder"
   cat >"$folder/secrets"
@@ -77,10 +85,20 @@ is_running() { # JOB
   return 1
 }
 
-start() { # JOB FLAGS [NAME=VALUE ...] -- COMMAND ...
+refuse_running() { # JOB
+  is_running "$1" || return 0
+  rm -f "$JOBS/$1/secrets" # the running job has read its own
+  say "error: the job $1 is running already; stop it first, or give another --job"
+  exit 1
+}
+
+start() { # JOB FLAGS SECRETS [NAME=VALUE ...] -- COMMAND ...
   local job=$1 folder=$JOBS/$1
-  if is_running "$job"; then
-    say "error: the job $job is running already; stop it first, or give another --job"
+  refuse_running "$job"
+  if [ -z "$3" ]; then
+    rm -f "$folder/secrets" # of a start that never came
+  elif [ ! -f "$folder/secrets" ]; then
+    say "error: the secrets $3 are not here (a stop came between?); start the job again"
     exit 1
   fi
   mkdir -p "$folder"
@@ -98,7 +116,7 @@ start() { # JOB FLAGS [NAME=VALUE ...] -- COMMAND ...
 
 main() { # as start; the body of the detached process
   local folder=$JOBS/$1 flags=$2 code=0
-  shift 2
+  shift 3
   trap : TERM # the command gets the signal, too; this shell waits for it and writes down how it ended
   while [ "$1" != -- ]; do
     export "${1?}"
@@ -143,8 +161,13 @@ stop() { # JOB GRACE
     if is_running "$1"; then
       say "still running after $2 s: killed"
       kill -KILL -- "-$group" 2>/dev/null || true
+      for _ in {1..50}; do # it dies in its own time, too; until then a start would be refused
+        is_running "$1" || break
+        sleep 0.1
+      done
     fi
   fi
+  rm -f "$JOBS/$1/secrets"
   status "$1"
 }
 
@@ -155,6 +178,6 @@ log() { # JOB LINES
 follow() { tail -n "$2" -F "$JOBS/$1/log"; }
 
 case ${1:-} in
-  synced | setup | secrets | start | main | status | stop | log | follow) "$@" ;;
+  unpack | setup | secrets | start | main | status | stop | log | follow) "$@" ;;
   *) sed -n '2,/^set/{/^set/d;s/^# \{0,1\}//;p;}' "${BASH_SOURCE[0]}" >&2 && exit 2 ;;
 esac

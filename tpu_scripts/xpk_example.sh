@@ -8,8 +8,7 @@ ACCEPTED="project zone cluster job accelerator-type docker-image secrets flags m
 parse_options "$@"
 [ ${#COMMAND[@]} -gt 0 ] || fail $EXIT_USAGE "no command; for example: xpk_example.sh -- rlaif run CONFIG --out /mnt/rlaif/demo"
 [ -n "$RLAIF_DOCKER_IMAGE" ] || fail $EXIT_USAGE "--docker-image is missing: an image with this package (extra tpu) in /app"
-refuse_secrets "${COMMAND[@]}"
-secret_lines >/dev/null
+check_secrets "${COMMAND[@]}"
 
 workload=(xpk workload create --workload="$RLAIF_JOB" --cluster="$RLAIF_CLUSTER" --tpu-type="$RLAIF_ACCELERATOR"
   --project="$RLAIF_PROJECT" --zone="$RLAIF_ZONE" --docker-image="$RLAIF_DOCKER_IMAGE"

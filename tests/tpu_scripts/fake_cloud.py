@@ -7,12 +7,15 @@ The folder $FAKE_CLOUD holds `plan.json` (see `Cloud`), `state.json`, `calls.jso
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import shutil
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 WIDE = {"project", "quiet", "format"}
@@ -40,6 +43,7 @@ STOCKOUT = "ERROR: (gcloud.compute.tpus.queued-resources.create) There is no mor
 QUOTA = "ERROR: RESOURCE_EXHAUSTED: Quota limit 'TPUV5sPreemptible' has been exceeded. Limit: 8 in zone us-west4-a."
 EXISTS = "ERROR: ALREADY_EXISTS: Resource 'projects/p/locations/us-west4-a/queuedResources/t' already exists"
 ERRORS = {"stockout": STOCKOUT, "quota": QUOTA, "exists": EXISTS, "denied": "ERROR: PERMISSION_DENIED: no"}
+BUSY = "ERROR: (gcloud.compute.tpus.queued-resources.delete) HttpError 503: The service is currently unavailable."
 
 
 class Cloud:
@@ -47,17 +51,31 @@ class Cloud:
 
     plan.json: workers (hosts of a TPU); create: what each request answers ("ok" or a key of ERRORS; "ok" once it is
     used up); states: what each look at a queued resource tells before ACTIVE ("PREEMPT" ends the TPU and tells
-    SUSPENDED); preempt_after: job status calls after which the TPU is preempted.
+    SUSPENDED); preempt_after: job status calls after which the TPU is preempted; busy: so many deletions
+    fail; deaf: so many TPUs let nobody ask for the job's status; stray: there is a TPU that no request made;
+    answer_lost: the first request is granted, and its answer does not arrive.
     """
 
     def __init__(self, folder: Path):
         self.folder = folder
         self.plan = json.loads((folder / "plan.json").read_text())
-        state = folder / "state.json"
-        self.state = json.loads(state.read_text()) if state.exists() else {"tpu": None, "seen": 0, "status_calls": 0, "created": 0}
+        self.state = self.load()
 
-    def save(self) -> None:
-        (self.folder / "state.json").write_text(json.dumps(self.state))
+    def load(self) -> dict:
+        state = self.folder / "state.json"
+        new = {"tpu": None, "seen": 0, "status_calls": 0, "created": 0, "deleted": 0}
+        return json.loads(state.read_text()) if state.exists() else new
+
+    @contextmanager
+    def changing(self) -> Iterator[None]:
+        """The scripts call several tools at once: one changes the state at a time, and a reader never sees half of it."""
+        with (self.folder / "lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            self.state = self.load()
+            yield
+            new = self.folder / "state.json.new"
+            new.write_text(json.dumps(self.state))
+            os.replace(new, self.folder / "state.json")
 
     def home(self, worker: object) -> Path:
         return self.folder / "workers" / str(worker)
@@ -78,10 +96,15 @@ class Cloud:
         self.state |= {"tpu": "READY"}
         for worker in range(self.plan["workers"]):
             self.home(worker).mkdir(parents=True)
+        if self.plan.get("answer_lost") and self.state["created"] == 1:
+            print("ERROR: the connection was reset", file=sys.stderr)
+            return 1
         return 0
 
     def describe(self, group: str, form: str) -> int:
-        if self.state["tpu"] is None:
+        if self.state["tpu"] is None and group == "tpu-vm" and self.plan.get("stray"):
+            print("READY")
+        elif self.state["tpu"] is None:
             print("ERROR: NOT_FOUND: Resource was not found", file=sys.stderr)
             return 1
         if form == "value(networkEndpoints[].ipAddress)":
@@ -100,6 +123,17 @@ class Cloud:
             print(told)
         return 0
 
+    def delete(self) -> int:
+        self.state["deleted"] += 1
+        if self.state["deleted"] <= self.plan.get("busy", 0):
+            print(BUSY, file=sys.stderr)
+            return 1
+        kill_jobs(self.folder)
+        shutil.rmtree(self.folder / "workers", ignore_errors=True)
+        code = 0 if self.state["tpu"] else 1
+        self.state["tpu"] = None
+        return code
+
     def shell(self, worker: object, command: str, stdin: object = None) -> int:
         """`command` in the home of a worker, with the worker's own PATH."""
         home = self.home(worker)
@@ -113,12 +147,16 @@ class Cloud:
         if self.state["tpu"] != "READY":
             print(f'ERROR: This TPU has terminal state "{self.state["tpu"]}", so it cannot be used anymore.', file=sys.stderr)
             return 1
+        if "worker.sh status" in command and self.state["created"] <= self.plan.get("deaf", 0):
+            print("Permission denied (publickey).", file=sys.stderr)
+            return 255
         which = range(self.plan["workers"]) if worker == "all" else [int(worker)]
         code = max([self.shell(w, command, subprocess.DEVNULL if worker == "all" else None) for w in which])
         if "worker.sh status" in command:
-            self.state["status_calls"] += 1
-            if self.state["status_calls"] == self.plan.get("preempt_after"):
-                self.preempt()
+            with self.changing():
+                self.state["status_calls"] += 1
+                if self.state["status_calls"] == self.plan.get("preempt_after"):
+                    self.preempt()
         return code
 
 
@@ -151,16 +189,9 @@ def gcloud(cloud: Cloud, arguments: list[str]) -> int:
         print(f"ERROR: unrecognized arguments: {unknown}", file=sys.stderr)
         return 2
     group, verb, *rest = words[2:]
-    if verb == "create":
-        return cloud.create()
-    if verb == "describe":
-        return cloud.describe(group, flags["format"])
-    if verb == "delete":
-        kill_jobs(cloud.folder)
-        shutil.rmtree(cloud.folder / "workers", ignore_errors=True)
-        code = 0 if cloud.state["tpu"] else 1
-        cloud.state["tpu"] = None
-        return code
+    if verb in ("create", "describe", "delete"):
+        with cloud.changing():
+            return cloud.describe(group, flags["format"]) if verb == "describe" else getattr(cloud, verb)()
     if verb == "ssh":
         return cloud.ssh(flags["worker"], flags["command"])
     for worker in range(cloud.plan["workers"]):  # scp --worker=all FILE NAME:FILE
@@ -193,9 +224,7 @@ def main() -> int:
         file.write(json.dumps([tool, *arguments]) + "\n")
     if tool == "srun":
         return 0
-    code = {"gcloud": gcloud, "ssh": ssh, "scp": scp, "xpk": xpk}[tool](cloud, arguments)
-    cloud.save()
-    return code
+    return {"gcloud": gcloud, "ssh": ssh, "scp": scp, "xpk": xpk}[tool](cloud, arguments)
 
 
 if __name__ == "__main__":

@@ -44,6 +44,19 @@ def test_a_whole_life(bench):
     assert bench.run("status.sh").returncode == 4
 
 
+def test_delete_tells_gone_from_not_deleted(bench):
+    done = bench.run("delete.sh", "--yes")
+    assert done.returncode == 0 and "nothing to delete" in done.stderr and "delete" not in bench.verbs()
+    bench.plan(stray=True)
+    done = bench.run("delete.sh", "--yes")
+    assert done.returncode == 1 and "a TPU of that name READY" in done.stderr, "it costs, and no request made it"
+    bench.plan(busy=1)
+    bench.ok("create.sh")
+    done = bench.run("delete.sh", "--yes")
+    assert done.returncode == 1 and "t is not deleted" in done.stderr
+    assert "t is deleted" in bench.run("delete.sh", "--yes").stderr
+
+
 def test_create_asks_for_what_was_said(bench):
     bench.ok("create.sh", "--capacity=reserved", "--accelerator-type", "v6e-32", "--internal-ips", "--valid-until", "6h")
     (call,) = bench.calls
@@ -77,7 +90,7 @@ def test_create_asks_again_only_where_it_can_help(bench, answers, attempts, code
         (["WAITING_FOR_RESOURCES", "FAILED"], 3, "delete.sh, then create.sh"),
         (["PROVISIONING", "SUSPENDED"], 3, "SUSPENDED"),
         (["DOWN", "DOWN"], 0, "ACTIVE"),
-        (["DOWN"] * 12, 1, "ten times"),
+        (["DOWN"] * 12, 5, "ten times"),
     ],
 )
 def test_wait(bench, states, code, message):
@@ -103,6 +116,39 @@ def test_sync_removes_what_is_gone_and_keeps_runs(ready):
     synced.write_text("\n".join(sorted([*synced.read_text().split(), "old.py"])) + "\n")
     ready.ok("sync.sh")
     assert (code / "runs").exists() and not (code / "old.py").exists() and (code / "setup.py").exists()
+
+
+def _checkout(folder):
+    """A git checkout with these scripts, to be changed by a test."""
+    shutil.copytree(SCRIPTS, folder / "tpu_scripts")
+    subprocess.run(["git", "init", "-q", str(folder)], check=True)
+    return folder
+
+
+def test_sync_takes_every_name_and_every_link(bench, tmp_path):
+    here, there = _checkout(tmp_path / "checkout"), bench.home(1) / "rlaif_code"
+    names = ["文.txt", "two\nlines", "back\\slash\\061", " a b ", "'q\"", "%s", "-rf", "ä/ö/ü", "swap/file"]
+    for name in names:
+        (here / name).parent.mkdir(parents=True, exist_ok=True)
+        (here / name).write_text(name)
+    (here / "to_folder").symlink_to("tpu_scripts")
+    (here / "to_nowhere").symlink_to("not/there")
+    bench.ok("create.sh")
+    bench.ok(str(here / "tpu_scripts/sync.sh"))
+    assert [(there / name).read_text() for name in names] == names
+    assert (there / "to_folder").readlink() == Path("tpu_scripts") and (there / "to_nowhere").is_symlink()
+    (there / "ä/kept").touch()  # a run's, say
+    for name in names:
+        (here / name).unlink()
+    (here / "swap").rmdir()
+    (here / "swap").symlink_to("tpu_scripts")  # where a folder was, and the other way round
+    (here / "to_folder").unlink()
+    (here / "to_folder").mkdir()
+    (here / "to_folder/file").touch()
+    bench.ok(str(here / "tpu_scripts/sync.sh"))
+    assert not any((there / name).exists() for name in names) and (there / "ä/kept").exists() and not (there / "ä/ö").exists()
+    assert (there / "swap").is_symlink() and (there / "to_folder/file").exists() and not (there / "to_folder").is_symlink()
+    assert (there / "tpu_scripts/worker.sh").exists() and not (there / "tpu_scripts/file").exists()
 
 
 def _alive(pid: int) -> bool:
@@ -177,12 +223,61 @@ def test_supervise_does_not_count_a_job_that_was_told_to_stop(bench, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("body", "code", "message"), [("exit 7", 1, "died 2 times (last: 7)"), ("exit 2", 2, "exit code 2")]
+    ("body", "code", "message"), [("exit 7", 1, "the job died (7), and all 1 restarts are used up"), ("exit 2", 2, "exit code 2")]
 )
 def test_supervise_gives_up(bench, tmp_path, body, code, message):
     done = _supervise(bench, tmp_path, body, "--max-restarts", "1", "--delete-when-done", RLAIF_POLL="1")
     assert done.returncode == code and message in done.stderr
     assert bench.verbs()[-1] == "delete"
+
+
+@pytest.mark.parametrize(("busy", "code"), [(4, 0), (99, 1)])
+def test_supervise_deletes_or_says_that_it_did_not(bench, tmp_path, busy, code):
+    bench.plan(busy=busy)
+    done = _supervise(bench, tmp_path, "true", "--delete-when-done", RLAIF_POLL="1")
+    assert done.returncode == code and bench.verbs().count("delete") == 5
+    assert ("NOT deleted: it costs money until" in done.stderr) == bool(code)
+
+
+def test_supervise_leaves_no_request_behind_when_waiting_ends(bench, tmp_path):
+    bench.plan(states=["WAITING_FOR_RESOURCES"] * 999)
+    done = _supervise(bench, tmp_path, "true", "--delete-when-done", "--timeout", "1", RLAIF_POLL="1")
+    assert done.returncode == 1 and "still WAITING_FOR_RESOURCES" in done.stderr
+    assert bench.verbs()[-1] == "delete"
+
+
+def test_supervise_waits_for_gcloud_within_its_time(bench, tmp_path):
+    bench.plan(states=["WAITING_FOR_RESOURCES", *["DOWN"] * 15])
+    done = _supervise(bench, tmp_path, "true", "--delete-when-done")
+    assert done.returncode == 0 and "gcloud does not answer" in done.stderr, done.stderr
+    bench.plan(states=["DOWN"] * 999)
+    done = _supervise(bench, tmp_path, "true", "--delete-when-done", "--timeout", "3")
+    assert done.returncode == 1 and "still UNKNOWN" in done.stderr and bench.verbs()[-1] == "delete"
+
+
+@pytest.mark.parametrize(("plan", "code"), [({"answer_lost": True}, 0), ({"create": ["denied"]}, 1)])
+def test_supervise_uses_a_request_that_stands_though_create_failed(bench, tmp_path, plan, code):
+    bench.plan(**plan)
+    done = _supervise(bench, tmp_path, "true", "--delete-when-done", RLAIF_POLL="1")
+    assert done.returncode == code, done.stderr
+    assert bench.verbs().count("create") == 1
+
+
+@pytest.mark.parametrize(("restarts", "code", "lives"), [("1", 0, 2), ("0", 1, 1)])
+def test_supervise_takes_workers_that_stay_silent_for_lost(bench, tmp_path, restarts, code, lives):
+    bench.plan(deaf=1)
+    options = ("--max-restarts", restarts, "--lost-after", "2", "--delete-when-done")
+    done = _supervise(bench, tmp_path, "true", *options, RLAIF_POLL="1")
+    assert done.returncode == code, done.stderr
+    assert "looking again" in done.stderr and "the TPU counts as lost" in done.stderr
+    assert [v for v in bench.verbs() if v in ("create", "delete")] == ["create", "delete"] * lives
+
+
+def test_supervise_does_not_blame_the_tpu_for_its_own_network(bench, tmp_path):
+    bench.plan(states=[*["ACTIVE"] * 3, *["DOWN"] * 4], deaf=1)
+    done = _supervise(bench, tmp_path, "true", "--max-restarts", "0", "--lost-after", "2", RLAIF_POLL="1")
+    assert done.returncode == 1 and done.stderr.count("neither gcloud nor the workers") == 4, done.stderr
+    assert done.stderr.rindex("neither gcloud") < done.stderr.index("counts as lost")
 
 
 def test_supervise_asks_again_for_a_request_that_failed(bench, tmp_path):
@@ -206,7 +301,6 @@ def test_supervise_asks_again_for_a_request_that_failed(bench, tmp_path):
         ("create.sh", ["stray"], "unexpected argument 'stray'"),
         ("run.sh", [], "no command"),
         ("run.sh", ["--job", "../up", *COMMAND], "--job is '../up'"),
-        ("run.sh", ["--secrets", "KEY=value", *COMMAND], "never values"),
         ("run.sh", ["--secrets", "NOT_SET_AT_ALL", *COMMAND], "not set in the environment"),
         ("supervise.sh", ["--secrets", "NOT_SET_AT_ALL", *COMMAND], "not set in the environment"),
         ("supervise.sh", [], "no command"),
@@ -268,6 +362,8 @@ def test_slurm_and_xpk(bench):
     bench.ok("gpu_slurm.sh", "rlaif", "run", "x.py", SLURM_GPUS_ON_NODE="4")
     (call,) = bench.calls
     assert call[0] == "srun" and call[-5:] == ["none", "--", "rlaif", "run", "x.py"]
+    done = bench.run("gpu_slurm.sh", "rlaif", "run", "x.py", SLURM_SUBMIT_DIR=str(bench.folder))
+    assert done.returncode == 2 and "submit the script from one" in done.stderr and len(bench.calls) == 1
     bench.ok("xpk_example.sh", "--cluster", "c", "--docker-image", "i", "--secrets", "A_KEY", *COMMAND, A_KEY="sesame-open")
     assert (bench.folder / "xpk_env").read_text() == "A_KEY\n", "a name alone: xpk takes the value from the environment"
     assert "probe_flags.py none" in " ".join(bench.calls[-1])

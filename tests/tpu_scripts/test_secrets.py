@@ -61,13 +61,69 @@ def test_on_gpu_hosts_slurm_and_xpk(bench):
     _assert_hidden(bench, done.stdout, done.stderr, *(o.stdout + o.stderr for o in other))
 
 
-@pytest.mark.parametrize("script", ["run.sh", "supervise.sh", "xpk_example.sh"])
+EVERY_WAY = ("run.sh", "supervise.sh", "xpk_example.sh", "gpu_hosts.sh", "gpu_slurm.sh")
+
+
+def _start(bench, script: str, *command: str, secrets: str = "MY_KEY", value: str = SECRET):
+    """`command` with MY_KEY set to `value`, by any of the scripts."""
+    before = {"xpk_example.sh": ["--cluster", "c", "--docker-image", "i"], "gpu_hosts.sh": ["run", "--hosts", "g0"]}.get(script, [])
+    if script != "gpu_slurm.sh":
+        command = (*before, "--", *command)
+    return bench.run(script, *command, RLAIF_SECRETS=secrets, MY_KEY=value)
+
+
+@pytest.mark.parametrize("script", EVERY_WAY)
 def test_a_secret_in_the_command_is_refused(bench, script):
-    extra = ["--cluster", "c", "--docker-image", "i"] if script == "xpk_example.sh" else []
-    done = bench.run(script, "--secrets", "MY_KEY", *extra, "--", "curl", f"--header=Bearer {SECRET}", MY_KEY=SECRET)
+    value = "another 'key' 门"  # not SECRET: it stands in a command line here, which a job of the other tests would see
+    done = _start(bench, script, "curl", f"--header=Bearer {value}", value=value)
     assert done.returncode == 2 and "the value of MY_KEY stands in a command line" in done.stderr
-    _assert_hidden(bench, done.stdout, done.stderr)
+    assert "another" not in done.stdout + done.stderr and not bench.calls
+
+
+@pytest.mark.parametrize("script", EVERY_WAY)
+def test_a_secret_too_short_to_be_found_in_a_command_is_refused(bench, script):
+    done = _start(bench, script, "curl", "--header=ab3de", value="ab3de")
+    assert done.returncode == 2 and "less than 6 characters" in done.stderr and "ab3de" not in done.stderr
     assert not bench.calls
+
+
+@pytest.mark.parametrize("script", EVERY_WAY)
+def test_a_value_in_place_of_a_name_is_not_repeated(bench, script):
+    done = _start(bench, script, "true", secrets="MY_KEY=topsecret123")
+    assert done.returncode == 2 and "never values" in done.stderr and "topsecret123" not in done.stdout + done.stderr
+    assert not bench.calls
+
+
+def test_a_stop_is_no_place_to_look_at_secrets(ready):
+    ready.ok("stop.sh", RLAIF_SECRETS="MY_KEY,NOT_SET", MY_KEY="1")
+
+
+def test_nothing_is_left_for_a_later_job(ready):
+    """Not by a start that was refused, nor by one that never came."""
+    left = [ready.home(worker) / "rlaif_jobs/rlaif/secrets" for worker in (0, 1)]
+    ready.ok("run.sh", "--", "sleep", "300")
+    done = ready.run("run.sh", "--secrets", "MY_KEY", "--", "true", MY_KEY=SECRET)
+    assert done.returncode != 0 and "running already" in done.stdout
+    assert not any(path.exists() for path in left), "refused before it was read"
+    for path in left:
+        path.write_text("export MY_KEY=old-secret\n")
+    assert ready.run("run.sh", "--", "true").returncode != 0
+    assert not any(path.exists() for path in left), "a refused start removes them"
+    for path in left:
+        path.write_text("export MY_KEY=old-secret\n")
+    ready.ok("stop.sh")
+    assert not any(path.exists() for path in left), "and so does a stop"
+    left[0].write_text("export MY_KEY=old-secret\n")
+    ready.ok("run.sh", "--", "bash", "-c", "echo KEY=${MY_KEY:-}.")
+    assert "KEY=.\n" in ready.wait_for("ended with exit code 0") and not left[0].exists()
+
+
+def test_a_job_does_not_start_without_its_secrets(ready):
+    command = ["bash", "rlaif_code/tpu_scripts/worker.sh", "start", "j", "none", "MY_KEY", "--", "true"]
+    home = ready.home()
+    env = {"HOME": str(home), "PATH": "/usr/bin:/bin"}
+    done = subprocess.run(command, cwd=home, env=env, capture_output=True, text=True, check=False)
+    assert done.returncode == 1 and "MY_KEY are not here" in done.stdout and not (home / "rlaif_jobs/j").exists()
 
 
 def test_the_file_is_private_and_whole_or_not_there(tmp_path):
