@@ -18,7 +18,9 @@ import pytest
 from rlaif_jax.models.model_config import ModelConfig
 from rlaif_jax.sharding import MeshConfig, Placement, make_mesh
 
-_LONGEST = ("notebooks", "test_pipeline", "test_openai", "test_arms", "test_ppo_dpo", "test_pretrained")
+_LONGEST = (
+    "notebooks", "test_pipeline", "test_scripts", "test_openai", "test_arms", "test_ppo_dpo", "test_pretrained", "test_plan",
+)  # fmt: skip
 
 
 def pytest_collection_modifyitems(items):

@@ -29,7 +29,7 @@ from tests.aot.test_plan import NAMES
 from tests.feedback.test_flax_llm import parts  # noqa: F401 (a fixture)
 
 CHIP = Chip(2**30, 1e12, 1e11, 1e10)
-KINDS = [("soft", "float"), ("soft", "int8"), ("pairwise", "float"), ("binary", "float"), ("k_vote", "int8")]
+KINDS = [("soft", "float"), ("soft", "int8"), ("binary", "float"), ("k_vote", "int8")]
 
 
 def _config(mode: str = "soft", weights: str = "float"):
@@ -56,7 +56,7 @@ def test_verdicts_compile_and_leave_no_collective_to_the_order_alone(eight_devic
     assert unordered(texts[0]) == []
 
 
-@pytest.mark.parametrize(("mode", "weights"), KINDS[:2] + KINDS[3:])
+@pytest.mark.parametrize(("mode", "weights"), KINDS)
 def test_the_abstract_arguments_are_those_of_a_call(parts, eight_devices, monkeypatch, mode, weights):  # noqa: F811
     """Same shapes, dtypes and places, the vocabulary and the batch apart."""
     _, model, tokenizer = parts

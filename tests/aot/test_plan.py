@@ -85,6 +85,7 @@ def test_every_program_compiles_with_its_abstract_arguments(eight_devices, compi
     assert [unordered(text) for text in compiled] == [[]] * len(NAMES)
 
 
+@pytest.mark.slow
 def test_with_a_lora_section_the_programs_are_those_of_adapters(eight_devices, compiled):
     cfg = _tiny(mesh=MeshConfig(data=2, fsdp=2, tensor=2), lora=LoraConfig({"layers/(q|v|up)": 4}))
     cfg = dataclasses.replace(cfg, rl=dataclasses.replace(cfg.rl, critic=CriticConfig()))

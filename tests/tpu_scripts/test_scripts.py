@@ -246,6 +246,7 @@ def test_supervise_leaves_no_request_behind_when_waiting_ends(bench, tmp_path):
     assert bench.verbs()[-1] == "delete"
 
 
+@pytest.mark.slow
 def test_supervise_waits_for_gcloud_within_its_time(bench, tmp_path):
     bench.plan(states=["WAITING_FOR_RESOURCES", *["DOWN"] * 15])
     done = _supervise(bench, tmp_path, "true", "--delete-when-done")
@@ -273,6 +274,7 @@ def test_supervise_takes_workers_that_stay_silent_for_lost(bench, tmp_path, rest
     assert [v for v in bench.verbs() if v in ("create", "delete")] == ["create", "delete"] * lives
 
 
+@pytest.mark.slow
 def test_supervise_does_not_blame_the_tpu_for_its_own_network(bench, tmp_path):
     bench.plan(states=[*["ACTIVE"] * 3, *["DOWN"] * 4], deaf=1)
     done = _supervise(bench, tmp_path, "true", "--max-restarts", "0", "--lost-after", "2", RLAIF_POLL="1")
