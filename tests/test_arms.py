@@ -103,6 +103,7 @@ def test_configs_that_cannot_work_are_refused():
         JudgeConfig(mode="coin")
 
 
+@pytest.mark.slow
 def test_the_embedded_model_trains_and_answers(tmp_path):
     """A few steps of the real thing; that it becomes good is for the demo to show."""
     small = tiny.config(steps=2, checkpoint_every=2)

@@ -136,6 +136,7 @@ def _rows(path):
     return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n")[:-1]]
 
 
+@pytest.mark.slow
 def test_a_file_of_answers_is_resumed_and_never_overwritten(folder, tmp_path, capsys):
     prompts = tmp_path / "prompts.jsonl"
     rows = [{"prompt": f"第{i}条祝福", "system": "助手" if i % 2 else ""} for i in range(7)]

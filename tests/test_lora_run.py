@@ -25,6 +25,7 @@ from rlaif_jax.trainers.settings import DpoConfig
 from tests import hf, tiny
 
 torch = pytest.importorskip("torch")
+pytestmark = pytest.mark.slow  # the parts are in models/test_lora.py and test_lora_critic.py
 QUIET = Console(quiet=True)
 LORA = LoraConfig({"layers/(q|v|up)": 4}, alpha=8.0)
 
