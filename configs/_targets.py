@@ -60,7 +60,10 @@ TARGETS = {
 SERVED = FeedbackConfig(
     backend="http", http=HttpConfig("Qwen/Qwen2.5-7B-Instruct", "http://localhost:8000/v1", "", concurrency=64)
 )  # fmt: skip
-BESIDE = FeedbackConfig(backend="folder", model="Qwen2.5-72B-Instruct", preset="qwen2.5-72b")
+BESIDE = FeedbackConfig(
+    backend="folder", model="Qwen2.5-72B-Instruct", preset="qwen2.5-72b",
+    http=HttpConfig("Qwen/Qwen2.5-72B-Instruct", "http://localhost:8000/v1", "", concurrency=64),  # with backend=http
+)  # fmt: skip
 
 
 def greetings_7b(target: str, algorithm: str = "grpo", feedback: FeedbackConfig = SERVED) -> RunConfig:

@@ -6,9 +6,8 @@ r"""Qwen2.5-7B, GRPO at the paper's setting, on a TPU v5p-128 (128 cores: 64 chi
         --set feedback.model=/mnt/rlaif/Qwen2.5-72B-Instruct
 
 The judge lies on the same mesh, beside policy and reference: its verdict is one forward pass, nothing is decoded. A judge that
-is served elsewhere instead: `--set feedback.backend=http --set feedback.http.model=Qwen/Qwen2.5-72B-Instruct
---set feedback.http.base_url=http://HOST:8000/v1`. Not run yet: nothing is known of its speed or its results; `rlaif plan` says
-that it fits (docs/scaling.md).
+is served elsewhere instead: `--set feedback.backend=http --set feedback.http.base_url=http://HOST:8000/v1`. Not run yet: nothing
+is known of its speed or its results; `rlaif plan` says that it fits (docs/scaling.md).
 """
 
 from configs._targets import BESIDE, greetings_7b

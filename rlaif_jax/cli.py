@@ -198,8 +198,11 @@ def _dispatch(args: argparse.Namespace, console: Console) -> int:
     if args.command == "plan":
         from rlaif_jax.aot.plan import run_plan
 
-        signal.signal(signal.SIGINT, signal.SIG_DFL)  # or Ctrl-C would wait until the compiler returns
-        return 0 if run_plan(cfg, args.topology, args.program, args.json, console) else 1
+        before = signal.signal(signal.SIGINT, signal.SIG_DFL)  # or Ctrl-C would wait until the compiler returns
+        try:
+            return 0 if run_plan(cfg, args.topology, args.program, args.json, console) else 1
+        finally:
+            signal.signal(signal.SIGINT, before)
     end_with_supervisor()
     processes = init_distributed(say=lambda text: print(f"rlaif: process 0 {text}", file=sys.stderr, flush=True))
     console.quiet = processes.index > 0

@@ -93,6 +93,16 @@ def test_told_to_stop_it_tells_every_process_and_does_not_restart(tmp_path):
     assert signal.getsignal(signal.SIGTERM) is before
 
 
+def _dies_with(supervisor: subprocess.Popen, pid: int | str) -> None:
+    """Kills the supervisor; its child must be gone soon after."""
+    supervisor.kill()
+    supervisor.wait()
+    limit = time.monotonic() + 20
+    while os.path.exists(f"/proc/{pid}") and time.monotonic() < limit:
+        time.sleep(0.1)
+    assert not os.path.exists(f"/proc/{pid}")
+
+
 def test_a_process_does_not_outlive_its_supervisor(tmp_path):
     child = "import time, rlaif_jax.launch as l; l.end_with_supervisor(); print('up', flush=True); time.sleep(60)"
     middle = (
@@ -102,12 +112,7 @@ def test_a_process_does_not_outlive_its_supervisor(tmp_path):
     )
     supervisor = subprocess.Popen([sys.executable, "-c", middle], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
     pid = int(supervisor.stdout.readline())
-    supervisor.kill()
-    supervisor.wait()
-    limit = time.monotonic() + 20
-    while os.path.exists(f"/proc/{pid}") and time.monotonic() < limit:
-        time.sleep(0.1)
-    assert not os.path.exists(f"/proc/{pid}")
+    _dies_with(supervisor, pid)
 
 
 @pytest.mark.parametrize(
@@ -146,12 +151,7 @@ def test_a_process_that_waits_for_others_does_not_outlive_its_supervisor(tmp_pat
     supervisor = subprocess.Popen(command, env=env, stderr=subprocess.PIPE, text=True)
     assert "waits at 127.0.0.1" in next(line for line in supervisor.stderr if line.startswith("rlaif:"))
     (pid,) = Path(f"/proc/{supervisor.pid}/task/{supervisor.pid}/children").read_text().split()
-    supervisor.kill()
-    supervisor.wait()
-    limit = time.monotonic() + 20
-    while os.path.exists(f"/proc/{pid}") and time.monotonic() < limit:
-        time.sleep(0.1)
-    assert not os.path.exists(f"/proc/{pid}")
+    _dies_with(supervisor, pid)
 
 
 def test_a_port_that_another_program_has_is_a_mistake(tmp_path, capfd):

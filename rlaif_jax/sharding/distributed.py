@@ -9,6 +9,7 @@ import dataclasses
 import importlib.util
 import os
 import re
+import socket
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -44,16 +45,11 @@ def init_distributed(
     if source == "one":
         return Processes(0, 1, source)
     if found.get("process_id") == 0:
+        _require_free(found["coordinator_address"])
         say(f"waits at {found['coordinator_address']} for {found['num_processes'] - 1} other processes, at most {timeout} s")
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
     # The last barrier of a process that leaves: one that met a mistake alone must not wait for the others for long.
-    try:
-        jax.distributed.initialize(**found, initialization_timeout=timeout, shutdown_timeout_seconds=60)
-    except jax.errors.JaxRuntimeError as error:
-        if "Failed to start RPC server" not in str(error):
-            raise
-        address = found.get("coordinator_address", "its port")
-        raise UserError(f"process 0 cannot listen on {address}: another program does; choose another port") from error
+    jax.distributed.initialize(**found, initialization_timeout=timeout, shutdown_timeout_seconds=60)
     if jax.default_backend() == "cpu":
         jax.config.update("jax_enable_compilation_cache", False)
     return Processes(jax.process_index(), jax.process_count(), source)
@@ -102,6 +98,16 @@ def _from_variables(env: Mapping[str, str]) -> tuple[str, dict[str, Any]]:
     if int(count) == 1:
         return "one", {}
     return "variables", {"coordinator_address": address, "num_processes": int(count), "process_id": int(index)}
+
+
+def _require_free(address: str) -> None:
+    """UserError if another program listens on the port; JAX may end the process with a segmentation fault there."""
+    with socket.socket() as server:
+        server.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            server.bind(("", int(address.rpartition(":")[2])))
+        except OSError as error:
+            raise UserError(f"process 0 cannot listen on {address} ({error.strerror}); choose another port") from error
 
 
 def on_tpu_host() -> bool:

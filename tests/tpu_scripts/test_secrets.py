@@ -95,7 +95,8 @@ def test_a_value_in_place_of_a_name_is_not_repeated(bench, script):
 
 
 def test_a_stop_is_no_place_to_look_at_secrets(ready):
-    ready.ok("stop.sh", RLAIF_SECRETS="MY_KEY,NOT_SET", MY_KEY="1")
+    done = ready.run("stop.sh", RLAIF_SECRETS="MY_KEY,NOT_SET", MY_KEY="1")
+    assert done.returncode == 0 and "NOT_SET" not in done.stderr and "characters" not in done.stderr
 
 
 def test_nothing_is_left_for_a_later_job(ready):
