@@ -25,21 +25,21 @@ import jax
 from rich.console import Console
 from rich.table import Table
 
-from rlaif_jax import pipeline
+from rlaif_jax.commands.export import export
 from rlaif_jax.config import CorpusConfig, DataConfig, RewardConfig, RlConfig, RunConfig, TrainConfig
-from rlaif_jax.config_values import override
+from rlaif_jax.config.values import override
 from rlaif_jax.data import corpus
 from rlaif_jax.data.tokenizer import Tokenizer
-from rlaif_jax.experiment import open_experiment, write_json
-from rlaif_jax.export import export
-from rlaif_jax.metrics import read_metrics
 from rlaif_jax.models import transformer
 from rlaif_jax.models.hf_config import to_hf
 from rlaif_jax.models.hf_weights import save_params
 from rlaif_jax.models.lora import LoraConfig
 from rlaif_jax.models.model_config import ModelConfig, parameter_count, preset
+from rlaif_jax.run.folder import open_run, write_json
 from rlaif_jax.sampling.filters import SamplingConfig
 from rlaif_jax.sharding import MeshConfig, Placement, make_mesh
+from rlaif_jax.stages import pipeline
+from rlaif_jax.trainers.metrics_log import read_metrics
 from rlaif_jax.trainers.optimizer import OptimizerConfig
 
 PRESETS = {"lora": "qwen2.5-7b", "full": "qwen2.5-1.5b"}
@@ -118,7 +118,7 @@ def measure(case: str, args: argparse.Namespace, console: Console) -> dict[str, 
     place = Placement(make_mesh(MeshConfig(data=1, fsdp=-1)))
     model = timed("random weights", lambda: random_folder(folder, preset(args.preset or PRESETS[case]), place))
     cfg = config(case, folder, args)
-    experiment = open_experiment(cfg, args.out / "run", console)
+    experiment = open_run(args.out / "run", cfg, console)
     for stage in ("tokenizer", "reward", "rl"):
         timed(stage, lambda stage=stage: pipeline.run(experiment, {stage: pipeline.ALL_STAGES[stage]}))
     timed("export", lambda: export(experiment, "rl", args.out / "exported"))

@@ -16,19 +16,19 @@ from rich.console import Console
 from rich.table import Table
 
 from rlaif_jax.config import RunConfig, load_config
-from rlaif_jax.data.run_data import RunData
 from rlaif_jax.evaluation.compare import System, difference, figures
-from rlaif_jax.evaluation.stage import answers
-from rlaif_jax.experiment import Experiment, open_experiment, write_json
-from rlaif_jax.pipeline import ALL_STAGES, run
-from rlaif_jax.run_models import RunModels
+from rlaif_jax.run.data import RunData
+from rlaif_jax.run.folder import Run, open_run, write_json
+from rlaif_jax.run.models import RunModels
+from rlaif_jax.stages.evaluate import answers
+from rlaif_jax.stages.pipeline import ALL_STAGES, run
 
 _SHARED = ("tokenizer", "sft", "reward")  # stages that all seeds start from
 
 
-def experiment_of(base: Path, out: Path, cfg: RunConfig, console: Console) -> Experiment:
+def experiment_of(base: Path, out: Path, cfg: RunConfig, console: Console) -> Run:
     """A run folder of its own whose first stages are the base run's."""
-    experiment = open_experiment(cfg, out, console)
+    experiment = open_run(out, cfg, console)
     for stage in _SHARED:
         if not (base / stage / "done.json").exists():
             raise SystemExit(f"{base} has no finished stage {stage!r}: run `rlaif run` there first")
@@ -37,7 +37,7 @@ def experiment_of(base: Path, out: Path, cfg: RunConfig, console: Console) -> Ex
     return experiment
 
 
-def compare(experiment: Experiment) -> dict[str, float]:
+def compare(experiment: Run) -> dict[str, float]:
     """Gold rate, length and variety of SFT and of RL, and the paired difference of the gold rates with its interval."""
     models, prompts = RunModels(experiment), RunData(experiment).eval_prompts()
     sft, rl = (System(name, "", tuple(answers(experiment, models, name, prompts, {}))) for name in ("sft", "rl"))

@@ -20,9 +20,9 @@ import jax
 from rich.console import Console
 from rich.table import Table
 
-from rlaif_jax.aot.chips import parse_topology
-from rlaif_jax.aot.plan import Row, human, plan_run
 from rlaif_jax.config import RunConfig, load_config
+from rlaif_jax.plan.chips import parse_topology
+from rlaif_jax.plan.compiled import Row, human, plan_run
 
 TOPOLOGIES = tuple(f"v5p:{shape}" for shape in ("2x2x4", "2x4x4", "4x4x4", "4x4x8", "4x8x8", "8x8x8", "8x8x16", "8x16x16"))
 

@@ -28,8 +28,8 @@ from rlaif_jax.config import (
 )  # fmt: skip
 from rlaif_jax.models.model_config import preset
 from rlaif_jax.sampling.filters import SamplingConfig
+from rlaif_jax.trainers.config import CriticConfig
 from rlaif_jax.trainers.optimizer import OptimizerConfig
-from rlaif_jax.trainers.settings import CriticConfig
 
 
 @dataclasses.dataclass(frozen=True)

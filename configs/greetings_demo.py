@@ -25,8 +25,8 @@ from rlaif_jax.config import (
     TokenizerConfig,
     TrainConfig,
 )  # fmt: skip
-from rlaif_jax.feedback.adversarial import GameConfig
 from rlaif_jax.feedback.curate import CurateConfig
+from rlaif_jax.feedback.principle_game import GameConfig
 from rlaif_jax.models.model_config import preset
 from rlaif_jax.rewards.rules import RuleConfig
 from rlaif_jax.sampling.filters import SamplingConfig

@@ -10,8 +10,8 @@ import dataclasses
 from configs import greetings_demo
 from rlaif_jax.algorithms.kl import KlConfig
 from rlaif_jax.config import RlConfig, RunConfig, TrainConfig
+from rlaif_jax.trainers.config import CriticConfig
 from rlaif_jax.trainers.optimizer import OptimizerConfig
-from rlaif_jax.trainers.settings import CriticConfig
 
 
 def config() -> RunConfig:

@@ -1,6 +1,6 @@
 """rlaif_jax: reinforcement learning from AI feedback for small language models, in JAX.
 
-Importing the package starts nothing and sets no flag. Start reading at `rlaif_jax.pipeline` (the stages of one
+Importing the package starts nothing and sets no flag. Start reading at `rlaif_jax.stages.pipeline` (the stages of one
 experiment) or `rlaif_jax.trainers.rl` (one reinforcement-learning step).
 """
 

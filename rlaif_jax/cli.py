@@ -114,7 +114,7 @@ def _add_launch(parser: argparse.ArgumentParser) -> None:
 
 
 def _launch(args: argparse.Namespace, command: list[str]) -> int:
-    from rlaif_jax.launch import Launch, supervise
+    from rlaif_jax.commands.launch import Launch, supervise
 
     known = ("run", *_STAGE_HELP)
     if command[:2] != ["judge", "optimize"] and command[:1] not in ([name] for name in known):
@@ -165,38 +165,38 @@ def main(argv: list[str] | None = None) -> int:
 def _dispatch(args: argparse.Namespace, console: Console) -> int:
     # Imported here: `rlaif --help` should not wait for jax.
     if args.command == "generate":
-        from rlaif_jax.generate import run_generate
+        from rlaif_jax.commands.generate import run_generate
 
         run_generate(args, console)
         return 0
     if args.command == "import":
-        from rlaif_jax.pretrained import run_import
+        from rlaif_jax.commands.import_model import run_import
 
         run_import(args, console)
         return 0
     if args.command == "export":
-        from rlaif_jax.export import run_export
+        from rlaif_jax.commands.export import run_export
 
         run_export(args, console)
         return 0
     if args.command == "judge" and args.action == "score":
-        from rlaif_jax.judge_score import run_score
+        from rlaif_jax.commands.judge_score import run_score
 
         run_score(args, console)
         return 0
-    from rlaif_jax import pipeline
+    from rlaif_jax.commands.launch import end_with_supervisor
     from rlaif_jax.config import load_config
-    from rlaif_jax.dry_run import print_plan
-    from rlaif_jax.experiment import open_experiment
-    from rlaif_jax.launch import end_with_supervisor
+    from rlaif_jax.plan.estimate import print_plan
+    from rlaif_jax.run.folder import open_run
     from rlaif_jax.sharding.distributed import init_distributed
+    from rlaif_jax.stages import pipeline
 
     cfg = load_config(args.config, args.overrides)
     if args.command == "run" and args.dry_run:
         print_plan(cfg, console)
         return 0
     if args.command == "plan":
-        from rlaif_jax.aot.plan import run_plan
+        from rlaif_jax.plan.compiled import run_plan
 
         before = signal.signal(signal.SIGINT, signal.SIG_DFL)  # or Ctrl-C would wait until the compiler returns
         try:
@@ -206,7 +206,7 @@ def _dispatch(args: argparse.Namespace, console: Console) -> int:
     end_with_supervisor()
     processes = init_distributed(say=lambda text: print(f"rlaif: process 0 {text}", file=sys.stderr, flush=True))
     console.quiet = processes.index > 0
-    experiment = open_experiment(cfg, args.out or Path("runs") / cfg.name, console)
+    experiment = open_run(args.out or Path("runs") / cfg.name, cfg, console)
     stages = pipeline.stages(cfg) if args.command == "run" else {args.command: pipeline.ALL_STAGES[args.command]}
     try:
         pipeline.run(experiment, stages)

@@ -12,13 +12,13 @@ import pytest
 
 from benchmarks.large_models import random_folder
 from rlaif_jax.config import RewardConfig
-from rlaif_jax.config_values import to_dict
-from rlaif_jax.metrics import read_metrics
+from rlaif_jax.config.values import to_dict
 from rlaif_jax.models.lora import LoraConfig
 from rlaif_jax.models.model_config import ModelConfig, parameter_count, preset
 from rlaif_jax.sampling.filters import SamplingConfig
+from rlaif_jax.trainers.config import RlConfig, TrainConfig
+from rlaif_jax.trainers.metrics_log import read_metrics
 from rlaif_jax.trainers.optimizer import OptimizerConfig
-from rlaif_jax.trainers.settings import RlConfig, TrainConfig
 from tests import hf, tiny
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]

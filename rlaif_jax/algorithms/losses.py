@@ -5,7 +5,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from rlaif_jax.metrics import Mean, mean_of
+from rlaif_jax.algorithms.mean import Mean, mean_of
 
 
 def aggregate(terms: jax.Array, mask: jax.Array, how: str, max_length: int = 0) -> Mean:

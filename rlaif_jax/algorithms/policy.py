@@ -13,8 +13,8 @@ import jax.numpy as jnp
 
 from rlaif_jax.algorithms.kl import KlConfig, kl_terms
 from rlaif_jax.algorithms.losses import aggregate
+from rlaif_jax.algorithms.mean import Max, Mean, Metrics, Min, mean_of
 from rlaif_jax.errors import UserError
-from rlaif_jax.metrics import Max, Mean, Metrics, Min, mean_of
 
 _LOG_RATIO_BOUND = 20.0  # e^20: far beyond any clip, and no overflow
 _PER_TOKEN = ("old_logprobs", "ref_logprobs", "sampler_logprobs", "advantages")

@@ -10,12 +10,12 @@ import numpy as np
 
 from rlaif_jax.data.records import LabelledResponse, PreferencePair, Record, SftExample
 
-Exchange = tuple[str, str]  # (prompt, response)
+Sample = tuple[str, str]  # (prompt, response)
 
 
-def answered(records: Sequence[Record]) -> set[Exchange]:
+def answered(records: Sequence[Record]) -> set[Sample]:
     """Every (prompt, response) that these records show to a model."""
-    seen: set[Exchange] = set()
+    seen: set[Sample] = set()
     for r in records:
         if isinstance(r, PreferencePair):
             seen |= {(r.prompt, r.chosen), (r.prompt, r.rejected)}
@@ -24,9 +24,9 @@ def answered(records: Sequence[Record]) -> set[Exchange]:
     return seen
 
 
-def praised(records: Sequence[Record]) -> set[Exchange]:
+def praised(records: Sequence[Record]) -> set[Sample]:
     """Every (prompt, response) that these records show as good: chosen, labelled 1, or to be imitated."""
-    seen: set[Exchange] = set()
+    seen: set[Sample] = set()
     for r in records:
         if isinstance(r, PreferencePair):
             seen.add((r.prompt, r.chosen))

@@ -27,7 +27,7 @@ RATES = ("finished", "self_repetition", "unique_responses")
 
 
 @dataclass(frozen=True)
-class Sample:
+class GradedSample:
     """One answer. scores: name -> number, or None for "no verdict"; NaN and infinity raise ValueError.
 
     Attributes:
@@ -57,7 +57,7 @@ class System:
 
     name: str
     description: str
-    samples: tuple[Sample, ...]
+    samples: tuple[GradedSample, ...]
 
     @property
     def responses(self) -> list[str]:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 
+from rlaif_jax.feedback.json_replies import ask, parse_json
 from rlaif_jax.feedback.llm import LLM
 from rlaif_jax.feedback.prompts import Prompts
-from rlaif_jax.feedback.structured import ask, parse_json
 
 _SCHEMA = {"verdict": (0, 1), "reason": str}
 

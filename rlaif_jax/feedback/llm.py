@@ -1,6 +1,6 @@
 """The one protocol behind which every language model stands: a batch of requests in, a batch of replies out.
 
-    OpenAILLM (any chat API) | FlaxLLM (a checkpoint on the mesh) | RecordedLLM (a transcript)
+    OpenAILLM (any chat API) | LocalLLM (a checkpoint on the mesh) | RecordedLLM (a transcript)
         --CachedLLM--> never asks twice what was answered once
 """
 

@@ -1,7 +1,7 @@
 """LoRA (arXiv 2106.09685) as functions on parameter trees; nothing in the model knows of it but `ops.linear`.
 
     adapter = init(cfg, lora, key)                 # {"layers": {"q": {"a": (L, D, R), "b": (L, R, F)}, ...}}
-    hidden = transformer.forward(attach(base, adapter, lora), cfg, ...)      # gradients flow to what is differentiated
+    hidden = transformer.forward(apply_lora(base, adapter, lora), cfg, ...)      # gradients flow to what is differentiated
     plain = merge(base, adapter, lora)             # for sampling, export and whoever comes after
 
 The base alone is the model without its adapter, so one base in memory is policy and reference.
@@ -19,8 +19,8 @@ import jax.numpy as jnp
 
 from rlaif_jax.errors import UserError
 from rlaif_jax.models import transformer
+from rlaif_jax.models.matrices import LoraMatrix, dense
 from rlaif_jax.models.model_config import ModelConfig
-from rlaif_jax.models.weights import Adapted, plain
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,19 +86,19 @@ def logical_axes(cfg: ModelConfig, lora: LoraConfig) -> dict:
     return {"layers": {n: {"a": ("layers", i, None), "b": ("layers", None, o)} for n, (i, o) in sides.items()}}
 
 
-def attach(base: Any, trained: Any, lora: LoraConfig) -> Any:
-    """The base's tree with an `Adapted` for every matrix that has an update; both trees may be nested in the same dicts.
+def apply_lora(base: Any, trained: Any, lora: LoraConfig) -> Any:
+    """The base's tree with an `LoraMatrix` for every matrix that has an update; both trees may be nested in the same dicts.
 
     What stands only in `trained` (a scalar head beside the decoder) is taken from there.
     """
     if not isinstance(trained, dict):
         return trained
     if trained.keys() == {"a", "b"}:
-        return Adapted(base, trained["a"], trained["b"], lora.alpha / trained["a"].shape[-1])
-    found = {name: attach(base[name], node, lora) if name in base else node for name, node in trained.items()}
+        return LoraMatrix(base, trained["a"], trained["b"], lora.alpha / trained["a"].shape[-1])
+    found = {name: apply_lora(base[name], node, lora) if name in base else node for name, node in trained.items()}
     return base | found
 
 
 def merge(base: Any, trained: Any, lora: LoraConfig) -> Any:
     """The plain tree in which every update is added to its matrix (under jit, with the base's shardings)."""
-    return plain(attach(base, trained, lora))
+    return dense(apply_lora(base, trained, lora))

@@ -11,8 +11,8 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
+from rlaif_jax.models.matrices import Matrix, is_wrapped, product
 from rlaif_jax.models.model_config import ModelConfig
-from rlaif_jax.models.weights import Matrix, is_special, product
 
 Weights = dict[str, Matrix]
 Attend = Callable[[jax.Array, jax.Array, jax.Array], tuple[jax.Array, object]]
@@ -82,7 +82,7 @@ def positions_of(segment_ids: jax.Array) -> jax.Array:
 
 def linear(x: jax.Array, weight: Matrix) -> jax.Array:
     """(..., D) times (D, F): a plain matrix, or one of `weights` that stands in its place."""
-    return weight.times(x) if is_special(weight) else product(x, weight)
+    return weight.matmul(x) if is_wrapped(weight) else product(x, weight)
 
 
 def _project(x: jax.Array, weights: Weights, name: str, heads: int) -> jax.Array:

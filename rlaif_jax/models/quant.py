@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from rlaif_jax.models.weights import Int8
+from rlaif_jax.models.matrices import Int8
 from rlaif_jax.sharding.placement import Placement
 
 Cached = tuple[jax.Array, jax.Array] | jax.Array

@@ -11,7 +11,7 @@ from rlaif_jax.errors import UserError
 
 
 @dataclasses.dataclass(frozen=True)
-class Exchange:
+class Sample:
     """A prompt and a response; `finished` is False where the response ran into the token limit."""
 
     prompt: str
@@ -29,7 +29,7 @@ class RewardResult:
     components: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
 
 
-RewardFn = Callable[[Sequence[Exchange]], RewardResult]
+RewardFn = Callable[[Sequence[Sample]], RewardResult]
 
 
 def checked(result: RewardResult, max_lost: float) -> RewardResult:
@@ -47,9 +47,9 @@ def checked(result: RewardResult, max_lost: float) -> RewardResult:
 def with_unfinished_penalty(reward: RewardFn, penalty: float) -> RewardFn:
     """The reward less `penalty` where the response did not end."""
 
-    def penalised(exchanges: Sequence[Exchange]) -> RewardResult:
-        result = reward(exchanges)
-        unfinished = np.array([not e.finished for e in exchanges], np.float32)
+    def penalised(samples: Sequence[Sample]) -> RewardResult:
+        result = reward(samples)
+        unfinished = np.array([not e.finished for e in samples], np.float32)
         parts = result.components | {"model": result.values, "unfinished": -penalty * unfinished}
         return dataclasses.replace(result, values=result.values - penalty * unfinished, components=parts)
 

@@ -8,10 +8,10 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from rlaif_jax.errors import UserError
-from rlaif_jax.feedback.detector import Verdicts, make_checklist, soft_verdicts, spoken_verdicts
 from rlaif_jax.feedback.llm import LLM
 from rlaif_jax.feedback.prompts import Prompts
-from rlaif_jax.rewards.base import Exchange, RewardFn, RewardResult
+from rlaif_jax.feedback.verdicts import judge_verdicts
+from rlaif_jax.rewards.base import RewardFn, RewardResult, Sample
 
 # Sentences that talk to the judge instead of the person greeted.
 _PLEA = re.compile(
@@ -32,33 +32,17 @@ def _as_reward(judge: Callable[[list[tuple[str, str]]], np.ndarray]) -> RewardFn
     """p_good as a reward. A text that argues with the judge gets the lower of its value with and without the plea, so
     that arguing never pays."""
 
-    def reward(exchanges: Sequence[Exchange]) -> RewardResult:
-        items = [(e.prompt, e.response) for e in exchanges]
-        cleaned = [without_pleas(e.response) for e in exchanges]
-        arguing = [i for i, e in enumerate(exchanges) if cleaned[i] != e.response]
-        values = judge(items + [(exchanges[i].prompt, cleaned[i]) for i in arguing])
+    def reward(samples: Sequence[Sample]) -> RewardResult:
+        items = [(e.prompt, e.response) for e in samples]
+        cleaned = [without_pleas(e.response) for e in samples]
+        arguing = [i for i, e in enumerate(samples) if cleaned[i] != e.response]
+        values = judge(items + [(samples[i].prompt, cleaned[i]) for i in arguing])
         main, valid = values[: len(items)].copy(), ~np.isnan(values[: len(items)])
         for i, bare in zip(arguing, values[len(items) :], strict=True):
             main[i], valid[i] = min(main[i], bare), valid[i] and not np.isnan(bare)
         return RewardResult(np.where(valid, main, 0.0).astype(np.float32), valid, {"judge": main})
 
     return reward
-
-
-def judge_verdicts(
-    llm: LLM, prompts: Prompts, mode: str, votes: int, temperature: float
-) -> Callable[[Sequence[str], Sequence[tuple[str, str]]], Verdicts]:
-    """(principles, items) -> verdicts, in a mode that rates one answer at a time: soft, checklist, binary or k_vote."""
-    if mode == "checklist":
-        return make_checklist(llm, prompts)
-    if mode == "soft":
-        return lambda principles, items: soft_verdicts(llm, prompts, principles, items)
-    if mode not in ("binary", "k_vote"):
-        raise UserError(f"the judge mode {mode!r} rates no single answer; expected soft, checklist, binary or k_vote")
-    votes, temperature = (votes, temperature) if mode == "k_vote" else (1, 0.0)
-    return lambda principles, items: spoken_verdicts(
-        llm, prompts, principles, items, votes=votes, temperature=temperature
-    )
 
 
 def make_judge(
@@ -77,22 +61,22 @@ def make_judge(
 
 
 def _pairwise(llm: LLM, prompts: Prompts, principles, group: int, references: dict[str, str] | None) -> RewardFn:
-    def reward(exchanges: Sequence[Exchange]) -> RewardResult:
-        if references is None and (group < 2 or len(exchanges) % group):
-            raise UserError(f"pairwise judging needs groups of 2 or more answers; found {len(exchanges)} in groups of {group}")
+    def reward(samples: Sequence[Sample]) -> RewardResult:
+        if references is None and (group < 2 or len(samples) % group):
+            raise UserError(f"pairwise judging needs groups of 2 or more answers; found {len(samples)} in groups of {group}")
         matches = []  # (index of A, index of B or None, prompt, text A, text B)
-        for i, e in enumerate(exchanges):
+        for i, e in enumerate(samples):
             if references is not None:
                 if e.prompt not in references:
                     raise UserError(f"no reference answer for the request {e.prompt!r}")
                 matches.append((i, None, e.prompt, e.response, references[e.prompt]))
             else:
                 rival = i - i % group + (i + 1) % group
-                matches.append((i, rival, e.prompt, e.response, exchanges[rival].response))
+                matches.append((i, rival, e.prompt, e.response, samples[rival].response))
         first = _prefers_first(llm, prompts, principles, [(q, without_pleas(a), without_pleas(b)) for _, _, q, a, b in matches])
         second = _prefers_first(llm, prompts, principles, [(q, without_pleas(b), without_pleas(a)) for _, _, q, a, b in matches])
         wins = (first + 1.0 - second) / 2.0
-        total, count = np.zeros(len(exchanges)), np.zeros(len(exchanges))
+        total, count = np.zeros(len(samples)), np.zeros(len(samples))
         for (i, rival, *_), win in zip(matches, wins, strict=True):
             if not np.isnan(win):
                 total[i], count[i] = total[i] + win, count[i] + 1

@@ -11,23 +11,23 @@ import numpy as np
 from rlaif_jax.data.tokenizer import Tokenizer
 from rlaif_jax.models import heads, ops
 from rlaif_jax.models.model_config import ModelConfig
-from rlaif_jax.rewards.base import Exchange, RewardFn, RewardResult
+from rlaif_jax.rewards.base import RewardFn, RewardResult, Sample
 from rlaif_jax.sharding.move import gather, shard
 from rlaif_jax.sharding.placement import Placement
 
 
-def encode_exchanges(
-    exchanges: Sequence[Exchange], tokenizer: Tokenizer, max_length: int, whole_chat: bool = False
+def encode_samples(
+    samples: Sequence[Sample], tokenizer: Tokenizer, max_length: int, whole_chat: bool = False
 ) -> tuple[np.ndarray, ...]:
     """tokens and segment_ids (B, T) int32, right-padded, and fits (B,) bool.
 
     A response that did not end is scored without the end token, as it stands. What is longer than T has no verdict.
     `whole_chat`: as the template renders a finished chat, which is what reward models of others have learned from.
     """
-    tokens = np.full((len(exchanges), max_length), tokenizer.pad_id, np.int32)
+    tokens = np.full((len(samples), max_length), tokenizer.pad_id, np.int32)
     segments = np.zeros_like(tokens)
-    fits = np.ones(len(exchanges), bool)
-    for i, e in enumerate(exchanges):
+    fits = np.ones(len(samples), bool)
+    for i, e in enumerate(samples):
         if whole_chat:
             ids = tokenizer.encode_dialogue(e.prompt, e.response, e.system)
         else:
@@ -45,19 +45,19 @@ def make_reward_model(
 ) -> RewardFn:  # fmt: skip
     """The reward function of a scalar model; scores are computed `batch_size` rows at a time in one compiled shape.
 
-    `whole_chat`: see `encode_exchanges`.
+    `whole_chat`: see `encode_samples`.
 
-    With several processes all of them ask for the same exchanges; each scores the rows that its devices hold.
+    With several processes all of them ask for the same samples; each scores the rows that its devices hold.
     """
 
     @jax.jit
     def score(params, tokens, segment_ids):
         return heads.scores(params, cfg, tokens, segment_ids, ops.positions_of(segment_ids), place)
 
-    def reward(exchanges: Sequence[Exchange]) -> RewardResult:
-        tokens, segments, fits = encode_exchanges(exchanges, tokenizer, max_length, whole_chat)
+    def reward(samples: Sequence[Sample]) -> RewardResult:
+        tokens, segments, fits = encode_samples(samples, tokenizer, max_length, whole_chat)
         values = []
-        for start in range(0, len(exchanges), batch_size):
+        for start in range(0, len(samples), batch_size):
             piece = [np.asarray(a[start : start + batch_size]) for a in (tokens, segments)]
             count = len(piece[0])
             piece = [np.pad(a, ((0, batch_size - count), (0, 0))) for a in piece]

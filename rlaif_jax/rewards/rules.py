@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 
 from rlaif_jax.errors import UserError
-from rlaif_jax.rewards.base import Exchange, RewardFn, RewardResult
+from rlaif_jax.rewards.base import RewardFn, RewardResult, Sample
 
 _DIGITS = {c: i for i, c in enumerate("零一二三四五六七八九")} | {"两": 2}
 _NUMBER = r"([0-9]{1,3}|[一二两三四五六七八九十]{1,3})"
@@ -109,9 +109,9 @@ def length_band(response: str, low: int, high: int) -> float:
     return max(0.0, 1.0 - max(0, length - high) / high)
 
 
-def _per_answer(score: Callable[[Exchange], float]) -> RewardFn:
-    def reward(exchanges: Sequence[Exchange]) -> RewardResult:
-        return RewardResult(np.array([score(e) for e in exchanges], np.float32), np.ones(len(exchanges), bool))
+def _per_answer(score: Callable[[Sample], float]) -> RewardFn:
+    def reward(samples: Sequence[Sample]) -> RewardResult:
+        return RewardResult(np.array([score(e) for e in samples], np.float32), np.ones(len(samples), bool))
 
     return reward
 
@@ -146,17 +146,17 @@ def combine(
     A row is valid where every part and veto is: a part without verdict must not pass as a zero.
     """
 
-    def reward(exchanges: Sequence[Exchange]) -> RewardResult:
-        total = np.zeros(len(exchanges), np.float32)
-        valid = np.ones(len(exchanges), bool)
+    def reward(samples: Sequence[Sample]) -> RewardResult:
+        total = np.zeros(len(samples), np.float32)
+        valid = np.ones(len(samples), bool)
         components: dict[str, np.ndarray] = {}
         for name, (fn, weight) in parts.items():
-            result = fn(exchanges)
+            result = fn(samples)
             valid &= result.valid
             components[name] = np.where(result.valid, result.values, 0.0)
             total += weight * (_standardised(result) if normalise == "batch" else components[name])
         for name, fn in vetoes.items():
-            result = fn(exchanges)
+            result = fn(samples)
             valid &= result.valid
             components[f"veto_{name}"] = (result.values < 0.5).astype(np.float32)
             total -= penalty * components[f"veto_{name}"]

@@ -134,7 +134,7 @@ def advance(
 
     def body(s: DecodeState) -> DecodeState:
         token = jnp.where(s.done, pad_id, sample_token(s.logits, prompted.keys, s.step, sampling))
-        # No token is below 0: the log-prob waits for it, so that devices exchange one thing after the other.
+        # No token is below 0: the log-prob waits for it, so that devices sample one thing after the other.
         logprob, _ = ops.token_logprob(s.logits, token, sampling.temperature + jnp.minimum(token, 0)[:, None])
         slot = prompt_length + s.step
         visible = prompted.visible | ((slots >= prompt_length) & (slots <= slot))

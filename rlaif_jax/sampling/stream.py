@@ -13,7 +13,7 @@ import numpy as np
 from rlaif_jax.models.model_config import ModelConfig
 from rlaif_jax.sampling.decode import advance, begin, unstack
 from rlaif_jax.sampling.filters import SamplingParams, row_keys
-from rlaif_jax.sampling.rollout import for_sampling
+from rlaif_jax.sampling.sampler import for_sampling
 from rlaif_jax.sharding.placement import Placement
 
 Stream = Callable[..., Iterator[np.ndarray]]

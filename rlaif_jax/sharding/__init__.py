@@ -12,12 +12,12 @@ from rlaif_jax.errors import UserError
 from rlaif_jax.sharding.describe import Description, describe
 from rlaif_jax.sharding.distributed import Processes, init_distributed
 from rlaif_jax.sharding.hosts import all_values, barrier, broadcast, connect, is_first, on_first
+from rlaif_jax.sharding.memory_estimate import Memory, bytes_per_device, estimate, sharded_bytes
 from rlaif_jax.sharding.mesh import MeshConfig, abstract_mesh, make_mesh
 from rlaif_jax.sharding.move import gather, gather_each, reshard, shard
 from rlaif_jax.sharding.optimizer import optimizer_shardings
 from rlaif_jax.sharding.picture import draw
 from rlaif_jax.sharding.placement import Placement, constrain, global_batch, host_rows, local_rows, sharded_init
-from rlaif_jax.sharding.plan import Memory, bytes_per_device, estimate, sharded_bytes
 from rlaif_jax.sharding.rules import DEFAULT_RULES, RULE_SETS, Repair, Rules, spec_for
 from rlaif_jax.sharding.trees import Coverage, axes_by_pattern, axes_of, coverage, named_leaves
 

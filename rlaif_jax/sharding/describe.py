@@ -12,7 +12,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from rlaif_jax.errors import UserError
-from rlaif_jax.sharding.meshes import AnyMesh, bytes_by_mesh, mesh_key, most_on_a_device
+from rlaif_jax.sharding.memory_estimate import AnyMesh, bytes_by_mesh, mesh_key, most_on_a_device
 from rlaif_jax.sharding.rules import Repair
 from rlaif_jax.sharding.text import pad, printable, width
 from rlaif_jax.sharding.trees import named_leaves, refuse_shared

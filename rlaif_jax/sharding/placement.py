@@ -204,3 +204,8 @@ def local_rows(x: jax.Array) -> np.ndarray:
     if not filled.all():
         raise UserError("this process holds only parts of its rows: gather the array, or split its rows alone")
     return out
+
+
+def abstract_like(tree: Any, shardings: Any) -> Any:
+    """ShapeDtypeStructs of a tree (of arrays or structs) with these shardings, as restore targets."""
+    return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), tree, shardings)

@@ -19,7 +19,7 @@ def adapted(loss_fn: LossFn, lora: LoraConfig) -> Callable[..., Any]:
     """loss(trained, batch, frozen=base): the loss of the base with its adapter, differentiated by the adapter alone."""
 
     def loss(trained: Any, batch: dict, frozen: Any):
-        return loss_fn(lora_lib.attach(frozen, trained, lora), batch)
+        return loss_fn(lora_lib.apply_lora(frozen, trained, lora), batch)
 
     return loss
 

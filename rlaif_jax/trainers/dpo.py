@@ -9,11 +9,11 @@ import jax
 import jax.numpy as jnp
 
 from rlaif_jax.algorithms import losses
-from rlaif_jax.metrics import Mean, Metrics
+from rlaif_jax.algorithms.mean import Mean, Metrics
 from rlaif_jax.models import transformer
 from rlaif_jax.models.model_config import ModelConfig
 from rlaif_jax.sharding.placement import Placement
-from rlaif_jax.trainers.settings import DpoConfig
+from rlaif_jax.trainers.config import DpoConfig
 
 
 def answer_logprobs(

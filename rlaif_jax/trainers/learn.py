@@ -9,10 +9,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from rlaif_jax.metrics import Metrics, empty, over_axis
+from rlaif_jax.algorithms.mean import Metrics, empty, over_axis
 from rlaif_jax.sharding.placement import Placement, constrain
+from rlaif_jax.trainers.config import RlConfig
 from rlaif_jax.trainers.rl import RlState, critic_base
-from rlaif_jax.trainers.settings import RlConfig
 from rlaif_jax.trainers.update import TrainState, Update
 
 
@@ -23,7 +23,7 @@ def _orders(key: jax.Array, count: int, rl: RlConfig) -> jax.Array:
 
 
 def _pieces(batch: dict, orders: jax.Array, place: Placement) -> dict:
-    """The batch's rows in these orders, (updates, rows, ...): all devices exchange them before the first update."""
+    """The batch's rows in these orders, (updates, rows, ...): all devices sample them before the first update."""
     return jax.tree.map(lambda x: constrain(x[orders], (None, "batch") + (None,) * (x.ndim - 1), place), batch)
 
 

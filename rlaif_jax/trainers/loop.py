@@ -15,13 +15,14 @@ import numpy as np
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from rlaif_jax.checkpoint import Checkpoints, abstract_like
 from rlaif_jax.errors import Preempted
-from rlaif_jax.metrics import MetricsWriter
 from rlaif_jax.sharding import broadcast
 from rlaif_jax.sharding.memory import on_device
+from rlaif_jax.sharding.placement import abstract_like
+from rlaif_jax.trainers.checkpoint import Checkpoints
+from rlaif_jax.trainers.config import TrainConfig
+from rlaif_jax.trainers.metrics_log import MetricsWriter
 from rlaif_jax.trainers.preemption import preemption_notice
-from rlaif_jax.trainers.settings import TrainConfig
 from rlaif_jax.trainers.update import TrainState
 
 

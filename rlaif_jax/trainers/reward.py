@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from rlaif_jax.algorithms import losses
-from rlaif_jax.metrics import Mean
+from rlaif_jax.algorithms.mean import Mean
 from rlaif_jax.models import heads
 from rlaif_jax.models.model_config import ModelConfig
 from rlaif_jax.sharding.placement import Placement

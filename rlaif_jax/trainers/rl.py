@@ -19,17 +19,17 @@ from rlaif_jax.algorithms import advantages as adv
 from rlaif_jax.algorithms import losses
 from rlaif_jax.algorithms.kl import adapted_coefficient, kl_terms
 from rlaif_jax.algorithms.masked import explained_variance, masked_mean, whiten
+from rlaif_jax.algorithms.mean import Mean, Metrics
 from rlaif_jax.algorithms.policy import policy_loss
-from rlaif_jax.metrics import Mean, Metrics
 from rlaif_jax.models import heads, transformer
 from rlaif_jax.models.model_config import ModelConfig
-from rlaif_jax.rewards.base import Exchange, RewardResult, checked
+from rlaif_jax.rewards.base import RewardResult, Sample, checked
 from rlaif_jax.sampling.decode import Decoded
 from rlaif_jax.sampling.filters import SamplingParams
-from rlaif_jax.sampling.rollout import sequences
+from rlaif_jax.sampling.sampler import sequences
 from rlaif_jax.sharding.placement import Placement
+from rlaif_jax.trainers.config import RlConfig
 from rlaif_jax.trainers.rollout import Rollout, RolloutFn
-from rlaif_jax.trainers.settings import RlConfig
 from rlaif_jax.trainers.update import TrainState
 
 
@@ -195,7 +195,7 @@ def critic_base(frozen: Any) -> Any:
 def make_step(
     rollout: RolloutFn, refill: Callable[[Any, Rollout, int], tuple[Rollout, dict]] | None, annotate: Callable,
     experience: Callable, learn: Callable, reference: Any, sampling: SamplingParams, rl: RlConfig, seed: int,
-    on_samples: Callable[[int, list[Exchange], RewardResult], None],
+    on_samples: Callable[[int, list[Sample], RewardResult], None],
     view: Callable[[Any, Any], Any] = plain_view, fetch: Callable[[Any], Any] | None = None,
 ) -> Callable[[RlState, dict, int], tuple[RlState, dict]]:  # fmt: skip
     """The body of the RL loop.
@@ -233,7 +233,7 @@ def make_step(
         jax.block_until_ready(state.params)
         clock.append(time.perf_counter())
         if number % rl.samples_every == 0:
-            on_samples(number, rolled.exchanges, result)
+            on_samples(number, rolled.samples, result)
         phases = dict(zip(("rollout", "reward", "update"), np.diff(clock), strict=True))
         seconds = {f"seconds/{k}": v for k, v in phases.items()}
         return state, metrics | learned | reward_metrics(result) | refilled | seconds

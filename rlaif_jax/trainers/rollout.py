@@ -14,17 +14,17 @@ import numpy as np
 from rlaif_jax.algorithms.advantages import groups_with_signal
 from rlaif_jax.data.records import Prompt
 from rlaif_jax.data.tokenizer import Tokenizer
-from rlaif_jax.rewards.base import Exchange, RewardFn, RewardResult, checked
+from rlaif_jax.rewards.base import RewardFn, RewardResult, Sample, checked
 from rlaif_jax.sampling.decode import Decoded
 from rlaif_jax.sampling.filters import SamplingParams
-from rlaif_jax.sampling.rollout import Sampler
+from rlaif_jax.sampling.sampler import Sampler
 from rlaif_jax.sharding.move import gather
-from rlaif_jax.trainers.settings import RlConfig
+from rlaif_jax.trainers.config import RlConfig
 
 
-def to_exchanges(
+def to_samples(
     decoded: Decoded, prompts: Sequence[Prompt], group: int, tokenizer: Tokenizer
-) -> tuple[list[Exchange], Decoded]:
+) -> tuple[list[Sample], Decoded]:
     """Texts of a rollout (and the rollout on the host); prompt i owns rows i * group to (i + 1) * group - 1.
 
     Every process gets all of them: tokens are small, and then all processes go on alike.
@@ -32,7 +32,7 @@ def to_exchanges(
     host = gather(decoded)
     lengths = host.mask.sum(axis=1).astype(int)
     return [
-        Exchange(p.prompt, tokenizer.decode(host.tokens[row, : lengths[row]].tolist()), bool(host.finished[row]), p.system)
+        Sample(p.prompt, tokenizer.decode(host.tokens[row, : lengths[row]].tolist()), bool(host.finished[row]), p.system)
         for i, p in enumerate(prompts)
         for row in range(i * group, (i + 1) * group)
     ], host
@@ -52,7 +52,7 @@ class Rollout:
 
     prompts: dict[str, np.ndarray]
     decoded: Decoded
-    exchanges: list[Exchange]
+    samples: list[Sample]
     rewards: Sequence[Future[RewardResult]]
 
     def result(self) -> RewardResult:
@@ -63,7 +63,7 @@ class Rollout:
 RolloutFn = Callable[..., Rollout]
 
 
-def _later(judge: ThreadPoolExecutor | None, reward: RewardFn, texts: list[Exchange]) -> Future[RewardResult]:
+def _later(judge: ThreadPoolExecutor | None, reward: RewardFn, texts: list[Sample]) -> Future[RewardResult]:
     """The reward, worked on in a thread; without one at once: several processes must give their devices work in one order."""
     if judge is not None:
         return judge.submit(reward, texts)
@@ -82,18 +82,18 @@ def make_rollout(
     group, size = rl.group, rl.train.batch_size // rl.rollout_chunks
 
     def rollout(params: Any, prompts: dict, number: int, first_row: int = 0) -> Rollout:
-        parts, exchanges, rewards = [], [], []
+        parts, samples, rewards = [], [], []
         for start in range(0, len(prompts["row"]), size):
             rows = slice(start, start + size)
             decoded = sampler(
                 params, prompts["tokens"][rows], prompts["segment_ids"][rows], seed, number, sampling,
                 first_row + start * group,
             )  # fmt: skip
-            texts, _ = to_exchanges(decoded, [records[int(r)] for r in prompts["row"][rows]], group, tokenizer)
+            texts, _ = to_samples(decoded, [records[int(r)] for r in prompts["row"][rows]], group, tokenizer)
             rewards.append(_later(judge, reward, texts))
             parts.append(decoded)
-            exchanges += texts
-        return Rollout(prompts, parts[0] if len(parts) == 1 else join(parts), exchanges, rewards)
+            samples += texts
+        return Rollout(prompts, parts[0] if len(parts) == 1 else join(parts), samples, rewards)
 
     return rollout
 
@@ -129,7 +129,7 @@ def make_refill(
         done: Future[RewardResult] = Future()
         done.set_result(kept)
         prompts = {k: np.concatenate([r.prompts[k] for r in rounds])[chosen] for k in first.prompts}
-        exchanges = [e for r in rounds for e in r.exchanges]
-        return Rollout(prompts, pick(parts, rows), [exchanges[i] for i in rows], [done]), metrics
+        samples = [e for r in rounds for e in r.samples]
+        return Rollout(prompts, pick(parts, rows), [samples[i] for i in rows], [done]), metrics
 
     return refill

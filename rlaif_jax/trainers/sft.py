@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from rlaif_jax.metrics import Mean, Metrics, mean_of, merge
+from rlaif_jax.algorithms.mean import Mean, Metrics, mean_of, merge
 from rlaif_jax.models import transformer
 from rlaif_jax.models.model_config import ModelConfig
 from rlaif_jax.sharding.placement import Placement, global_batch

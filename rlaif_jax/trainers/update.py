@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from rlaif_jax.metrics import Mean, Metrics, empty, merge
+from rlaif_jax.algorithms.mean import Mean, Metrics, empty, merge
 from rlaif_jax.sharding.move import shard
 from rlaif_jax.sharding.optimizer import optimizer_shardings
 from rlaif_jax.sharding.placement import Placement

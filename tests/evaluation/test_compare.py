@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from rlaif_jax.errors import UserError
-from rlaif_jax.evaluation.compare import Sample, System, check_systems, difference, figures, intervals_apart, is_rate
+from rlaif_jax.evaluation.compare import GradedSample, System, check_systems, difference, figures, intervals_apart, is_rate
 from rlaif_jax.evaluation.scores import Figure
 
 
@@ -16,7 +16,7 @@ def system(name, scores, responses=None, prompts=None):
     responses = responses or [f"新年好{i}" for i in range(len(scores))]
     prompts = prompts or [f"请求{i}" for i in range(len(scores))]
     rows = zip(prompts, responses, scores, strict=True)
-    return System(name, "", tuple(Sample(p, r, len(r), True, s) for p, r, s in rows))
+    return System(name, "", tuple(GradedSample(p, r, len(r), True, s) for p, r, s in rows))
 
 
 def test_rates_means_and_missing():
@@ -41,14 +41,14 @@ def test_a_binary_length_is_still_a_mean():
 @pytest.mark.parametrize("bad", [math.nan, math.inf, np.float32("nan")])
 def test_nan_raises(bad):
     with pytest.raises(ValueError, match="no verdict"):
-        Sample("请求", "好", 1, True, {"reward": bad})
+        GradedSample("请求", "好", 1, True, {"reward": bad})
 
 
 def test_reserved_names_and_json():
     with pytest.raises(UserError, match="built-in"):
-        Sample("请求", "好", 1, True, {"distinct_2": 0.5})
-    row = dataclasses.asdict(Sample("请求", "好", 1, True, {"reward": np.float32(0.5), "excellent": None}))
-    assert Sample(**json.loads(json.dumps(row))).scores == {"reward": 0.5, "excellent": None}
+        GradedSample("请求", "好", 1, True, {"distinct_2": 0.5})
+    row = dataclasses.asdict(GradedSample("请求", "好", 1, True, {"reward": np.float32(0.5), "excellent": None}))
+    assert GradedSample(**json.loads(json.dumps(row))).scores == {"reward": 0.5, "excellent": None}
 
 
 def test_different_prompts_are_refused():

@@ -2,7 +2,7 @@
 
 import random
 
-from rlaif_jax.evaluation.compare import Sample, System
+from rlaif_jax.evaluation.compare import GradedSample, System
 from rlaif_jax.evaluation.hacking import hack_flags
 
 CLAUSES = [
@@ -26,7 +26,7 @@ def answers(name, edit=lambda text: text, excellent=0.4, reward=0.0, finished=Tr
     for i in range(n):
         text = edit("，".join(rng.sample(CLAUSES, 4)))
         scores = {"excellent": float(noise.random() < excellent), "reward": noise.gauss(reward, 1)}
-        samples.append(Sample(f"请求{i}", text, len(text), finished, scores))
+        samples.append(GradedSample(f"请求{i}", text, len(text), finished, scores))
     return System(name, "", tuple(samples))
 
 
@@ -60,6 +60,6 @@ def test_repetition_and_unfinished():
 
 
 def test_what_cannot_be_checked_says_so():
-    plain = System("sft", "", (Sample("请求", "好", 1, True), Sample("请求2", "福", 1, True)))
+    plain = System("sft", "", (GradedSample("请求", "好", 1, True), GradedSample("请求2", "福", 1, True)))
     found = {f.name: f.ok for f in hack_flags(plain, System("rl", "", plain.samples))}
     assert found["reward"] is None and found["diversity"] is None

@@ -13,7 +13,7 @@ from rich.console import Console
 
 from rlaif_jax.errors import UserError
 from rlaif_jax.evaluation import plots, report
-from rlaif_jax.evaluation.compare import Sample, System
+from rlaif_jax.evaluation.compare import GradedSample, System
 from rlaif_jax.evaluation.hacking import Flag
 from rlaif_jax.evaluation.headline import headline
 from rlaif_jax.evaluation.scores import Figure
@@ -26,7 +26,7 @@ def system(name, good, response="", n=40):
     rows = []
     for i in range(n):
         scores = {"excellent": float(i < good), "compliance": None if i % 2 else 1.0, "reward": i / n + good / n}
-        rows.append(Sample(f"请求{i}", response or f"祝福{name}{i}", 8, True, scores))
+        rows.append(GradedSample(f"请求{i}", response or f"祝福{name}{i}", 8, True, scores))
     return System(name, f"<i>{name}</i>", tuple(rows))
 
 
@@ -135,7 +135,7 @@ def test_headline_says_which_way_it_went():
     assert "does not measurably change" in headline((sft, same), (sft, same))
     assert headline((sft, better), (sft, better), [Flag("length", False, "")]).endswith("fail: length.")
     assert headline((sft,), None).startswith("SFT alone")
-    bare = System("rl", "", (Sample("请求", "好", 1, True),))
+    bare = System("rl", "", (GradedSample("请求", "好", 1, True),))
     assert "nothing can be said" in headline((bare, bare), (bare, bare))
 
 
@@ -148,7 +148,7 @@ def test_unknown_names_and_ragged_tables_are_refused(tmp_path):
 
 
 def test_one_system_alone_and_other_scores(tmp_path):
-    rows = tuple(Sample("请求", "好\ud800", 1, True, {"my_score": 0.25 * i}) for i in range(3))
+    rows = tuple(GradedSample("请求", "好\ud800", 1, True, {"my_score": 0.25 * i}) for i in range(3))
     paths = report.write_report(tmp_path, report.Report("one", (System("base", "", rows),)))
     data = json.loads(paths.json.read_text(encoding="utf-8"))
     assert data["rows"]["base"]["my_score"]["value"] == 0.25 and data["flags"] == []

@@ -6,8 +6,8 @@ import pytest
 
 from rlaif_jax.data.tokenizer import Tokenizer
 from rlaif_jax.feedback.cache import CachedLLM, RecordedLLM
-from rlaif_jax.feedback.flax_llm import FlaxLLM
 from rlaif_jax.feedback.llm import LLMRequest, Message
+from rlaif_jax.feedback.local_llm import LocalLLM
 from rlaif_jax.feedback.openai_llm import HttpConfig, OpenAILLM
 from rlaif_jax.models import transformer
 from rlaif_jax.models.model_config import ModelConfig
@@ -33,7 +33,7 @@ def flax(tmp_path, api, place):
     tokenizer = Tokenizer.train([*TEXTS, "Good Bad 评判"] * 3, 420, tmp_path / "tokenizer")
     cfg = ModelConfig(width=32, ffn=64, layers=2, heads=4, kv_heads=2, head_dim=8).with_vocab(tokenizer.vocab_size)
     params = transformer.init(cfg, jax.random.key(1))
-    return FlaxLLM(params, cfg, tokenizer, place, name="tiny", batch_size=2, max_length=64)
+    return LocalLLM(params, cfg, tokenizer, place, name="tiny", batch_size=2, max_length=64)
 
 
 def http(tmp_path, api, place):

@@ -14,11 +14,11 @@ import pytest
 
 from rlaif_jax.errors import UserError
 from rlaif_jax.feedback.cache import CachedLLM
-from rlaif_jax.feedback.detector import soft_verdicts, spoken_verdicts
 from rlaif_jax.feedback.llm import LLMRequest, Message
 from rlaif_jax.feedback.openai_llm import HttpConfig, OpenAILLM
 from rlaif_jax.feedback.prompts import load_prompts
-from rlaif_jax.rewards.base import Exchange
+from rlaif_jax.feedback.verdicts import soft_verdicts, spoken_verdicts
+from rlaif_jax.rewards.base import Sample
 from rlaif_jax.rewards.judge import make_judge
 from tests.feedback.fake_api import FakeApi
 
@@ -82,7 +82,7 @@ def test_failures_are_typed_and_never_a_reward(api):
     llm, prompts = OpenAILLM(http(server, attempts=2)), load_prompts("zh")
     failed = llm.complete(asked(1, "永远失败"))[0]
     assert failed.failure.kind == "server" and failed.text == ""
-    items = [Exchange("写祝福", "好祝福"), Exchange("写祝福", "永远失败"), Exchange("写祝福", "坏祝福")]
+    items = [Sample("写祝福", "好祝福"), Sample("写祝福", "永远失败"), Sample("写祝福", "坏祝福")]
     for mode in ("soft", "binary", "k_vote"):
         result = make_judge(llm, prompts, ["不用套话"], mode)(items)
         assert result.valid.tolist() == [True, False, True]

@@ -18,7 +18,7 @@ from rlaif_jax.models import heads, ops, transformer
 from rlaif_jax.models.hf_config import read_config, to_hf
 from rlaif_jax.models.hf_weights import load_params, save_params
 from rlaif_jax.sampling.filters import SamplingConfig, traced
-from rlaif_jax.sampling.rollout import make_sampler
+from rlaif_jax.sampling.sampler import make_sampler
 from tests import hf
 
 torch = pytest.importorskip("torch")

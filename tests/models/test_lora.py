@@ -16,7 +16,7 @@ from rlaif_jax.models.hf_weights import load_params
 from rlaif_jax.models.lora import LoraConfig
 from rlaif_jax.models.peft import load_adapter, save_adapter
 from rlaif_jax.sampling.filters import SamplingConfig, traced
-from rlaif_jax.sampling.rollout import make_sampler
+from rlaif_jax.sampling.sampler import make_sampler
 from tests import hf
 
 LORA = LoraConfig({"layers/(q|v)": 4, "layers/(k|gate)": 2, "layers/up": 0, "layers/(o|up|down)": 3}, alpha=6.0)
@@ -58,16 +58,16 @@ def test_attached_equals_merged_and_only_the_adapter_learns(small_model, remat):
     base, fresh = transformer.init(cfg, jax.random.key(0)), lora.init(cfg, LORA, jax.random.key(1))
     tokens, segments = hf.rows(left=True, vocab=128)
     plain = _hidden(base, cfg, tokens, segments)
-    np.testing.assert_array_equal(plain, _hidden(lora.attach(base, fresh, LORA), cfg, tokens, segments))
+    np.testing.assert_array_equal(plain, _hidden(lora.apply_lora(base, fresh, LORA), cfg, tokens, segments))
     adapter = _full(fresh)
-    attached, merged = (_hidden(f(base, adapter, LORA), cfg, tokens, segments)[segments > 0] for f in (lora.attach, lora.merge))
+    attached, merged = (_hidden(f(base, adapter, LORA), cfg, tokens, segments)[segments > 0] for f in (lora.apply_lora, lora.merge))
     assert float(jnp.abs(attached - plain[segments > 0]).max()) > 0.1
     np.testing.assert_allclose(attached, merged, atol=2e-5)
 
     def loss(adapter, combine):
         return jnp.sum(jnp.sin(_hidden(combine(base, adapter, LORA), cfg, tokens, segments)) * segments[..., None])
 
-    one, two = (jax.grad(loss)(adapter, f) for f in (lora.attach, lora.merge))
+    one, two = (jax.grad(loss)(adapter, f) for f in (lora.apply_lora, lora.merge))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-3, rtol=2e-3), one, two)
     assert all(float(jnp.abs(x).max()) > 0 for x in jax.tree.leaves(one))
 
@@ -87,9 +87,9 @@ def test_no_gradient_of_the_size_of_the_base_is_made(small_model):
         compiled = jax.jit(lambda a, b: jax.grad(loss)(a, b, combine)).lower(adapter, base).compile()
         return compiled.memory_analysis().temp_size_in_bytes
 
-    temporary = {f.__name__: bytes_of(f) for f in (lora.attach, lora.merge)}
+    temporary = {f.__name__: bytes_of(f) for f in (lora.apply_lora, lora.merge)}
     weights = sum(4 * x.size for x in jax.tree.leaves(base["layers"]))
-    assert temporary["attach"] < weights / 3 < weights < temporary["merge"], (temporary, weights)
+    assert temporary["apply_lora"] < weights / 3 < weights < temporary["merge"], (temporary, weights)
 
 
 def test_samples_under_an_adapter_are_those_of_the_merged_weights(small_model, one_device):
@@ -99,7 +99,8 @@ def test_samples_under_an_adapter_are_those_of_the_merged_weights(small_model, o
         small_model, transformer.logical_axes(small_model), one_device, group=2, max_tokens=8, pad_id=0
     )  # fmt: skip
     tokens, segments = hf.rows(left=True, vocab=128)
-    out = [sampler(f(base, adapter, LORA), tokens, segments, 0, 0, traced(SamplingConfig(), ())) for f in (lora.attach, lora.merge)]
+    drawn = tokens, segments, 0, 0, traced(SamplingConfig(), ())
+    out = [sampler(f(base, adapter, LORA), *drawn) for f in (lora.apply_lora, lora.merge)]
     np.testing.assert_array_equal(out[0].tokens, out[1].tokens)
     assert not np.array_equal(out[0].tokens, sampler(base, tokens, segments, 0, 0, traced(SamplingConfig(), ())).tokens)
 
@@ -115,7 +116,7 @@ def test_peft_loads_our_adapter_with_the_same_logits(tmp_path, one_device):
     tokens, segments = hf.rows(left=True)
     with torch.no_grad():
         expected = theirs(**hf.torch_inputs(tokens, segments)).logits.numpy()
-    hidden = _hidden(lora.attach(base, adapter, LORA), cfg, tokens, segments)
+    hidden = _hidden(lora.apply_lora(base, adapter, LORA), cfg, tokens, segments)
     ours = np.asarray(ops.logits(hidden, ops.output_matrix(base, cfg)))
     np.testing.assert_allclose(ours[segments > 0], expected[segments > 0], atol=1e-4, rtol=1e-5)
     assert np.abs(ours - np.asarray(ops.logits(_hidden(base, cfg, tokens, segments), base["embed"])))[segments > 0].max() > 0.1
@@ -144,7 +145,7 @@ def test_an_adapter_made_by_peft_is_read(tmp_path, one_device):
     tokens, segments = hf.rows(left=False)
     with torch.no_grad():
         expected = theirs(**hf.torch_inputs(tokens, segments)).logits[:, 0].numpy()
-    whole = lora.attach(params, {"model": adapter, "head": {"score": score}}, options)
+    whole = lora.apply_lora(params, {"model": adapter, "head": {"score": score}}, options)
     scores = heads.scores(whole, cfg, tokens, segments, hf.as_jax(segments))
     np.testing.assert_allclose(scores, expected, atol=1e-4)
     save_adapter(adapter, cfg, options, tmp_path / "ours", base=str(folder), score=score)

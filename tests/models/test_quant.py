@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 
 from rlaif_jax.config import RunConfig
-from rlaif_jax.config_values import override
+from rlaif_jax.config.values import override
 from rlaif_jax.errors import UserError
 from rlaif_jax.models import quant, transformer
-from rlaif_jax.models.weights import Int8, plain
+from rlaif_jax.models.matrices import Int8, dense
 from rlaif_jax.sampling.decode import begin, unstack
 from rlaif_jax.sampling.filters import SamplingConfig, row_keys, traced
-from rlaif_jax.sampling.rollout import for_sampling, make_sampler, sequences
+from rlaif_jax.sampling.sampler import for_sampling, make_sampler, sequences
 from tests import hf
 
 
@@ -26,14 +26,14 @@ def test_rounding_is_at_most_half_a_step_per_output():
     matrix = jax.random.normal(jax.random.key(0), (3, 40, 7)) * jnp.arange(1.0, 8.0)
     small = quant.quantised(matrix)
     assert small.values.dtype == jnp.int8 and small.scale.shape == (3, 7)
-    error = jnp.abs(small.plain() - matrix)
+    error = jnp.abs(small.dense() - matrix)
     assert float(jnp.max(error / small.scale[:, None])) <= 0.5001
     assert int(jnp.abs(small.values).max(axis=1).min()) == 127, "every output uses the whole range"
     x = jax.random.normal(jax.random.key(1), (5, 40))
     layer = Int8(small.values[0], small.scale[0])
-    np.testing.assert_allclose(layer.times(x), x @ layer.plain(), rtol=1e-4, atol=1e-3)
+    np.testing.assert_allclose(layer.matmul(x), x @ layer.dense(), rtol=1e-4, atol=1e-3)
     zero = quant.quantised(jnp.zeros((1, 4, 2)))
-    assert float(jnp.abs(zero.plain()).max()) == 0.0
+    assert float(jnp.abs(zero.dense()).max()) == 0.0
 
 
 WEIGHTS, CACHE = {"rollout_weights": "int8"}, {"kv_cache": "int8"}
@@ -88,7 +88,7 @@ def test_quantised_layers_leave_the_rest_as_it_is(small_model):
     assert small["embed"] is params["embed"] and small["layers"]["attn_norm"] is params["layers"]["attn_norm"]
     assert isinstance(small["layers"]["gate"], Int8)
     tokens, segments = hf.rows(left=False, vocab=128)
-    a, b = (transformer.forward(p, small_model, tokens, segments, hf.as_jax(segments)) for p in (small, plain(small)))
+    a, b = (transformer.forward(p, small_model, tokens, segments, hf.as_jax(segments)) for p in (small, dense(small)))
     np.testing.assert_allclose(a, b, atol=1e-4)
 
 

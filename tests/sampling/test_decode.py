@@ -10,7 +10,7 @@ import pytest
 from rlaif_jax.errors import UserError
 from rlaif_jax.models import transformer
 from rlaif_jax.sampling.filters import SamplingConfig, filter_logits, row_keys, sample_token, traced
-from rlaif_jax.sampling.rollout import make_sampler, sequences
+from rlaif_jax.sampling.sampler import make_sampler, sequences
 
 EOS = (3, 5)
 

@@ -4,8 +4,8 @@ import sys
 
 import pytest
 
+from rlaif_jax.commands.launch import Launch, supervise
 from rlaif_jax.errors import UserError
-from rlaif_jax.launch import Launch, supervise
 from rlaif_jax.sharding.distributed import settings
 
 SLURM = {"SLURM_JOB_ID": "7", "SLURM_STEP_NODELIST": "n[1-2]", "SLURM_NTASKS": "2", "SLURM_PROCID": "0", "SLURM_LOCALID": "0"}

@@ -11,12 +11,13 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from rlaif_jax.checkpoint import Checkpoints
+from rlaif_jax.algorithms.mean import mean_of
+from rlaif_jax.commands.launch import Launch, supervise
 from rlaif_jax.config import TrainConfig
 from rlaif_jax.errors import Preempted, UserError
-from rlaif_jax.launch import Launch, supervise
-from rlaif_jax.metrics import mean_of, read_metrics
 from rlaif_jax.trainers import loop
+from rlaif_jax.trainers.checkpoint import Checkpoints
+from rlaif_jax.trainers.metrics_log import read_metrics
 from rlaif_jax.trainers.optimizer import OptimizerConfig, make_optimizer
 from rlaif_jax.trainers.update import create_state, make_update
 from tests.trainers.test_update import _Counting

@@ -6,13 +6,14 @@ import numpy as np
 import optax
 import pytest
 
-from rlaif_jax.aot.hlo import collectives
-from rlaif_jax.checkpoint import Checkpoints, abstract_like
 from rlaif_jax.models import transformer
 from rlaif_jax.models.model_config import preset
+from rlaif_jax.plan.hlo import collectives
 from rlaif_jax.sharding import MeshConfig, Placement, abstract_mesh, global_batch
 from rlaif_jax.sharding.optimizer import optimizer_shardings
+from rlaif_jax.sharding.placement import abstract_like
 from rlaif_jax.trainers import int8_adam
+from rlaif_jax.trainers.checkpoint import Checkpoints
 from rlaif_jax.trainers.optimizer import OptimizerConfig, make_optimizer
 from rlaif_jax.trainers.sft import sft_loss
 from rlaif_jax.trainers.update import create_state, make_update

@@ -11,16 +11,16 @@ from jax.sharding import NamedSharding, PartitionSpec
 from rich.console import Console
 
 from configs._targets import greetings_7b
-from rlaif_jax import pipeline
 from rlaif_jax.algorithms.kl import KlConfig
-from rlaif_jax.aot.abstract import chip_bytes
-from rlaif_jax.aot.programs import build_programs
-from rlaif_jax.dry_run import plan, planned_mesh, planned_model, print_plan
 from rlaif_jax.errors import UserError
 from rlaif_jax.models.lora import LoraConfig
 from rlaif_jax.models.model_config import parameter_count
+from rlaif_jax.plan.abstract import chip_bytes
+from rlaif_jax.plan.estimate import plan, planned_mesh, planned_model, print_plan
+from rlaif_jax.plan.programs import build_programs
 from rlaif_jax.sharding import Placement
 from rlaif_jax.sharding.memory import on_device, on_host, require_host_memory
+from rlaif_jax.stages import pipeline
 from tests import tiny
 
 

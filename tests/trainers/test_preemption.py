@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from rlaif_jax.checkpoint import Checkpoints
+from rlaif_jax.algorithms.mean import mean_of
 from rlaif_jax.cli import main
 from rlaif_jax.config import TrainConfig
 from rlaif_jax.errors import Preempted
-from rlaif_jax.metrics import mean_of
 from rlaif_jax.trainers import loop
+from rlaif_jax.trainers.checkpoint import Checkpoints
 from rlaif_jax.trainers.optimizer import OptimizerConfig, make_optimizer
 from rlaif_jax.trainers.update import create_state, make_update
 from tests.trainers.test_update import _Counting

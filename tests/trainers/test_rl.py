@@ -13,8 +13,8 @@ from rlaif_jax.algorithms.policy import PolicyConfig, policy_loss
 from rlaif_jax.errors import UserError
 from rlaif_jax.rewards.base import RewardResult
 from rlaif_jax.sampling.filters import SamplingConfig
+from rlaif_jax.trainers.config import CriticConfig, RlConfig, ShapingConfig, TrainConfig
 from rlaif_jax.trainers.rl import running_stats
-from rlaif_jax.trainers.settings import CriticConfig, RlConfig, ShapingConfig, TrainConfig
 from tests.trainers.toy import GRPO, LENGTH, PPO, Toy, share_of_wanted
 
 
@@ -141,9 +141,9 @@ def test_groups_without_signal_are_refilled(one_device):
     """Prompts 0 to 5 always get equal rewards; refills bring further batches until eight groups differ."""
     cfg, served = dataclasses.replace(GRPO, refills=4), []
 
-    def reward(exchanges):
-        flat = np.array([int(e.prompt) < 6 for e in exchanges])
-        return RewardResult(np.where(flat, 0.5, share_of_wanted(exchanges).values).astype(np.float32), np.ones(len(flat), bool))
+    def reward(samples):
+        flat = np.array([int(e.prompt) < 6 for e in samples])
+        return RewardResult(np.where(flat, 0.5, share_of_wanted(samples).values).astype(np.float32), np.ones(len(flat), bool))
 
     toy = Toy(cfg, one_device, reward=reward, next_prompts=lambda: served.append(1) or toy.prompts)
     metrics = toy.step(1)

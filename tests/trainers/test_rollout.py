@@ -13,7 +13,7 @@ from rlaif_jax.errors import UserError
 from rlaif_jax.models import transformer
 from rlaif_jax.rewards.base import RewardResult
 from rlaif_jax.sampling.filters import SamplingConfig, traced
-from rlaif_jax.sampling.rollout import make_sampler
+from rlaif_jax.sampling.sampler import make_sampler
 from rlaif_jax.trainers.rollout import make_rollout
 
 RL = RlConfig(TrainConfig(batch_size=4), group=3, sampling=SamplingConfig(max_tokens=6))
@@ -26,8 +26,8 @@ class Letters:
         return "".join(chr(0x4E00 + i) for i in ids)
 
 
-def length_reward(exchanges):
-    values = np.array([len(e.response) for e in exchanges], np.float32)
+def length_reward(samples):
+    values = np.array([len(e.response) for e in samples], np.float32)
     return RewardResult(values, values > 2, {"length": values})
 
 
@@ -50,7 +50,7 @@ def rolled(small_model, one_device):
 
 def test_chunks_change_no_sample_and_no_reward(rolled):
     whole, parts = rolled(RL), rolled(dataclasses.replace(RL, rollout_chunks=2))
-    assert [e.response for e in whole.exchanges] == [e.response for e in parts.exchanges]
+    assert [e.response for e in whole.samples] == [e.response for e in parts.samples]
     np.testing.assert_array_equal(whole.decoded.tokens, parts.decoded.tokens)
     a, b = whole.result(), parts.result()
     for x, y in ((a.values, b.values), (a.valid, b.valid), (a.components["length"], b.components["length"])):
@@ -68,9 +68,9 @@ def test_a_chunk_is_rewarded_while_the_next_is_sampled(rolled):
 
         return noted
 
-    def waits_for_the_second_chunk(exchanges):
+    def waits_for_the_second_chunk(samples):
         assert sampled[1].wait(timeout=60), "the second chunk was not sampled before the first was rewarded"
-        return length_reward(exchanges)
+        return length_reward(samples)
 
     result = rolled(dataclasses.replace(RL, rollout_chunks=2), waits_for_the_second_chunk, wrap).result()
     assert len(result.values) == 12

@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 from rich.console import Console
 
+from rlaif_jax.algorithms.mean import mean_of
 from rlaif_jax.config import TrainConfig
-from rlaif_jax.metrics import mean_of, read_metrics
 from rlaif_jax.models import transformer
 from rlaif_jax.trainers import loop
+from rlaif_jax.trainers.metrics_log import read_metrics
 from rlaif_jax.trainers.optimizer import OptimizerConfig, decay_mask, make_optimizer, schedule
 from rlaif_jax.trainers.sft import sft_loss
 from rlaif_jax.trainers.update import create_state, make_update

@@ -12,12 +12,12 @@ from rlaif_jax.models import heads, transformer
 from rlaif_jax.models.model_config import ModelConfig
 from rlaif_jax.rewards.base import RewardResult
 from rlaif_jax.sampling.filters import SamplingConfig, traced
-from rlaif_jax.sampling.rollout import make_sampler
+from rlaif_jax.sampling.sampler import make_sampler
 from rlaif_jax.sharding import Placement
 from rlaif_jax.trainers import rl, rollout
+from rlaif_jax.trainers.config import CriticConfig, RlConfig, ShapingConfig, TrainConfig
 from rlaif_jax.trainers.learn import make_learn
 from rlaif_jax.trainers.optimizer import OptimizerConfig, make_optimizer
-from rlaif_jax.trainers.settings import CriticConfig, RlConfig, ShapingConfig, TrainConfig
 from rlaif_jax.trainers.update import make_update_fn, state_of
 
 MODEL = ModelConfig(vocab_size=16, width=32, ffn=64, layers=1, heads=4, kv_heads=2, head_dim=8)
@@ -36,9 +36,9 @@ class Letters:
         return "".join(chr(ord("a") + i) for i in ids)
 
 
-def share_of_wanted(exchanges) -> RewardResult:
+def share_of_wanted(samples) -> RewardResult:
     """The share of places that hold the wanted token; 1.0 is the best there is."""
-    values = np.array([e.response.count(chr(ord("a") + WANTED)) / LENGTH for e in exchanges], np.float32)
+    values = np.array([e.response.count(chr(ord("a") + WANTED)) / LENGTH for e in samples], np.float32)
     return RewardResult(values, np.ones(len(values), bool))
 
 
@@ -93,7 +93,7 @@ class Toy:
         self.samples = []
         self._step = rl.make_step(
             self.rollout, refill, self.annotate, self.experience, self.learn, reference, sampling, cfg, seed,
-            lambda step, exchanges, result: self.samples.append((exchanges, result)),
+            lambda step, samples, result: self.samples.append((samples, result)),
         )  # fmt: skip
 
     def step(self, number: int) -> dict[str, float]:

@@ -1,0 +1,1 @@
+"""What the CLI does besides stages, each a function with plain parameters."""

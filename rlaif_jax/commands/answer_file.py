@@ -1,0 +1,93 @@
+"""`rlaif generate --file`: answers to every prompt of a file, resumable and never overwritten."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import zlib
+from pathlib import Path
+from typing import Any
+
+import jax
+from rich.console import Console
+from rich.progress import track
+
+from rlaif_jax.commands.generate import Model, chat
+from rlaif_jax.commands.judge_score import columns_of
+from rlaif_jax.data.records import Prompt
+from rlaif_jax.data.sources import load
+from rlaif_jax.errors import UserError
+from rlaif_jax.models import transformer
+from rlaif_jax.run.folder import write_json
+from rlaif_jax.sampling.filters import SamplingConfig, traced
+from rlaif_jax.sampling.sampler import make_sampler
+
+
+def answer_file(
+    model: Model, path: Path, out: Path, sampling: SamplingConfig, args: argparse.Namespace, console: Console
+) -> None:
+    """Writes one JSON line per prompt: prompt, system, responses and whether each ended by itself.
+
+    A prompt that is too long has an "error" and no responses. The same command goes on where it was interrupted; the
+    answers depend on seed and row, not on the batch size. UserError if `out` was not written with these settings.
+    """
+    rows = load(Prompt, path, columns=columns_of(path)).records
+    rows = [dataclasses.replace(r, system=r.system or args.system) for r in rows]
+    settings = {
+        "model": model.name, "prompts": zlib.crc32(json.dumps([(r.prompt, r.system) for r in rows]).encode()),
+        "sampling": dataclasses.asdict(sampling), "samples": args.samples, "seed": args.seed,
+    }  # fmt: skip
+    there = _resume(out, settings)
+    sampler = make_sampler(
+        model.cfg, transformer.logical_axes(model.cfg), model.place, group=args.samples, max_tokens=sampling.max_tokens,
+        pad_id=model.tokenizer.pad_id,
+    )  # fmt: skip
+    size = -(-args.batch_size // model.place.row_shards) * model.place.row_shards
+    with out.open("a", encoding="utf-8") as file:
+        for start in track(range(there, len(rows), size), "generate", console=console, transient=True):
+            lines = _answer(model, sampler, rows[start : start + size], start, size, sampling, args)
+            file.writelines(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
+            file.flush()
+    console.print(f"{len(rows)} prompts answered, {there} of them before; written to {out}", soft_wrap=True, markup=False)
+
+
+def _answer(model: Model, sampler, rows, start: int, size: int, sampling: SamplingConfig, args) -> list[dict[str, Any]]:
+    """The lines of one batch. Row i of the file owns the random keys i * samples to (i + 1) * samples - 1."""
+    encoded: list[list[int] | None] = []
+    lines: list[dict[str, Any]] = [{"prompt": r.prompt, "system": r.system} for r in rows]
+    for row, line in zip(rows, lines, strict=True):
+        try:
+            encoded.append(model.encode(chat(row.prompt, row.system)))
+        except UserError as error:
+            line["error"] = str(error)
+            encoded.append(None)
+    if all(ids is None for ids in encoded):
+        return lines
+    some = next(ids for ids in encoded if ids is not None)
+    batch = model.batch([some if ids is None else ids for ids in encoded], size)
+    values = traced(sampling, model.tokenizer.eos_ids)
+    decoded = jax.device_get(sampler(model.params, *batch, args.seed, 0, values, start * args.samples))
+    for i, (ids, line) in enumerate(zip(encoded, lines, strict=True)):
+        if ids is not None:
+            mine = range(i * args.samples, (i + 1) * args.samples)
+            line["responses"] = [model.tokenizer.decode(decoded.tokens[j][decoded.mask[j] > 0]) for j in mine]
+            line["finished"] = [bool(decoded.finished[j]) for j in mine]
+    return lines
+
+
+def _resume(out: Path, settings: dict[str, Any]) -> int:
+    """How many whole lines of the same settings are there; half a line of a killed run is cut off."""
+    beside = out.with_name(out.name + ".settings.json")
+    if not out.exists():
+        out.parent.mkdir(parents=True, exist_ok=True)
+        write_json(beside, settings)
+        out.touch()
+        return 0
+    found = json.loads(beside.read_text(encoding="utf-8")) if beside.exists() else {}
+    if changed := sorted(k for k in settings if found.get(k) != settings[k]):
+        raise UserError(f"{out} exists, written with other settings ({', '.join(changed)}); choose another --out or move it away")
+    whole, newline, _ = out.read_bytes().rpartition(b"\n")
+    with out.open("r+b") as file:
+        file.truncate(len(whole) + len(newline))
+    return whole.count(b"\n") + 1 if newline else 0

@@ -1,0 +1,210 @@
+"""`rlaif export`: a model of a run as a Hugging Face folder that transformers and vLLM load."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+
+from rlaif_jax.config.values import to_dict
+from rlaif_jax.data.tokenizer import Tokenizer
+from rlaif_jax.errors import UserError
+from rlaif_jax.evaluation.text import escape_markdown
+from rlaif_jax.models.hf_config import to_hf
+from rlaif_jax.models.hf_weights import save_params
+from rlaif_jax.models.peft import save_adapter
+from rlaif_jax.models.pretrained import source_of
+from rlaif_jax.run.folder import Run, open_run, write_json
+from rlaif_jax.run.models import RunModels
+
+POLICIES = {
+    "base": "as it was before any training", "sft": "after supervised fine-tuning", "feedback": "trained to give AI feedback",
+    "dpo": "after preference training without RL", "rl": "after reinforcement learning against a reward model",
+    "rl_judge": "after reinforcement learning against a principle-guided judge",
+}  # fmt: skip
+SCALARS = {
+    "reward": "a reward model: its one logit scores an answer",
+    "grader": "an independent evaluator: its one logit scores an answer",
+}
+_UNITS = {"KB": 10**3, "MB": 10**6, "GB": 10**9}
+
+
+def run_export(args: argparse.Namespace, console: Console) -> None:
+    """Writes the model of `args.stage` into the new folder `args.out`."""
+    run = open_run(args.run, console=console)
+    if args.adapter:
+        export_adapter(run, args.stage, Path(args.out))
+        console.print(f"{args.out}: the adapter of {args.stage}, for PEFT", soft_wrap=True, markup=False)
+        return
+    files = export(run, args.stage, Path(args.out), dtype=args.dtype, max_shard_bytes=shard_bytes(args.max_shard_size))
+    size = sum(f.stat().st_size for f in files) / 2**20
+    console.print(f"{args.out}: {args.stage}, {size:,.0f} MiB in {len(files)} weight files", soft_wrap=True, markup=False)
+
+
+def shard_bytes(text: str) -> int:
+    """Bytes of a size such as "5GB", "200MB" or "40KB" (powers of ten)."""
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMG]B)", text.strip().upper())
+    if not found or float(found[1]) == 0:
+        raise UserError(f"--max-shard-size is {text!r}; expected a size such as 5GB or 200MB")
+    return int(float(found[1]) * _UNITS[found[2]])
+
+
+def export(x: Run, stage: str, out: Path, *, dtype: str = "", max_shard_bytes: int = 5 * 10**9) -> list[Path]:
+    """Writes config, weights, tokenizer, generation config and model card; gives the weight files.
+
+    `dtype` empty: that of the model the run started from, else of its parameters. The folder appears whole or not at
+    all; one that exists and is not empty is refused.
+    """
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise UserError(f"{out} exists and is not empty; choose another --out")
+    models, scalar = RunModels(x), stage in SCALARS
+    source = source_of(x.cfg.model.init_from) if x.cfg.model.init_from else None
+    dtype = dtype or (source or {}).get("dtype") or (source or {}).get("torch_dtype") or models.config.param_dtype
+    params = models.scalar(stage) if scalar else models.policy(stage)
+    part = out.with_name(f".{out.name}.{os.getpid()}.part")
+    part.mkdir(parents=True)
+    try:
+        files = save_params(params, models.config, part, x.place, dtype=dtype, scalar=scalar, max_shard_bytes=max_shard_bytes)
+        _write_rest(x, stage, part, models, dtype, source)
+        if out.exists():
+            out.rmdir()
+        part.rename(out)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+    return [out / file.name for file in files]
+
+
+def export_adapter(x: Run, stage: str, out: Path) -> None:
+    """Writes the LoRA adapter that a stage trained over `model.init_from`, in PEFT's format.
+
+    UserError for a stage that started from another one's weights: nobody else has those, so its sum is exported instead.
+    """
+    models, start = RunModels(x), "base" if stage == "sft" else getattr(getattr(x.cfg, stage, None), "init", "sft")
+    trained = models.adapter(stage)
+    if not x.cfg.model.init_from or (start == "sft" and x.cfg.sft is not None):
+        raise UserError(f"the adapter of {stage} lies over weights of this run; export their sum, without --adapter")
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise UserError(f"{out} exists and is not empty; choose another --out")
+    adapter, score = (trained["model"], trained["head"]["score"]) if stage in SCALARS else (trained, None)
+    save_adapter(adapter, models.config, x.cfg.lora, out, base=x.cfg.model.init_from, score=score)
+
+
+def _write_rest(x: Run, stage: str, folder: Path, models: RunModels, dtype: str, source: Any) -> None:
+    tokenizer = models.tokenizer
+    config = to_hf(
+        models.config, scalar=stage in SCALARS, dtype=dtype, eos_ids=tokenizer.eos_ids, pad_id=tokenizer.pad_id, source=source
+    )  # fmt: skip
+    write_json(folder / "config.json", config)
+    if stage not in SCALARS:
+        write_json(folder / "generation_config.json", _generation_config(x, tokenizer, config))
+    tokenizer.save(folder)
+    if not _reads_alike(folder, tokenizer):
+        x.console.print(
+            f"note: beside a {config['model_type']} model, AutoTokenizer replaces parts of this tokenizer by the family's "
+            "own and would split texts differently; load it with PreTrainedTokenizerFast, as the README there shows",
+            style="yellow", markup=False,
+        )  # fmt: skip
+        config = config | {"tokenizer": "PreTrainedTokenizerFast"}
+    (folder / "README.md").write_text(model_card(x, stage, config), encoding="utf-8")
+
+
+def _generation_config(x: Run, tokenizer: Tokenizer, config: dict[str, Any]) -> dict[str, Any]:
+    """Sampling as in the run's evaluation; top_k 0 is written, since its absence means 50 to transformers."""
+    sampling = x.cfg.evaluation.sampling
+    tokens = {"bos_token_id": config["bos_token_id"], "eos_token_id": list(tokenizer.eos_ids), "pad_token_id": tokenizer.pad_id}
+    if sampling.temperature == 0:
+        return tokens | {"do_sample": False}
+    found = {"do_sample": True, "temperature": sampling.temperature, "top_k": sampling.top_k, "top_p": sampling.top_p}
+    return tokens | found | ({"min_p": sampling.min_p} if sampling.min_p else {})
+
+
+_PROBES = ("祝您2024年新年快乐，万事如意！\n\n12 34", "It's 3.14 o'clock,\tHello  World…\r\n x", "😀👨‍👩‍👧 ①２½ <|im_end|>")
+
+
+def _reads_alike(folder: Path, tokenizer: Tokenizer) -> bool:
+    """Whether AutoTokenizer splits texts as the run's tokenizer does: some awkward ones, and random words of its own."""
+    from transformers import AutoTokenizer
+
+    ids = np.random.default_rng(0).integers(0, tokenizer.vocab_size, 4000)
+    probes = (*_PROBES, "".join(tokenizer.decode([i]).replace("\ufffd", "") for i in ids))
+    other = AutoTokenizer.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
+    return all(
+        other.encode(t, add_special_tokens=False, split_special_tokens=True) == tokenizer.encode_response(t)[:-1] for t in probes
+    )
+
+
+_CARD = """---
+library_name: transformers
+pipeline_tag: {pipeline}
+tags:
+- rlaif
+- rlaif_jax
+---
+# {name}: {stage}
+
+{what}, trained with rlaif_jax (reinforcement learning from AI feedback in JAX): {architecture}, {layers} layers of width
+{width}, {dtype} weights.
+
+## Use
+
+```python
+{snippet}
+```
+{evaluation}{stages}
+## Configuration of the run
+
+```json
+{config}
+```
+"""
+_GENERATE = """from transformers import AutoModelForCausalLM, AutoTokenizer
+
+tokenizer = AutoTokenizer.from_pretrained("THIS_FOLDER")
+model = AutoModelForCausalLM.from_pretrained("THIS_FOLDER", dtype="auto")
+chat = [{"role": "user", "content": "..."}]
+inputs = tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_tensors="pt", return_dict=True)
+print(tokenizer.decode(model.generate(**inputs, max_new_tokens=128)[0, inputs["input_ids"].shape[1]:], skip_special_tokens=True))"""
+_SCORE = """from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+tokenizer = AutoTokenizer.from_pretrained("THIS_FOLDER")
+model = AutoModelForSequenceClassification.from_pretrained("THIS_FOLDER", dtype="auto")
+chat = [{"role": "user", "content": "..."}, {"role": "assistant", "content": "..."}]
+print(model(**tokenizer.apply_chat_template(chat, return_tensors="pt", return_dict=True)).logits[0, 0])"""
+
+
+def model_card(x: Run, stage: str, config: dict[str, Any]) -> str:
+    """README.md of an exported model: what it is, how to use it, the run's comparison if there is one, and its config."""
+    scalar, tokenizer = stage in SCALARS, config.get("tokenizer", "AutoTokenizer")
+    what = (SCALARS if scalar else POLICIES)[stage]
+    return _CARD.format(
+        pipeline="text-classification" if scalar else "text-generation", name=escape_markdown(x.cfg.name), stage=stage,
+        what=what[0].upper() + what[1:] if scalar else f"The policy {what}", architecture=config["architectures"][0],
+        layers=config["num_hidden_layers"], width=config["hidden_size"], dtype=config["torch_dtype"],
+        snippet=(_SCORE if scalar else _GENERATE).replace("AutoTokenizer", tokenizer), evaluation=_evaluation(x), stages=_stages(x),
+        config=json.dumps(to_dict(x.cfg), ensure_ascii=False, indent=1, sort_keys=True).replace("`", r"\u0060"),
+    )  # fmt: skip
+
+
+def _evaluation(x: Run) -> str:
+    """The comparison of the run's report, which is Markdown with its texts escaped already."""
+    report = x.folder("report") / "report.md"
+    if not report.exists():
+        return ""
+    before, _, after = report.read_text(encoding="utf-8").partition("\n## Comparison\n")
+    return f"\n## Evaluation\n\n{before.partition(chr(10))[2].strip()}\n\n{after.partition(chr(10) + '## ')[0].strip()}\n"
+
+
+def _stages(x: Run) -> str:
+    rows = []
+    for stage in ("sft", "reward", "grader", "feedback", "dpo", "rl", "rl_judge"):
+        if x.is_done(stage):
+            facts = {k: f"{v:.4g}" if isinstance(v, float) else str(v) for k, v in x.facts(stage).items()}
+            rows.append(f"| {stage} | {escape_markdown(', '.join(f'{k} {v}' for k, v in facts.items()))} |")
+    return "\n## Training\n\n| stage | facts |\n|---|---|\n" + "\n".join(rows) + "\n" if rows else ""

@@ -1,0 +1,56 @@
+"""`rlaif import`: a Hugging Face folder as a sharded checkpoint, for a faster start on many devices."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import os
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import orbax.checkpoint as ocp
+from rich.console import Console
+
+from rlaif_jax.data.tokenizer import Tokenizer
+from rlaif_jax.errors import UserError
+from rlaif_jax.models.hf_config import read_config
+from rlaif_jax.models.model_config import parameter_count
+from rlaif_jax.models.pretrained import ORBAX_FOLDER, load_weights
+from rlaif_jax.run.folder import write_json
+from rlaif_jax.sharding.mesh import MeshConfig, make_mesh
+from rlaif_jax.sharding.placement import Placement
+
+
+def run_import(args: argparse.Namespace, console: Console) -> None:
+    """`rlaif import`: checks a Hugging Face folder and writes it with its weights as a sharded checkpoint."""
+    found, out = read_config(args.folder), Path(args.out)
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise UserError(f"{out} exists and is not empty; choose another --out")
+    tokenizer = Tokenizer.load(args.folder)
+    model = dataclasses.replace(found.model, param_dtype=args.dtype or found.model.param_dtype)
+    if tokenizer.vocab_size > model.vocab_size:
+        raise UserError(f"{args.folder}: the tokenizer has {tokenizer.vocab_size} tokens, the model {model.vocab_size}")
+    place = Placement(make_mesh(MeshConfig(data=1, fsdp=-1)))
+    params = load_weights(Path(args.folder), model, place, found.scalar)
+    if not _finite(params):
+        raise UserError(f"{args.folder}: the weights hold NaN or infinity")
+    part = out.with_name(f".{out.name}.{os.getpid()}.part")
+    with ocp.StandardCheckpointer() as checkpointer:
+        checkpointer.save((part / ORBAX_FOLDER).absolute(), params)
+    tokenizer.save(part)
+    write_json(part / "config.json", {**found.raw, "torch_dtype": model.param_dtype, "dtype": model.param_dtype})
+    out.parent.mkdir(parents=True, exist_ok=True)
+    if out.exists():
+        out.rmdir()
+    part.rename(out)
+    size = f"{sum(x.nbytes for x in jax.tree.leaves(params)) / 2**20:,.0f} MiB of {model.param_dtype}"
+    kind = "reward model" if found.scalar else "language model"
+    console.print(f"{found.raw['model_type']} {kind}, {parameter_count(model):,} parameters, {size}")
+    console.print(f"{out}: start from it with --set model.init_from={out}", soft_wrap=True, markup=False)
+
+
+def _finite(params: Any) -> bool:
+    """Whether every weight is a number."""
+    return bool(jax.jit(lambda p: jnp.all(jnp.array([jnp.all(jnp.isfinite(x)) for x in jax.tree.leaves(p)])))(params))

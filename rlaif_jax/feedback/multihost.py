@@ -1,0 +1,116 @@
+"""One language model for several processes.
+
+Two ways, and with one process neither changes anything:
+
+* `AsksOnFirst`: every process makes the same calls; process 0 alone asks (a chat API is paid once, its cache has one
+  writer) and tells the replies to all.
+* `lead`: work that writes files and goes its own way (curation, the judge's game) runs on process 0 alone. A model on
+  the mesh needs all devices, so the other processes wait for its calls and take part in each.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TypeVar
+
+import jax
+import numpy as np
+
+from rlaif_jax.errors import UserError
+from rlaif_jax.feedback.llm import (
+    LLM,
+    LLMReply,
+    LLMRequest,
+    OnReply,
+    OnRow,
+    reply_from_json,
+    reply_to_json,
+    request_from_json,
+    request_to_json,
+)
+from rlaif_jax.feedback.local_llm import LocalLLM
+from rlaif_jax.sharding.hosts import broadcast, is_first, on_first
+
+T = TypeVar("T")
+_CHANNEL = "led model"
+
+
+class AsksOnFirst:
+    """An `LLM` that process 0 asks for all. `make()` builds the model, there alone; `inner` is None on the others."""
+
+    def __init__(self, make: Callable[[], LLM]):
+        self.inner: LLM | None = None
+
+        def build() -> str:
+            self.inner = make()
+            return self.inner.name
+
+        self.name = on_first(build, "model")
+
+    def complete(self, requests: Sequence[LLMRequest], on_reply: OnReply | None = None) -> list[LLMReply]:
+        """See `LLM.complete`."""
+        told = on_first(lambda: [reply_to_json(r) for r in self.inner.complete(requests)], "replies")
+        replies = [reply_from_json(r) for r in told]
+        for i, reply in enumerate(replies if on_reply else ()):
+            on_reply(i, reply)
+        return replies
+
+    def choice_logprobs(
+        self, requests: Sequence[LLMRequest], choices: Sequence[str], on_row: OnRow | None = None
+    ) -> np.ndarray:
+        """See `LLM.choice_logprobs`."""
+        told = on_first(lambda: self.inner.choice_logprobs(requests, choices).tolist(), "rows")
+        for i, row in enumerate(told if on_row else ()):
+            on_row(i, row)
+        return np.array(told, np.float32).reshape(len(requests), len(choices))
+
+
+class _Led:
+    """On process 0: a model on the mesh whose every call is told to the other processes first."""
+
+    def __init__(self, inner: LLM, number: int):
+        self.name, self._inner, self._number = inner.name, inner, number
+
+    def complete(self, requests: Sequence[LLMRequest], on_reply: OnReply | None = None) -> list[LLMReply]:
+        self._tell(requests, None)
+        return self._inner.complete(requests, on_reply)
+
+    def choice_logprobs(
+        self, requests: Sequence[LLMRequest], choices: Sequence[str], on_row: OnRow | None = None
+    ) -> np.ndarray:
+        self._tell(requests, list(choices))
+        return self._inner.choice_logprobs(requests, choices, on_row)
+
+    def _tell(self, requests: Sequence[LLMRequest], choices: list[str] | None) -> None:
+        asked = [request_to_json(r) for r in requests]
+        broadcast({"model": self._number, "requests": asked, "choices": choices}, _CHANNEL)
+
+
+def lead(work: Callable[..., T], *llms: LLM) -> T:
+    """work(*llms) on process 0; the others lend its models on the mesh their devices. All get its value (JSON) or error."""
+    if jax.process_count() == 1:
+        return work(*llms)
+
+    def led() -> T:
+        try:
+            own = [_Led(m, i) if isinstance(m, LocalLLM) else getattr(m, "inner", m) for i, m in enumerate(llms)]
+            return work(*own)
+        finally:
+            broadcast(None, _CHANNEL)
+
+    if not is_first():
+        _follow(llms)
+    return on_first(led, "led work")
+
+
+def _follow(llms: Sequence[LLM]) -> None:
+    """Takes part in the calls of process 0 until it says that there are no more."""
+    while (call := broadcast(None, _CHANNEL)) is not None:
+        llm, requests = llms[call["model"]], [request_from_json(r) for r in call["requests"]]
+        try:
+            if call["choices"] is None:
+                llm.complete(requests)
+            else:
+                llm.choice_logprobs(requests, call["choices"])
+        except UserError:  # process 0 has met the same one and will tell all
+            continue

@@ -1,0 +1,238 @@
+"""The game that optimises the judge's principles S_D before RL, against a generator with strategies S_G.
+
+    generator(S_G, query) -> flawed answer -> detector(S_D)
+        caught -> advice      -> S_G is edited
+        fooled -> confession  -> S_D is edited, if the gate lets it
+    detector(S_D) wrong on a labelled answer -> reflector -> S_D is edited, if the gate lets it
+
+After arXiv 2508.21476. The gate is ours: an edit of S_D stands only if it raises balanced accuracy on a labelled validation
+part; every version is kept with its score, and the best one is the result.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import random
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+from rich.progress import Progress
+
+from rlaif_jax.data.records import LabelledResponse
+from rlaif_jax.errors import UserError
+from rlaif_jax.feedback.json_replies import ask, parse_json
+from rlaif_jax.feedback.llm import LLM
+from rlaif_jax.feedback.principles import Edit, Versions, apply_edit
+from rlaif_jax.feedback.prompts import Prompts
+from rlaif_jax.feedback.verdicts import BAD, GOOD, Verdicts
+
+Judge = Callable[[Sequence[str], Sequence[tuple[str, str]]], Verdicts]  # (principles, items) -> verdicts
+Measure = Callable[[Sequence[str]], dict[str, float]]  # principles -> balanced_accuracy and others on validation rows
+_EDITS = ("keep", "add", "replace", "remove")
+
+
+@dataclasses.dataclass(frozen=True)
+class GameConfig:
+    """`rounds` rounds; in each, `games` queries for the generator and `reflections` labelled answers. Lists hold at most
+    `limit` rules. Of each suggestion the optimiser samples `edits` edits, and the gate takes the best: a small optimiser is
+    often wrong. The gate measures on at most `gate_rows` validation rows (0 = all). `temperature` is that of suggestions
+    and edits; a reply has at most `reply_tokens`. Defaults are the reference paper's.
+    """
+
+    rounds: int = 5
+    games: int = 4
+    reflections: int = 4
+    edits: int = 1
+    limit: int = 10
+    gate_rows: int = 0
+    temperature: float = 0.7
+    reply_tokens: int = 128
+
+    def __post_init__(self):
+        least_of = {"rounds": 1, "games": 0, "reflections": 0, "edits": 1, "limit": 1, "gate_rows": 0, "reply_tokens": 1}
+        for field, least in least_of.items():
+            if getattr(self, field) < least:
+                raise UserError(f"judge.game.{field} is {getattr(self, field)}; expected at least {least}")
+        if not self.games + self.reflections:
+            raise UserError("judge.game: games and reflections are both 0; nothing would ever change")
+
+
+class PrincipleGame:
+    """The game on one folder: S_D and S_G as versioned text files, one JSON line per round, resumed at a round."""
+
+    def __init__(
+        self, llm: LLM, prompts: Prompts, judge: Judge, measure: Measure, cfg: GameConfig, folder: Path,
+        console: Console, *, queries: Sequence[str], labelled: Sequence[LabelledResponse], seed: int,
+    ):  # fmt: skip
+        self._llm, self._prompts, self._judge, self._measure = llm, prompts, judge, measure
+        self._cfg, self._console, self._seed = cfg, console, seed
+        self._queries, self._labelled = list(queries), list(labelled)
+        self.principles, self.strategies = Versions(folder / "principles"), Versions(folder / "strategies")
+        self._rounds_file, self._log = folder / "rounds.jsonl", folder / "game.jsonl"
+
+    def play(self, principles: Sequence[str], strategies: Sequence[str]) -> list[dict[str, Any]]:
+        """All rounds that are left; returns one row of metrics per round, the start first."""
+        rows = self._resume(principles, strategies)
+        with Progress(console=self._console, transient=True) as progress:
+            task = progress.add_task("judge: rounds", total=self._cfg.rounds, completed=len(rows) - 1)
+            for number in range(len(rows), self._cfg.rounds + 1):
+                rows.append(self._round(number))
+                self._write(rows)
+                progress.advance(task)
+        return rows
+
+    @property
+    def current(self) -> list[str]:
+        """The principles in force: the last version that passed the gate."""
+        return self.principles.rules(max(r["version"] for r in self.principles.rows if r["accepted"]))
+
+    def _resume(self, principles, strategies) -> list[dict[str, Any]]:
+        if self._rounds_file.exists():
+            rows = [json.loads(line) for line in self._rounds_file.read_text(encoding="utf-8").splitlines()]
+            self.principles.truncate(rows[-1]["principle_versions"])
+            self.strategies.truncate(rows[-1]["strategy_versions"])
+            return rows
+        self.principles.truncate(0)
+        self.strategies.truncate(0)
+        self.strategies.add(strategies, None, "start", True)
+        scores = self._measure(principles)
+        self.principles.add(principles, scores["balanced_accuracy"], "start", True)
+        rows = [self._row(0, scores, {"fooled": float("nan"), "accepted": 0, "rolled_back": 0, "unusable": 0})]
+        self._write(rows)
+        return rows
+
+    def _round(self, number: int) -> dict[str, Any]:
+        rng = random.Random(f"{self._seed}/round/{number}")
+        counts = {"fooled": float("nan"), "accepted": 0, "rolled_back": 0, "unusable": 0}
+        events = []
+        if self._cfg.games:
+            played = self._play_games(rng, number)
+            events += played
+            counts["fooled"] = float(np.mean([e["fooled"] for e in played])) if played else float("nan")
+        if self._cfg.reflections:
+            events += self._reflect(rng)
+        seen = set()  # what several answers suggest in the same words is tried once a round
+        for event in events:
+            same = event["list"], event["suggestion"]
+            repeated = event["suggestion"] and same in seen  # an empty one is unusable every time
+            event["outcome"] = "repeated" if repeated else self._apply(event, rng)
+            seen.add(same)
+            if event["list"] == "principles" and event["outcome"] in counts:
+                counts[event["outcome"]] += 1
+        with self._log.open("a", encoding="utf-8") as file:
+            file.writelines(json.dumps({"round": number, **e}, ensure_ascii=False) + "\n" for e in events)
+        return self._row(number, self._measure(self.current), counts)
+
+    def _play_games(self, rng: random.Random, number: int) -> list[dict[str, Any]]:
+        """Generator against detector: one event with a suggestion for each game that had a result."""
+        strategies = self.strategies.rules(len(self.strategies.rows) - 1)
+        queries = rng.sample(self._queries, min(self._cfg.games, len(self._queries)))
+        requests = [
+            self._prompts.request("generator", max_tokens=self._cfg.reply_tokens, temperature=1.0, seed=self._seed * 1000 + number,
+                                  strategies=strategies, query=q)
+            for q in queries
+        ]  # fmt: skip
+        answers = [r.text if r.failure is None else "" for r in self._llm.complete(requests)]
+        pairs = [(q, a) for q, a in zip(queries, answers, strict=True) if a.strip()]
+        verdicts = self._judge(self.current, pairs)
+        events = []
+        for i, (query, response) in enumerate(pairs):
+            if np.isnan(verdicts.p_good[i]):
+                continue
+            fooled = bool(verdicts.p_good[i] > 0.5)
+            reason = verdicts.reasons[i] if verdicts.reasons else ""
+            events.append({"list": "principles" if fooled else "strategies", "fooled": fooled, "query": query,
+                           "response": response, "reason": reason})  # fmt: skip
+        fields = [{"strategies": strategies, "query": e["query"], "response": e["response"]} for e in events]
+        roles = ["confess" if e["fooled"] else "advise" for e in events]
+        extra = [{} if e["fooled"] else {"reason": e["reason"] or BAD} for e in events]
+        self._suggest(events, roles, [f | x for f, x in zip(fields, extra, strict=True)], rng)
+        return events
+
+    def _reflect(self, rng: random.Random) -> list[dict[str, Any]]:
+        """Labelled answers that the detector gets wrong: one event with a suggestion for each."""
+        drawn = rng.sample(self._labelled, min(8 * self._cfg.reflections, len(self._labelled)))
+        verdicts = self._judge(self.current, [(r.prompt, r.response) for r in drawn])
+        reasons = verdicts.reasons or ("",) * len(drawn)
+        wrong = [
+            (row, GOOD if p > 0.5 else BAD, reason) for row, p, reason in zip(drawn, verdicts.p_good, reasons, strict=True)
+            if not np.isnan(p) and (p > 0.5) != bool(row.label)
+        ][: self._cfg.reflections]  # fmt: skip
+        events = [
+            {"list": "principles", "query": r.prompt, "response": r.response, "verdict": said, "reason": reason}
+            for r, said, reason in wrong
+        ]
+        fields = [
+            {"principles": self.current, "query": r.prompt, "response": r.response, "verdict": said,
+             "label": GOOD if r.label else BAD, "reason": reason if said == BAD else ""}
+            for r, said, reason in wrong
+        ]  # fmt: skip
+        self._suggest(events, ["reflector"] * len(events), fields, rng)
+        return events
+
+    def _suggest(self, events, roles, fields, rng: random.Random) -> None:
+        requests = [
+            self._prompts.request(
+                role, max_tokens=self._cfg.reply_tokens, temperature=self._cfg.temperature, seed=rng.randrange(2**31), **f
+            )
+            for role, f in zip(roles, fields, strict=True)
+        ]
+        answers = ask(self._llm, requests, lambda text: parse_json(text, {"suggestion": str}))
+        for event, answer in zip(events, answers, strict=True):
+            event["suggestion"] = answer.value["suggestion"] if answer.value else ""
+
+    def _apply(self, event: dict[str, Any], rng: random.Random) -> str:
+        """Has the optimiser merge a suggestion: "accepted", "rolled_back" (by the gate) or "unusable"."""
+        principles = event["list"] == "principles"
+        rules = self.current if principles else self.strategies.rules(len(self.strategies.rows) - 1)
+        if not event["suggestion"]:
+            return "unusable"
+        candidates = self._edits(rules, event["suggestion"], "评判标准" if principles else "写坏的手法", rng)
+        if not candidates:
+            return "unusable"
+        if not principles:
+            self.strategies.add(candidates[0], None, event["suggestion"], True)
+            return "accepted"
+        scores = [self._measure(edited)["balanced_accuracy"] for edited in candidates]
+        best = int(np.argmax(scores))
+        in_force = max((r for r in self.principles.rows if r["accepted"]), key=lambda r: r["version"])
+        accepted = scores[best] > in_force["score"]  # what changes nothing only makes the list longer
+        self.principles.add(candidates[best], scores[best], event["suggestion"], accepted)
+        return "accepted" if accepted else "rolled_back"
+
+    def _edits(self, rules: Sequence[str], suggestion: str, kind: str, rng: random.Random) -> list[list[str]]:
+        """The different lists that the optimiser's edits for one suggestion give; none where no edit is usable."""
+        requests = [
+            self._prompts.request("optimise", max_tokens=self._cfg.reply_tokens, temperature=self._cfg.temperature,
+                                  seed=rng.randrange(2**31), rules=rules, limit=self._cfg.limit, kind=kind,
+                                  suggestion=suggestion)
+            for _ in range(self._cfg.edits)
+        ]  # fmt: skip
+        found: list[list[str]] = []
+        for answer in ask(self._llm, requests, _parse_edit):
+            if answer.value is None:
+                continue
+            wording = answer.value["text"] or suggestion  # empty: as it was suggested
+            edited = apply_edit(rules, Edit(**answer.value | {"text": wording}), self._cfg.limit)
+            if edited is not None and edited not in found:
+                found.append(edited)
+        return found
+
+    def _row(self, number: int, scores: dict[str, float], counts: dict[str, Any]) -> dict[str, Any]:
+        sizes = {"principles": len(self.current), "strategies": len(self.strategies.rules(len(self.strategies.rows) - 1))}
+        versions = {"principle_versions": len(self.principles.rows), "strategy_versions": len(self.strategies.rows)}
+        return {"round": number, **scores, **counts, **sizes, **versions}
+
+    def _write(self, rows: list[dict[str, Any]]) -> None:
+        text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+        temporary = self._rounds_file.with_suffix(".tmp")
+        temporary.write_text(text, encoding="utf-8")
+        temporary.replace(self._rounds_file)
+
+
+def _parse_edit(text: str) -> dict[str, Any]:
+    return parse_json(text, {"edit": _EDITS, "number": int, "text": str})

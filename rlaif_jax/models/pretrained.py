@@ -1,0 +1,97 @@
+"""Models that were trained elsewhere: a Hugging Face folder, or one that `rlaif import` made of it.
+
+An imported folder is the same folder with its weights as an Orbax checkpoint (`params/`), already in the wanted dtype:
+every process of a large mesh reads only its own part of it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import orbax.checkpoint as ocp
+
+from rlaif_jax.errors import UserError
+from rlaif_jax.models import heads, transformer
+from rlaif_jax.models.hf_config import HfConfig, read_config
+from rlaif_jax.models.hf_weights import load_params
+from rlaif_jax.models.model_config import ModelConfig
+from rlaif_jax.models.quant import keep_layers_in_8_bits
+from rlaif_jax.sharding import Placement
+from rlaif_jax.sharding.placement import abstract_like
+
+ORBAX_FOLDER = "params"
+_NUMERICS = ("param_dtype", "compute_dtype", "remat", "attention", "logit_chunk", "rollout_weights", "kv_cache")
+
+
+def resolve(cfg: ModelConfig) -> ModelConfig:
+    """The config with the shapes of `cfg.init_from`, if it names a folder; numerics stay as they are.
+
+    UserError where a shape is given beside it and differs, or the folder holds a sequence classifier.
+    """
+    if not cfg.init_from:
+        return cfg
+    found = policy_config(cfg.init_from)
+    for field in dataclasses.fields(ModelConfig):
+        given, there = getattr(cfg, field.name), getattr(found.model, field.name)
+        if field.name not in (*_NUMERICS, "init_from") and given != there and given != field.default:
+            raise UserError(f"model.{field.name} is {given!r}, but {cfg.init_from} has {there!r}; leave it out or mend it")
+    return with_numerics(found.model, cfg)
+
+
+def with_numerics(shapes: ModelConfig, numerics: ModelConfig) -> ModelConfig:
+    """The first config with dtypes, remat, attention and logit chunk of the second."""
+    return dataclasses.replace(shapes, **{name: getattr(numerics, name) for name in _NUMERICS})
+
+
+def policy_config(folder: str | Path) -> HfConfig:
+    """The config of a folder with a causal language model; UserError if it holds anything else."""
+    found = read_config(folder)
+    if found.scalar:
+        raise UserError(f"{folder} holds a sequence classifier; a policy starts from a causal language model")
+    return found
+
+
+def load_policy(folder: str | Path, cfg: ModelConfig, place: Placement, int8: bool = False) -> dict:
+    """The weights of a causal language model as `cfg` (see `resolve`) says, in the shardings of `place`.
+
+    `int8`: see `load_params`; not for weights that are trained.
+    """
+    policy_config(folder)
+    return load_weights(Path(folder), cfg, place, scalar=False, int8=int8)
+
+
+def foreign_config(folder: str | Path, numerics: ModelConfig, scalar: bool) -> ModelConfig:
+    """The config of a judge or reward model from a folder: its shapes and dtype, computed as the run computes."""
+    found = read_config(folder)
+    if found.scalar != scalar:
+        kinds = ("a causal language model", "a sequence classifier")
+        raise UserError(f"{folder} holds {kinds[found.scalar]}; expected {kinds[scalar]}")
+    return dataclasses.replace(with_numerics(found.model, numerics), param_dtype=found.model.param_dtype)
+
+
+def load_scalar(folder: str | Path, cfg: ModelConfig, place: Placement) -> dict:
+    """{"model", "head"} of a sequence classifier with one label."""
+    return load_weights(Path(folder), cfg, place, scalar=True)
+
+
+def load_weights(folder: Path, cfg: ModelConfig, place: Placement, scalar: bool, int8: bool = False) -> dict:
+    """The weights of a folder (see `load_policy`, `load_scalar`), from its sharded checkpoint where it has one."""
+    if not (folder / ORBAX_FOLDER).exists():
+        return load_params(folder, cfg, place, scalar, int8)
+    axes = heads.logical_axes(cfg) if scalar else transformer.logical_axes(cfg)
+    abstract = jax.eval_shape(lambda: (heads.init if scalar else transformer.init)(cfg, jax.random.key(0)))
+    target = abstract_like(abstract, place.tree(axes, abstract))
+    with ocp.StandardCheckpointer() as checkpointer:
+        params = checkpointer.restore((folder / ORBAX_FOLDER).absolute(), target)
+    return keep_layers_in_8_bits(params, axes, place) if int8 else params
+
+
+def source_of(folder: str | Path) -> Mapping[str, Any]:
+    """The config.json of a folder, as it stands there."""
+    return read_config(folder).raw
+
+

@@ -1,0 +1,256 @@
+"""`rlaif run --dry-run`: stages, models, mesh, memory per device and steps, without running anything."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import AbstractMesh, Mesh
+from rich.console import Console
+from rich.table import Table
+
+from rlaif_jax.config import RunConfig, TrainConfig
+from rlaif_jax.data.tokenizer import Tokenizer
+from rlaif_jax.models import heads, lora, transformer
+from rlaif_jax.models.model_config import ModelConfig, parameter_count
+from rlaif_jax.models.pretrained import foreign_config, resolve
+from rlaif_jax.run.models import planned_feedback
+from rlaif_jax.sharding import MeshConfig, Placement, abstract_mesh, bytes_per_device, make_mesh
+from rlaif_jax.sharding.mesh import AXES
+from rlaif_jax.sharding.optimizer import optimizer_shardings
+from rlaif_jax.stages import pipeline
+from rlaif_jax.trainers.optimizer import make_optimizer
+
+
+@dataclasses.dataclass(frozen=True)
+class StagePlan:
+    """One row of the plan; `parts` of the memory are estimates in bytes on one device.
+
+    `host` are those that wait in the host's memory while they are not needed.
+    """
+
+    name: str
+    model: str
+    parameters: int
+    steps: str
+    parts: Mapping[str, int]
+    host: Mapping[str, int] = dataclasses.field(default_factory=dict)
+
+    @property
+    def memory(self) -> int:
+        """Their sum, less what is on the device at no time together with the rest: an optimiser's state that waits while the
+        sampler works (or the other way round), and a reference, which comes when there are no gradients, as large as it."""
+        sampling = self.parts.get("sampler", 0) + self.parts.get("cache", 0)
+        return sum(self.parts.values()) - min(self.host.get("optimiser", 0), sampling) - self.host.get("reference", 0)
+
+
+def plan(cfg: RunConfig, place: Placement) -> list[StagePlan]:
+    """What each stage will run. Memory: weights, gradients and optimiser of what is trained, activations with logits,
+    other models held, the sampler's copy of the weights and its cache."""
+    model = planned_model(cfg)
+    weights = _weight_bytes(model, place)
+    rows = []
+    for name in pipeline.stages(cfg):
+        train: TrainConfig | None = getattr(_settings(cfg, name), "train", None)
+        if train is None:
+            held = _held(cfg, name, model, place)
+            rows.append(StagePlan(name, ", ".join(_HELD.get(name, ())) or "-", 0, _rounds(cfg, name), held or {"weights": 0}))
+            continue
+        sequences, length = _shape(cfg, name)
+        parts = _training_bytes(cfg, train, model, place)
+        parts["activations"] = _activation_bytes(model, sequences // train.accumulation, length, place)
+        steps, host = f"{train.steps} x {train.batch_size}", {}
+        if name == "dpo":
+            parts["reference"] = weights
+        if name in _RL:  # reference, what gives the reward, critic; the cache of the rollout
+            rl = cfg.rl_of(name)
+            if rl.kl.coefficient > 0 and cfg.lora is None:  # else there is none, or the frozen base is one
+                parts["reference"] = weights
+            parts |= _judge_parts(cfg, model, place, name) if name == "rl_judge" else {
+                "reward model": _scalar_bytes(cfg, "reward", model, place, shared=True)
+            }  # fmt: skip
+            if rl.critic is not None:
+                critic = _training_bytes(cfg, dataclasses.replace(train, optimizer=rl.critic.optimizer), model, place)
+                parts["critic"] = sum(critic.values()) - (weights if cfg.lora else 0)
+            if rl.offload_optimizer:
+                host["optimiser"] = parts["optimiser"] + (0 if rl.critic is None else critic["optimiser"])
+            if rl.offload_reference:
+                host["reference"] = weights
+            parts["sampler"] = _sampler_bytes(model, place)
+            parts["cache"] = _cache_bytes(model, train.batch_size * rl.group, length, place)
+            steps += f" x {rl.group}"
+        rows.append(StagePlan(name, _KINDS.get(name, "scalar model"), parameter_count(model), steps, parts, host))
+    return rows
+
+
+def planned_model(cfg: RunConfig) -> ModelConfig:
+    """The run's model with the vocabulary that its tokenizer has or will have."""
+    source = cfg.tokenizer.path or cfg.model.init_from
+    tokens = Tokenizer.load(source).vocab_size if source else cfg.tokenizer.vocab_size
+    return resolve(cfg.model).with_vocab(tokens)
+
+
+_RL = ("rl", "rl_judge")
+_KINDS = {
+    "sft": "policy", "feedback": "feedback model", "rl": "policy, reference, reward model",
+    "rl_judge": "policy, reference, judge",
+}  # fmt: skip
+_HELD = {"curate": ("policy", "feedback model"), "judge": ("feedback model",), "evaluate": ("policy", "graders")}
+_JUDGED = 768  # tokens of a row in a feedback model's largest batch: 256 of prompt (of longer ones it has fewer), 512 of reply
+
+
+def _held(cfg: RunConfig, stage: str, model: ModelConfig, place: Placement) -> dict[str, int]:
+    """Models that a stage holds without training any; of evaluation all systems are policies, one at a time."""
+    policy = {"policy": _weight_bytes(model, place)}
+    if stage == "evaluate":
+        graders = ["reward"] + (["grader"] if cfg.grader is not None else [])
+        return policy | {"graders": sum(_scalar_bytes(cfg, name, model, place) for name in graders)}
+    if stage not in ("curate", "judge"):
+        return {}
+    return (policy if stage == "curate" else {}) | _judge_parts(cfg, model, place, stage)
+
+
+def _scalar_bytes(cfg: RunConfig, stage: str, model: ModelConfig, place: Placement, shared: bool = False) -> int:
+    """The weights of a reward model or grader; `shared`: beside a policy whose base its adapter may lie over, too."""
+    settings = getattr(cfg, stage)
+    if settings.folder:
+        return _weight_bytes(foreign_config(settings.folder, cfg.model, scalar=True), place)
+    if not (shared and cfg.shares_base(stage)):
+        return _weight_bytes(model, place)
+    trained = jax.eval_shape(lambda: heads.adapter_init(model, cfg.lora, jax.random.key(0)))
+    return bytes_per_device(heads.adapter_axes(model, cfg.lora), trained, dict(place.mesh.shape), place.rules)
+
+
+def _judge_parts(cfg: RunConfig, model: ModelConfig, place: Placement, stage: str) -> dict[str, int]:
+    """The feedback model where it lies on the mesh, and its cache where it writes and does not only choose."""
+    feedback, model = cfg.feedback, planned_feedback(cfg, model)
+    if model is None:
+        return {}
+    parts = {"feedback model": _int8_bytes(model, place) if feedback.weights == "int8" else _weight_bytes(model, place)}
+    if stage != "rl_judge" or cfg.judge.mode not in ("soft", "checklist"):
+        parts["its cache"] = _cache_bytes(model, feedback.batch_size, _JUDGED, place)
+    return parts
+
+
+def _settings(cfg: RunConfig, stage: str):
+    return cfg.rl_of(stage) if stage in _RL else getattr(cfg, stage, None)
+
+
+def _rounds(cfg: RunConfig, stage: str) -> str:
+    if stage == "curate":
+        return f"{cfg.curate.prompts or 'all'} prompts x {cfg.curate.candidates}"
+    return f"{cfg.judge.game.rounds} rounds" if stage == "judge" else "-"
+
+
+def _shape(cfg: RunConfig, stage: str) -> tuple[int, int]:
+    """(sequences, tokens of each) of one update."""
+    settings = _settings(cfg, stage)
+    if stage in ("sft", "feedback"):
+        return settings.train.batch_size, settings.max_length
+    if stage in _RL:
+        sequences = settings.train.batch_size * settings.group // settings.minibatches
+        return sequences, settings.max_prompt + settings.sampling.max_tokens
+    return settings.train.batch_size * (2 if settings.loss == "bradley_terry" else 1), settings.max_length
+
+
+def _weight_bytes(model: ModelConfig, place: Placement) -> int:
+    abstract = jax.eval_shape(lambda: heads.init(model, jax.random.key(0)))["model"]
+    return bytes_per_device(transformer.logical_axes(model), abstract, dict(place.mesh.shape), place.rules)
+
+
+def _training_bytes(cfg: RunConfig, train: TrainConfig, model: ModelConfig, place: Placement) -> dict[str, int]:
+    """Weights, their gradients (in float32 where several micro-batches are summed) and the optimiser's state."""
+    axes, trained = transformer.logical_axes(model), jax.eval_shape(lambda: transformer.init(model, jax.random.key(0)))
+    parts = {"weights": _weight_bytes(model, place)}
+    if cfg.lora is not None:
+        axes = lora.logical_axes(model, cfg.lora)
+        trained = jax.eval_shape(lambda: lora.init(model, cfg.lora, jax.random.key(0)))
+        parts["adapter"] = bytes_per_device(axes, trained, dict(place.mesh.shape), place.rules)
+    summed = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, jnp.float32 if train.accumulation > 1 else x.dtype), trained)
+    parts["gradients"] = bytes_per_device(axes, summed, dict(place.mesh.shape), place.rules)
+    state = jax.eval_shape(make_optimizer(train.optimizer, train.steps).init, trained)
+    shardings = optimizer_shardings(state, trained, place.tree(axes, trained))
+    held = jax.tree.map(lambda x, s: math.prod(s.shard_shape(x.shape)) * x.dtype.itemsize, state, shardings)
+    return parts | {"optimiser": sum(jax.tree.leaves(held))}
+
+
+def _sampler_bytes(model: ModelConfig, place: Placement) -> int:
+    """The weights that a rollout reads: gathered over fsdp, in the compute dtype, or the blocks' matrices in 8 bits."""
+    gathered, size = place.without("fsdp"), 2 if model.compute_dtype == "bfloat16" else 4
+    whole = _weight_bytes(dataclasses.replace(model, param_dtype="float32"), gathered) // 4
+    if model.rollout_weights == "float":
+        return whole * size
+    matrices = _matrices(model, gathered)
+    return matrices + (whole - matrices) * size
+
+
+def _matrices(model: ModelConfig, place: Placement) -> int:
+    """How many numbers of the blocks' matrices one device holds: their bytes in 8 bits (scales are less than a thousandth)."""
+    axes = {n: ("layers", *a) for n, (s, a, _) in transformer.layer_table(model).items() if len(s) == 2}
+    shapes = {n: jax.ShapeDtypeStruct((model.layers, *transformer.layer_table(model)[n][0]), jnp.int8) for n in axes}
+    return bytes_per_device(axes, shapes, dict(place.mesh.shape), place.rules)
+
+
+def _int8_bytes(model: ModelConfig, place: Placement) -> int:
+    """A model whose blocks' matrices are kept in 8 bits, and all else as it was stored."""
+    return _weight_bytes(model, place) - _matrices(model, place) * (jnp.dtype(model.param_dtype).itemsize - 1)
+
+
+def _activation_bytes(model: ModelConfig, rows: int, length: int, place: Placement) -> int:
+    """Residuals between blocks (with remat "dots" also what the matrices of a block give), the inside of one block (all blocks
+    without remat), and one chunk of float32 logits."""
+    rows = max(rows // place.row_shards, 1)
+    size = 2 if model.compute_dtype == "bfloat16" else 4
+    inside = rows * length * size * (4 * model.width + 3 * model.ffn) + 4 * rows * model.heads * length**2
+    logits = 3 * 4 * rows * min(length, model.logit_chunk) * model.vocab_size
+    between = model.width
+    if model.remat == "dots":
+        between += (model.heads + 2 * model.kv_heads) * model.head_dim + 2 * model.width + 2 * model.ffn
+    return rows * length * between * size * model.layers + inside * (model.layers if model.remat == "none" else 1) + logits
+
+
+def _cache_bytes(model: ModelConfig, rows: int, length: int, place: Placement) -> int:
+    size = 2 if model.compute_dtype == "bfloat16" else 4
+    head = model.head_dim + 4 if model.kv_cache == "int8" else model.head_dim * size  # with its float32 scale
+    return 2 * model.layers * max(rows // place.row_shards, 1) * length * model.kv_heads * head
+
+
+def planned_mesh(cfg: MeshConfig) -> Mesh | AbstractMesh:
+    """The run's mesh; where its sizes ask for more devices than this machine has, one that nobody needs to have."""
+    sizes = tuple(getattr(cfg, axis) for axis in AXES)
+    if -1 in sizes and math.prod(size for size in sizes if size != -1) > len(jax.devices()):
+        sizes = tuple(1 if size == -1 else size for size in sizes)  # "all that are left" of a machine that is not here
+        cfg = dataclasses.replace(cfg, **dict(zip(AXES, sizes, strict=True)))
+    if -1 in sizes or math.prod(sizes) <= len(jax.devices()):
+        return make_mesh(cfg)
+    cfg.sizes(math.prod(sizes))  # refuses what no number of devices allows
+    return abstract_mesh(cfg, math.prod(sizes))
+
+
+def print_plan(cfg: RunConfig, console: Console) -> None:
+    """The plan as a table."""
+    place = Placement.of(planned_mesh(cfg.mesh), cfg.mesh.rules)
+    shape = ", ".join(f"{k} {v}" for k, v in place.mesh.shape.items())
+    where = f"on {jax.devices()[0].platform}"
+    if isinstance(place.mesh, AbstractMesh):
+        where = f"({place.mesh.size} devices; this machine has {len(jax.devices())})"
+    console.print(f"{cfg.name}: mesh {shape} {where}; nothing is run")
+    table = Table("stage", "model", "parameters", "steps x batch", "memory per device (estimate)", "of which, MiB")
+    for row in plan(cfg, place):
+        parameters = f"{row.parameters:,}" if row.parameters else "-"
+        memory = f"{row.memory / 2**20:,.0f} MiB" if row.memory else "-"
+        parts = ", ".join(f"{name} {size / 2**20:,.0f}" for name, size in row.parts.items() if size >= 2**20)
+        waiting = ", ".join(f"{name} {size / 2**20:,.0f}" for name, size in row.host.items())
+        parts += f"; these wait on the host: {waiting}" if waiting else ""
+        table.add_row(row.name, row.model, parameters, row.steps, memory, parts if len(row.parts) > 1 else "")
+    console.print(table)
+    print_uneven(cfg, place, console)
+
+
+def print_uneven(cfg: RunConfig, place: Placement, console: Console) -> None:
+    """Which batches a run on several processes would refuse."""
+    for text in pipeline.uneven_batches(cfg, pipeline.stages(cfg), place):
+        console.print(f"with several processes: {text}", style="yellow", markup=False, soft_wrap=True)

@@ -1,0 +1,84 @@
+"""The judge that lies on the mesh beside the policy: its weights, and the program that gives its verdicts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+
+from rlaif_jax.config import RunConfig
+from rlaif_jax.feedback.local_llm import make_choose, make_sample, padded_width, reply_bound, rows_per_call
+from rlaif_jax.feedback.principles import read_rules
+from rlaif_jax.feedback.prompts import load_prompts
+from rlaif_jax.feedback.verdicts import requests_for
+from rlaif_jax.models.matrices import Int8
+from rlaif_jax.models.model_config import ModelConfig
+from rlaif_jax.models.quant import quantise_layers
+from rlaif_jax.plan.abstract import Abstract, Program, array, chip_bytes, gathered_bytes, in_rows, policy_weights
+from rlaif_jax.run.models import planned_feedback
+from rlaif_jax.sampling import filters
+from rlaif_jax.sampling.filters import SamplingConfig
+from rlaif_jax.sharding import Placement
+from rlaif_jax.sharding.placement import abstract_like
+
+_TEMPLATE = 32  # tokens that a chat template adds to a message
+
+
+def judge_weights(cfg: RunConfig, policy: ModelConfig, place: Placement) -> Abstract:
+    """The weights of a judge on the mesh, as they are kept; an empty tree if the run has none there."""
+    model = planned_feedback(cfg, policy) if cfg.judge is not None else None
+    if model is None:
+        return ()
+    axes, weights = policy_weights(model, place)
+    if cfg.feedback.weights == "float":
+        return weights
+    shapes = jax.eval_shape(quantise_layers, weights)
+    at = {n: _in_8_bits(a, weights["layers"][n].shape, place) for n, a in axes["layers"].items()}
+    shardings = jax.tree.map(lambda x: x.sharding, weights)
+    return abstract_like(shapes, shardings | {"layers": at})
+
+
+def _in_8_bits(axes: tuple, shape: tuple[int, ...], place: Placement):
+    whole = place.array(axes, shape)
+    return Int8(whole, place.array((axes[0], axes[2]), shape[::2])) if len(shape) == 3 else whole
+
+
+def verdicts(cfg: RunConfig, policy: ModelConfig, weights: Abstract, held: tuple[Abstract, ...], place: Placement) -> Program:
+    """One call of the judge: a batch of requests about whole answers, each as long as the longest may be.
+
+    The fixed text of a request counts one token per character, which Chinese and English stay below.
+    """
+    model, settings = planned_feedback(cfg, policy), cfg.rl_of("rl_judge")
+    request = requests_for(load_prompts(cfg.feedback.family), read_rules(cfg.judge.principles), [("", "")])[0]
+    fixed = sum(len(message.content) + _TEMPLATE for message in request.messages)
+    width = padded_width(fixed + settings.max_prompt + settings.sampling.max_tokens)
+    batch_size = -(-cfg.feedback.batch_size // place.row_shards) * place.row_shards
+    rows = rows_per_call(batch_size, width, place)
+    read = chip_bytes(judge_weights(cfg, policy, place.without("fsdp")))
+    if cfg.feedback.weights == "float":
+        read = gathered_bytes(model, place)
+    remedies = (("feedback.weights=int8",),) if cfg.feedback.weights == "float" else ()
+    if rows > place.row_shards:
+        remedies = ((f"feedback.batch_size={batch_size // 4}",), *remedies)
+    text = array((rows, width), jnp.int32)
+    if cfg.judge.mode in ("binary", "k_vote"):
+        trips = reply_bound(request.max_tokens)
+        function, rest = _spoken(model, rows, trips, place)
+        arguments = (weights, *in_rows((text, text), place), *rest)
+        return Program("rl_judge: verdicts", function, arguments, held, (trips + 1) * read, trips, remedies)
+    choices = _everywhere(array((2,), jnp.int32), place)
+    arguments = (weights, *in_rows((text, text, text, array((rows, 1), jnp.int32)), place), choices)
+    return Program("rl_judge: verdicts", make_choose(model, place), arguments, held, read, remedies=remedies)
+
+
+def _spoken(model: ModelConfig, rows: int, limit: int, place: Placement) -> tuple[Callable, tuple]:
+    """What samples replies of up to `limit` tokens, and its arguments but weights and prompts."""
+    sample = make_sample(model, place, pad_id=0)
+    sampling = jax.eval_shape(lambda: filters.traced(SamplingConfig(max_tokens=limit), (0,)))
+    numbers = array((rows,), jnp.uint32)
+    return jax.jit(lambda *inputs: sample(*inputs, max_tokens=limit)), _everywhere((numbers, numbers, sampling), place)
+
+
+def _everywhere(tree: Abstract, place: Placement) -> Abstract:
+    return abstract_like(tree, jax.tree.map(lambda _: place.replicated, tree))

@@ -1,0 +1,240 @@
+"""The records and batches of one run, as its config names them."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+from rlaif_jax.config import DpoConfig, RewardConfig, SourceConfig
+from rlaif_jax.data import corpus, pipelines
+from rlaif_jax.data.audit import without_leaks
+from rlaif_jax.data.records import LabelledResponse, PreferencePair, Prompt, Record, SftExample
+from rlaif_jax.data.rows import encode_sft, labelled_rows, pair_rows, sft_rows, verdict_rows
+from rlaif_jax.data.sources import load
+from rlaif_jax.data.tokenizer import Segment, Tokenizer, chat_segment, encode_records
+from rlaif_jax.feedback.curate import read_items
+from rlaif_jax.feedback.principles import read_rules
+from rlaif_jax.feedback.prompts import load_prompts
+from rlaif_jax.feedback.transcripts import transcripts
+from rlaif_jax.run.folder import Run
+from rlaif_jax.sharding import host_rows
+
+_TOKENIZER_ROWS = 4000  # of the transcripts: a tokenizer needs no more of them
+
+
+class RunData:
+    """Loads what a stage needs; reports rows that were skipped, leaked or too long."""
+
+    def __init__(self, experiment: Run):
+        self._x, self._cfg = experiment, experiment.cfg.data
+
+    @property
+    def root(self) -> Path:
+        """The folder of the data files."""
+        return Path(self._cfg.root).expanduser() if self._cfg.root else self._x.folder("tokenizer") / "corpus"
+
+    def prepare(self) -> dict[str, Any]:
+        """Writes the bundled corpus where the config names no data of its own."""
+        if self._cfg.root:
+            return {"data": str(self.root)}
+        corpus.write(corpus.generate(self._x.cfg.seed, self._cfg.corpus), self.root)
+        return {"data": "bundled corpus"}
+
+    def make_tokenizer(self) -> Tokenizer:
+        """The tokenizer of the run, copied or trained into its folder."""
+        folder, cfg = self._x.folder("tokenizer") / "tokenizer", self._x.cfg.tokenizer
+        if source := cfg.path or self._x.cfg.model.init_from:
+            tokenizer = Tokenizer.load(source)
+            tokenizer.save(folder)
+            return tokenizer
+        texts = [t for r in self.records(SftExample, self._cfg.sft) for t in (r.prompt, r.response)]
+        texts += [t for p in self.records(PreferencePair, self._cfg.pairs) for t in (p.prompt, p.chosen, p.rejected)]
+        if self._x.cfg.feedback and self._x.cfg.feedback.backend == "embedded":
+            rows, pairs = self.transcripts(_TOKENIZER_ROWS)
+            rows = [*rows, *(side[0] for pair in pairs for side in pair)]
+            texts += [text for r in rows for text in (*(m.content for m in r.messages), r.target)]
+        return Tokenizer.train(texts, cfg.vocab_size, folder)
+
+    def records(self, kind: type, source: SourceConfig) -> list[Record]:
+        """All records of one source, problems reported."""
+        path = source.path if source.path.startswith("tfds:") else self.root / source.path
+        loaded = load(
+            kind, path, format=source.format, columns=source.columns, prefix=source.prefix, limit=source.limit,
+            on_error=source.on_error,
+        )  # fmt: skip
+        if loaded.skipped:
+            self._say(f"{source.path}: {len(loaded.skipped)} rows skipped, the first: {loaded.skipped[0]}")
+        return loaded.records
+
+    def split(self, kind: type, train: SourceConfig, held_out: SourceConfig) -> tuple[list[Record], list[Record]]:
+        """Training and held-out records; without a held-out file, the last part of the training file, by prompt."""
+        records = self.records(kind, train)
+        if held_out.path:
+            return records, self.records(kind, held_out)
+        prompts = list(dict.fromkeys(r.prompt for r in records))
+        last = set(prompts[-max(int(len(prompts) * self._cfg.eval_fraction), 1) :])
+        return [r for r in records if r.prompt not in last], [r for r in records if r.prompt in last]
+
+    def sft_batches(self, tokenizer: Tokenizer) -> tuple[Any, Callable[[], Iterable[dict]], dict[str, Any]]:
+        """(training iterator, held-out pass, facts)."""
+        cfg, seed = self._x.cfg.sft, self._x.cfg.seed
+        train, held_out = self.split(SftExample, self._cfg.sft, self._cfg.sft_eval)
+        encoded = [encode_sft(part, tokenizer, cfg.max_length) for part in (train, held_out)]
+        self._too_long("SFT examples", encoded[0].dropped + encoded[1].dropped, cfg.max_length)
+        rows, held_rows = (sft_rows(e, cfg.max_length, tokenizer.pad_id, packing=cfg.packing, seed=seed) for e in encoded)
+        facts = {"examples": len(encoded[0]), "rows": len(rows), "held_out": len(encoded[1])}
+        return *self._batches(rows, held_rows, cfg.train.batch_size, seed), facts
+
+    def transcripts(self, most: int = 0) -> tuple[list[transcripts.Transcript], list[transcripts.VerdictPair]]:
+        """What the embedded feedback model learns from: transcripts of every role, and pairs of verdicts; at most so many.
+
+        No request of the evaluation or of the judge's labelled parts occurs in them.
+        """
+        cfg, judge = self._x.cfg.feedback, self._x.cfg.judge
+        prompts = load_prompts(cfg.family)
+        if cfg.source == "labelled":
+            return transcripts.labelled_verdicts(self.game_rows()[0], prompts, read_rules(judge.principles))
+        held_out = {r.prompt for part in (self.eval_prompts(), *self.game_rows()[1:]) for r in part}
+        limit = judge.game.limit if judge.game else len(read_rules(judge.principles))
+        together = 1 if judge.mode == "checklist" else limit  # principles that the judge is asked about at one time
+        seed, count, pairs = self._x.cfg.seed, cfg.transcripts, cfg.verdict_pairs
+        return (
+            transcripts.transcripts(seed, min(count, most or count), prompts, limit, held_out, together),
+            transcripts.verdict_pairs(seed, min(pairs, most or pairs), prompts, limit, held_out, together, cfg.questions),
+        )
+
+    def feedback_batches(self, tokenizer: Tokenizer) -> tuple[Any, Callable[[], Iterable[dict]], dict[str, Any]]:
+        """(training iterator, held-out pass, facts) for the embedded feedback model.
+
+        A training batch is {"roles": packed transcripts, "verdicts": pairs}; the held-out pass has the pairs only.
+        """
+        cfg, seed = self._x.cfg.feedback, self._x.cfg.seed
+        transcripts, pairs = self.transcripts()
+        held = len(pairs) // 20 or 1
+
+        pair_length = cfg.pair_max_length or cfg.max_length
+
+        def line(t: transcripts.Transcript) -> Segment:
+            return chat_segment(tokenizer, t.messages, t.target)
+
+        roles = encode_records(transcripts, lambda t: [line(t)], cfg.max_length, "drop", "transcripts")
+        role_rows = sft_rows(roles, cfg.max_length, tokenizer.pad_id, packing=True, seed=seed)
+        verdicts, held_rows = (
+            verdict_rows([[[line(t) for t in side] for side in p] for p in part], pair_length, tokenizer.pad_id)
+            for part in (pairs[held:], pairs[:held])
+        )
+        self._too_long("transcripts", roles.dropped, cfg.max_length)
+        self._too_long("pairs of verdicts", verdicts.dropped + held_rows.dropped, pair_length)
+        role_batches, _ = self._batches(role_rows, role_rows, cfg.train.batch_size, seed)
+        pair_batches, held_pass = self._batches(verdicts, held_rows, cfg.pair_batch_size, seed)
+        facts = {"transcripts": len(roles), "verdict_pairs": len(verdicts), "held_out": len(held_rows)}
+        joined = pipelines.JoinedBatches({"roles": role_batches, "verdicts": pair_batches})
+        return joined, lambda: ({"verdicts": b} for b in held_pass()), facts
+
+    def scalar_batches(self, cfg: RewardConfig, tokenizer: Tokenizer, seed: int):
+        """(training iterator, held-out pass, facts) for pairs or labelled responses.
+
+        Held-out rows that stand word for word in the training files of this model, or of SFT, are left out.
+        """
+        if cfg.loss == "bradley_terry":
+            train, _, every = self.pairs()
+            held_out = self.held_out_pairs()
+            leaked = len(every) - len(held_out)
+            make = pair_rows
+        else:
+            train, held_out = self.labelled()
+            leaked = 0
+            make = labelled_rows
+        rows, held_rows = (make(part, tokenizer, cfg.max_length) for part in (train, held_out))
+        self._too_long("answers", rows.dropped + held_rows.dropped, cfg.max_length)
+        facts = {"examples": len(rows), "held_out": len(held_rows), "leaked_left_out": leaked}
+        return *self._batches(rows, held_rows, cfg.train.batch_size, seed), facts
+
+    def pair_batches(self, cfg: DpoConfig, tokenizer: Tokenizer, seed: int):
+        """(training iterator, held-out pass, facts) for DPO: the reward model's pairs, with a loss mask on the answers."""
+        parts = self.pairs()[0], self.held_out_pairs()
+        rows, held_rows = (dataclasses.replace(pair_rows(part, tokenizer, cfg.max_length), with_loss_mask=True) for part in parts)
+        self._too_long("answers", rows.dropped + held_rows.dropped, cfg.max_length)
+        facts = {"examples": len(rows), "held_out": len(held_rows)}
+        return *self._batches(rows, held_rows, cfg.train.batch_size, seed), facts
+
+    def pairs(self) -> tuple[list[PreferencePair], list[PreferencePair], list[PreferencePair]]:
+        """Pairs for the reward model, pairs kept from it for the grader (other prompts), and held-out pairs."""
+        train, held_out = self.split(PreferencePair, self._cfg.pairs, self._cfg.pairs_eval)
+        share = self._cfg.grader_share
+        prompts = list(dict.fromkeys(p.prompt for p in train))
+        apart = {q for i, q in enumerate(prompts) if int((i + 1) * share) > int(i * share)}
+        own, kept_apart = [p for p in train if p.prompt not in apart], [p for p in train if p.prompt in apart]
+        if self._x.cfg.curate:
+            own = self.curated_pairs() + (own if self._x.cfg.curate.with_data_pairs else [])
+        return own, kept_apart, held_out
+
+    def held_out_pairs(self) -> list[PreferencePair]:
+        """Pairs that no training file of the reward model or of SFT holds."""
+        train, _, held_out = self.pairs()
+        return without_leaks(held_out, train, self.records(SftExample, self._cfg.sft))[0]
+
+    def curated_pairs(self) -> list[PreferencePair]:
+        """The pairs that the stage "curate" has found so far."""
+        items = read_items(self._x.folder("curate") / "items.jsonl")
+        return [PreferencePair(**pair) for item in items for pair in item["pairs"]]
+
+    def labelled(self) -> tuple[list[LabelledResponse], list[LabelledResponse]]:
+        """Labelled responses for the grader that stand in no training file of the reward model; and held-out ones.
+
+        With `data.grader_share` these are both sides of the pairs set apart and of the held-out pairs; otherwise they
+        come from the labelled files, without rows that SFT saw either.
+        """
+        data = self._cfg
+        reward_pairs, grader_pairs, pairs_eval = self.pairs()
+        if data.grader_share:
+            train, held_out, seen = _sides(grader_pairs), _sides(pairs_eval), [reward_pairs]
+        else:
+            train, held_out = self.split(LabelledResponse, data.labelled, data.labelled_eval)
+            seen = [reward_pairs, self.records(SftExample, data.sft)]
+        (train, a), (held_out, b) = (without_leaks(part, *seen) for part in (train, held_out))
+        held_out, c = without_leaks(held_out, train)
+        if a + b + c:
+            self._say(f"labelled responses: {a + b + c} leaked rows left out (they stand in the training files)")
+        return train, held_out
+
+    def game_rows(self) -> tuple[list[LabelledResponse], list[LabelledResponse], list[LabelledResponse]]:
+        """Labelled responses for the judge's game: to reflect on, for its gate, and the held-out test part."""
+        train, test = self.labelled()
+        if self._cfg.labelled_val.path and not self._cfg.grader_share:
+            return train, self.records(LabelledResponse, self._cfg.labelled_val), test
+        prompts = list(dict.fromkeys(r.prompt for r in train))
+        gate = set(prompts[-max(len(prompts) // 5, 1) :])
+        return [r for r in train if r.prompt not in gate], [r for r in train if r.prompt in gate], test
+
+    def rl_prompts(self, held_out: int) -> tuple[list[Prompt], list[Prompt], dict[str, Any]]:
+        """Training prompts, the last `held_out` of them set apart to watch progress on, and facts."""
+        records = self.records(Prompt, self._cfg.prompts)
+        held_out = min(held_out, len(records) // 10 or 1)
+        return records[:-held_out], records[-held_out:], {"prompts": len(records) - held_out, "held_out": held_out}
+
+    def eval_prompts(self) -> list[Prompt]:
+        """Held-out prompts for the comparison, without those that stand among the RL prompts."""
+        limit = self._x.cfg.evaluation.limit
+        seen = {r.prompt for r in self.records(Prompt, self._cfg.prompts)}
+        unique = {r.prompt: r for r in self.records(Prompt, self._cfg.eval_prompts) if r.prompt not in seen}
+        return list(unique.values())[: limit or None]
+
+    def _batches(self, rows, held_rows, batch_size: int, seed: int):
+        mine = host_rows(self._x.place, batch_size)
+        train = pipelines.train_batches(rows, batch_size=batch_size, seed=seed, mine=mine)
+        return train, lambda: pipelines.eval_batches(held_rows, batch_size, mine=mine)
+
+    def _too_long(self, what: str, count: int, max_length: int) -> None:
+        if count:
+            self._say(f"{count} {what} are longer than {max_length} tokens and left out")
+
+    def _say(self, text: str) -> None:
+        self._x.console.print(text, highlight=False, markup=False)
+
+
+def _sides(pairs: list[PreferencePair]) -> list[LabelledResponse]:
+    """Both answers of each pair, the chosen one labelled 1."""
+    return [LabelledResponse(p.prompt, text, label, p.system) for p in pairs for text, label in ((p.chosen, 1), (p.rejected, 0))]

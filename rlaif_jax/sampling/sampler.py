@@ -1,0 +1,91 @@
+"""From prompt rows to sampled responses, on the mesh."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from rlaif_jax.models import ops
+from rlaif_jax.models.matrices import Int8, is_wrapped
+from rlaif_jax.models.model_config import ModelConfig
+from rlaif_jax.models.quant import quantised
+from rlaif_jax.sampling.decode import Decoded, decode
+from rlaif_jax.sampling.filters import row_keys
+from rlaif_jax.sharding.move import shard
+from rlaif_jax.sharding.placement import Placement
+
+Sampler = Callable[..., Decoded]
+
+
+def for_sampling(params: Any, cfg: ModelConfig, axes: Any, place: Placement) -> Any:
+    """Parameters in the compute dtype and gathered over fsdp (under jit): once per rollout, not once per token.
+
+    Adapters are merged into their weights; with `cfg.rollout_weights` int8, the matrices of the blocks are in 8 bits, as they
+    stay where they were already.
+    """
+    gathered = place.without("fsdp")
+
+    def constrained(x, axes):
+        return jax.lax.with_sharding_constraint(x, gathered.array(axes, x.shape))
+
+    def in_8_bits(small, axes):
+        return Int8(constrained(small.values, axes), constrained(small.scale, (axes[0], axes[2])))
+
+    def one(axes, w):
+        if isinstance(w, Int8):
+            return in_8_bits(w, axes)
+        w = (w.dense() if is_wrapped(w) else w).astype(cfg.compute_dtype)
+        if cfg.rollout_weights == "float" or len(axes) < 3:
+            return constrained(w, axes)
+        return in_8_bits(quantised(w), axes)  # before the gathering, which then moves half the bytes
+
+    return jax.tree.map(one, axes, params, is_leaf=lambda a: isinstance(a, tuple))
+
+
+def make_sampler(cfg: ModelConfig, axes: Any, place: Placement, *, group: int, max_tokens: int, pad_id: int) -> Sampler:
+    """sampler(params, prompts (P, Tp), segment_ids, seed, step, sampling, first_row=0) -> Decoded with P * group rows.
+
+    Prompts are the whole batch, the same on every process.
+    Seed, step, first_row (the place of the first of these rows in the whole batch) and sampling values are traced.
+    """
+
+    def run(params, prompts, segment_ids, seed, step, sampling, first_row):
+        params = for_sampling(params, cfg, axes, place)
+        keys = row_keys(seed, step, first_row + jnp.arange(prompts.shape[0] * group))
+        return decode(
+            params, cfg, prompts, segment_ids, keys, sampling, group=group, max_tokens=max_tokens, pad_id=pad_id,
+            place=place,
+        )  # fmt: skip
+
+    jitted = jax.jit(run)
+
+    def sampler(params, prompts, segment_ids, seed, step, sampling, first_row=0):
+        rows = place.rows(prompts.shape[0])
+        prompts, segment_ids = shard((prompts, segment_ids), rows)
+        return jitted(params, prompts, segment_ids, np.uint32(seed), np.uint32(step), sampling, np.int32(first_row))
+
+    sampler.compiled = jitted  # for tests that count compilations
+    return sampler
+
+
+@dataclasses.dataclass(frozen=True)
+class Sequences:
+    """Prompt and response as one sequence: tokens, segment_ids, positions (B, Tp + R), to be scored by the trainer."""
+
+    tokens: jax.Array
+    segment_ids: jax.Array
+    positions: jax.Array
+
+
+def sequences(prompts: jax.Array, segment_ids: jax.Array, decoded: Decoded, group: int) -> Sequences:
+    """Rows as the trainer sees them: the left-padded prompt repeated for its group, then the response."""
+    tokens = jnp.concatenate([jnp.repeat(prompts, group, axis=0), decoded.tokens], axis=1)
+    segments = jnp.concatenate(
+        [jnp.repeat(segment_ids, group, axis=0) > 0, decoded.mask > 0], axis=1
+    ).astype(jnp.int32)  # fmt: skip
+    return Sequences(tokens, segments, ops.positions_of(segments))

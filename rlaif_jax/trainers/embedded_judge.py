@@ -1,0 +1,53 @@
+"""The embedded feedback model: language modelling of every role, and verdicts on pairs of answers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from rlaif_jax.algorithms.mean import Mean, mean_of
+from rlaif_jax.models import ops, transformer
+from rlaif_jax.models.model_config import ModelConfig
+from rlaif_jax.sharding.placement import Placement
+from rlaif_jax.trainers.sft import sft_loss
+
+
+def verdict_loss(
+    params: Any, batch: dict[str, jax.Array], cfg: ModelConfig, words: tuple[int, int], place: Placement | None = None
+) -> tuple[Mean, dict[str, Mean]]:
+    """Log-loss of the verdicts in nats, twice the mean of those that should be good plus the mean of the others.
+
+    Twice: where nothing tells the two apart, P(Good) settles at 2/3, so that a judge in doubt does not
+    condemn. P(Good) is the sigmoid of log P(good word) - log P(bad word), as the judge reads it.
+    batch: tokens, segment_ids, positions, loss_mask (B, 2, T) of `data.rows.verdict_rows`; the words with loss_mask 1 are
+    the verdicts. `words`: first tokens of the two verdicts.
+    """
+    flat = {k: v.reshape(-1, v.shape[-1]) for k, v in batch.items() if k != "row_mask"}
+    hidden = transformer.forward(params, cfg, flat["tokens"], flat["segment_ids"], flat["positions"], place, shared_prefix=True)
+    both = ops.logits(hidden, ops.output_matrix(params, cfg)[jnp.array(words)])
+    gap = (both[..., 0] - both[..., 1])[:, :-1]  # where the next word is the verdict
+    asked, is_good = flat["loss_mask"][:, 1:], flat["tokens"][:, 1:] == words[0]
+    good, bad = asked * is_good, asked * ~is_good
+    loss = 2.0 * _ratio(jax.nn.softplus(-gap), good) + _ratio(jax.nn.softplus(gap), bad)
+    right = {"good_accuracy": mean_of(gap > 0, good), "bad_accuracy": mean_of(gap <= 0, bad)}
+    balanced = Mean(sum(m.total / jnp.maximum(m.weight, 1.0) for m in right.values()) / 2, jnp.float32(1.0))
+    return Mean(loss, jnp.float32(1.0)), right | {"accuracy": balanced}
+
+
+def _ratio(x: jax.Array, mask: jax.Array) -> jax.Array:
+    mean = mean_of(x, mask)
+    return mean.total / jnp.maximum(mean.weight, 1.0)
+
+
+def feedback_loss(
+    params: Any, batch: dict[str, Any], cfg: ModelConfig, words: tuple[int, int], place: Placement | None = None
+) -> tuple[Mean, dict[str, Mean]]:
+    """The mean loss of the roles' tokens plus that of the verdicts; a part that is absent counts nothing."""
+    total, metrics = jnp.float32(0.0), {}
+    for name, part in batch.items():
+        loss, found = sft_loss(params, part, cfg, place) if name == "roles" else verdict_loss(params, part, cfg, words, place)
+        total += loss.total / jnp.maximum(loss.weight, 1.0)
+        metrics |= found
+    return Mean(total, jnp.float32(1.0)), metrics

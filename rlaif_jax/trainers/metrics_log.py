@@ -1,0 +1,84 @@
+"""The files that metrics go to: metrics.jsonl, TensorBoard, and W&B where it is asked for."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+
+
+class MetricsWriter:
+    """Appends to metrics.jsonl, to TensorBoard, and to W&B where it is installed and asked for.
+
+    After a restart from step s, lines of later steps (written by the run that died) are dropped first. With several
+    processes only the first writes; the others' writers do nothing.
+    """
+
+    def __init__(self, folder: Path, resume_step: int, wandb_project: str = "", name: str = ""):
+        from tensorboardX import SummaryWriter
+
+        self.path, self._silent = folder / "metrics.jsonl", jax.process_index() > 0
+        if self._silent:
+            return
+        folder.mkdir(parents=True, exist_ok=True)
+        kept = [row for row in read_metrics(self.path) if row["step"] <= resume_step]
+        text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in kept)
+        self.path.write_text(text, encoding="utf-8")
+        self._file = self.path.open("a", encoding="utf-8")
+        self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=resume_step + 1)
+        self._wandb = _start_wandb(wandb_project, name, folder)
+
+    def write(self, step: int, values: Mapping[str, float]) -> None:
+        """One line {"step", ...}; a value that is not finite is written as null and shows as a gap."""
+        if self._silent:
+            return
+        row = {k: (float(v) if v == v and abs(v) != float("inf") else None) for k, v in values.items()}
+        self._file.write(json.dumps({"step": step, **row}, ensure_ascii=False) + "\n")
+        self._file.flush()
+        for name, value in row.items():
+            if value is not None:
+                self._board.add_scalar(name, value, step)
+        if self._wandb is not None:
+            self._wandb.log(row, step=step)
+
+    def text(self, step: int, name: str, text: str) -> None:
+        """A text panel in TensorBoard, for samples to read."""
+        if not self._silent:
+            self._board.add_text(name, text, step)
+
+    def close(self) -> None:
+        """Flushes everything."""
+        if self._silent:
+            return
+        self._file.close()
+        self._board.close()
+        if self._wandb is not None:
+            self._wandb.finish()
+
+
+def _start_wandb(project: str, name: str, folder: Path) -> Any:
+    if not project:
+        return None
+    try:
+        import wandb
+    except ImportError as error:
+        from rlaif_jax.errors import UserError
+
+        raise UserError("logging.wandb_project is set, but wandb is not installed: pip install wandb") from error
+    return wandb.init(project=project, name=name, dir=str(folder), resume="allow")
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """Rows of a metrics.jsonl; a half-written last line (the process was killed) is left out."""
+    if not path.exists():
+        return []
+    rows = []
+    for line in path.read_text(encoding="utf-8").split("\n")[:-1]:
+        try:
+            rows.append(json.loads(line))
+        except json.JSONDecodeError:
+            break
+    return rows

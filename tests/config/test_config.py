@@ -1,0 +1,90 @@
+"""Config files, overrides and what is refused; the layers of the package."""
+
+import ast
+import json
+from pathlib import Path
+
+import pytest
+
+from rlaif_jax.cli import main
+from rlaif_jax.config import RunConfig, load_config
+from rlaif_jax.config.values import from_dict, overridden, override, to_dict
+from rlaif_jax.errors import UserError
+
+ROOT = Path(__file__).parents[1]
+
+
+def test_overrides_are_typed():
+    cfg = override(override(RunConfig(), "sft.train.optimizer.learning_rate=3e-4"), "sft.packing=false")
+    assert cfg.sft.train.optimizer.learning_rate == 3e-4 and cfg.sft.packing is False
+    assert override(RunConfig(), "data.root=123").data.root == "123"
+    assert override(RunConfig(), 'data.sft.columns={"prompt": "q"}').data.sft.columns == {"prompt": "q"}
+
+
+@pytest.mark.parametrize(
+    ("item", "message"),
+    [
+        ("sft.train.stepz=3", "did you mean 'steps'"),
+        ("sft.train.steps=3.5", "expected int, found 3.5"),
+        ("sft.train.steps=many", "expected int"),
+        ("sft.train.steps=0", "at least 1"),
+        ("name.x=3", "has no fields"),
+        ("seed", "expected field=value"),
+        ("rl.kl.estimator=k1", "gradient of zero"),
+    ],
+)
+def test_mistakes_are_named(item, message):
+    with pytest.raises(UserError, match=message):
+        override(RunConfig(), item)
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("[!_]*.py")), ids=lambda p: p.name)
+def test_every_config_loads_and_survives_json(path):
+    cfg = load_config(path)
+    assert from_dict(RunConfig, json.loads(json.dumps(to_dict(cfg)))) == cfg
+    assert f"configs/{path.name}" in path.read_text(encoding="utf-8"), "the docstring holds the command"
+
+
+def test_dry_run_prints_the_plan_and_runs_nothing(tmp_path, capsys):
+    out = tmp_path / "run"
+    config = str(ROOT / "configs" / "greetings_demo.py")
+    assert main(["run", config, "--out", str(out), "--dry-run", "--set", "mesh.data=8"]) == 0
+    text = capsys.readouterr().out
+    for word in ("tokenizer", "sft", "reward", "rl", "evaluate", "data 8", "MiB"):
+        assert word in text
+    assert not out.exists()
+
+
+def test_a_users_mistake_is_one_line(capsys):
+    assert main(["run", "nowhere.py"]) == 2
+    assert "nowhere.py does not exist" in capsys.readouterr().err
+    assert main(["generate", "nowhere", "--prompt", "x"]) == 2
+    assert "holds no run" in capsys.readouterr().err
+
+
+def test_imports_go_downwards_only():
+    order = ("sharding", "models", "sampling", "algorithms", "data", "feedback", "rewards", "trainers", "evaluation")
+    rank = {name: i for i, name in enumerate(order)}
+    for path in (ROOT / "rlaif_jax").rglob("*.py"):
+        here = path.relative_to(ROOT / "rlaif_jax").parts[0]
+        if here not in rank or path.name in ("run_data.py",):
+            continue
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("rlaif_jax."):
+                there = node.module.split(".")[1]
+                if there in rank:
+                    assert rank[there] <= rank[here], f"{path}: {here} imports {there}"
+
+
+def test_overrides_that_need_one_another_come_in_any_order():
+    one, two = "sft=none", "model.init_from=somewhere"
+    for items in ((one, two), (two, one)):
+        cfg = overridden(RunConfig(), items)
+        assert cfg.sft is None and cfg.model.init_from == "somewhere"
+    assert overridden(RunConfig(), ["seed=1", "seed=2"]).seed == 2
+    both = overridden(RunConfig(), ["model.kv_cache=int8", "model.kv_cache=float", "rl.policy.correction=token_truncate"])
+    assert both.model.kv_cache == "float", "the last value of a field counts, also when the first had to wait"
+    with pytest.raises(UserError, match="no policy to start from"):
+        overridden(RunConfig(), [one, "seed=3"])
+    with pytest.raises(UserError, match=r"seed: expected int, found 'x'"):
+        overridden(RunConfig(), ["seed=x", two])

@@ -1,0 +1,121 @@
+"""Both arms of AI feedback through the whole pipeline, with a chat API that a test serves."""
+
+import dataclasses
+import json
+
+import pytest
+from rich.console import Console
+
+from rlaif_jax.cli import main
+from rlaif_jax.config import FeedbackConfig, JudgeConfig
+from rlaif_jax.errors import UserError
+from rlaif_jax.feedback.curate import CurateConfig
+from rlaif_jax.feedback.openai_llm import HttpConfig
+from rlaif_jax.feedback.principle_game import GameConfig
+from rlaif_jax.run.folder import open_run
+from rlaif_jax.stages import pipeline
+from rlaif_jax.trainers.optimizer import OptimizerConfig
+from tests import tiny
+from tests.feedback.fake_api import FakeApi
+
+QUIET = Console(quiet=True)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A finished run of all stages, its config file and the API."""
+    api = FakeApi(fault_rate=0.1, hang=0.3)
+    cfg = dataclasses.replace(
+        tiny.config(steps=3, checkpoint_every=3), grader=None,
+        feedback=FeedbackConfig(backend="http", http=HttpConfig("m", api.url, "", concurrency=8, timeout=0.5, attempts=12)),
+        curate=CurateConfig(prompts=12, source="llm", examples=2, chunk=6),
+        judge=JudgeConfig(principles="principles_general", game=GameConfig(rounds=2, games=2, reflections=2)),
+    )  # fmt: skip
+    experiment = open_run(tmp_path_factory.mktemp("arms") / "run", cfg, QUIET)
+    pipeline.run(experiment, pipeline.stages(cfg))
+    yield experiment, api
+    api.close()
+
+
+def test_the_report_holds_four_systems_the_rounds_and_a_debate(run):
+    experiment, _ = run
+    report = json.loads((experiment.folder("report") / "report.json").read_text(encoding="utf-8"))
+    assert list(report["rows"]) == ["base", "sft", "rl", "rl_judge"]
+    for row in report["rows"].values():
+        assert {"excellent", "reward", "judge"} <= set(row)
+    html = (experiment.folder("report") / "report.html").read_text(encoding="utf-8")
+    for text in ("One debate", "judge&#39;s principles, round by round", "rl_judge: length", "Graders against held-out labels"):
+        assert text in html, text
+
+
+def test_curated_pairs_train_the_reward_model(run):
+    experiment, _ = run
+    items = [json.loads(x) for x in (experiment.folder("curate") / "items.jsonl").read_text(encoding="utf-8").splitlines()]
+    pairs = sum(len(i["pairs"]) for i in items)
+    assert len(items) == 12 and all(len(i["examples"]) == 2 for i in items)
+    assert experiment.facts("curate")["pairs"] == pairs and experiment.facts("reward")["examples"] == pairs > 0
+
+
+def test_the_game_leaves_versions_and_figures(run):
+    experiment, _ = run
+    facts, folder = experiment.facts("judge"), experiment.folder("judge")
+    assert len((folder / "rounds.jsonl").read_text(encoding="utf-8").splitlines()) == 3
+    assert (folder / "principles" / "v000.txt").exists() and (folder / "diff.txt").exists()
+    assert 0 <= facts["test_balanced_accuracy_before"] <= 1
+
+
+def test_the_judges_reward_is_what_the_policy_got(run):
+    experiment, _ = run
+    rows = [json.loads(x) for x in (experiment.folder("rl_judge") / "samples.jsonl").read_text(encoding="utf-8").splitlines()]
+    for row in rows:  # the served judge gives .25 where it reads 坏, else .75; an unfinished answer loses 1
+        expected = (0.25 if "坏" in row["prompt"] + row["response"] else 0.75) - (0 if row["finished"] else 1.0)
+        assert row["reward"] == pytest.approx(expected, abs=1e-3)
+
+
+def test_nothing_is_paid_twice_over_the_whole_run(run):
+    experiment, api = run
+    paid = experiment.facts("curate")["replies_paid"] + experiment.facts("judge")["replies_paid"]
+    assert paid <= len(api.billed) and max(times for *_, times in api.billed.values()) == 1
+
+
+def test_a_file_is_rated(run, tmp_path, capsys):
+    experiment, _ = run
+    path = tmp_path / "answers.jsonl"
+    rows = [{"query": "写祝福", "response": "好话"}, {"query": "写祝福", "response": "坏话"}]
+    path.write_text("".join(json.dumps(r, ensure_ascii=False) + "\n" for r in rows), encoding="utf-8")
+    command = ["judge", "score", str(path), "--run", str(experiment.out)]
+    assert main(command) == 0
+    rated = [json.loads(x) for x in (tmp_path / "answers.jsonl.rated.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert [r["p_good"] for r in rated] == [0.75, 0.25]
+    assert "50.0% good" in capsys.readouterr().out
+    assert main(command) == 2 and "exists already" in capsys.readouterr().err
+
+
+def test_configs_that_cannot_work_are_refused():
+    cfg = tiny.config()
+    with pytest.raises(UserError, match="nobody gives the feedback"):
+        dataclasses.replace(cfg, curate=CurateConfig())
+    with pytest.raises(UserError, match="judge section"):
+        dataclasses.replace(cfg, feedback=FeedbackConfig())
+    with pytest.raises(UserError, match="backend"):
+        FeedbackConfig(backend="telepathy")
+    with pytest.raises(UserError, match="mode"):
+        JudgeConfig(mode="coin")
+
+
+@pytest.mark.slow
+def test_the_embedded_model_trains_and_answers(tmp_path):
+    """A few steps of the real thing; that it becomes good is for the demo to show."""
+    small = tiny.config(steps=2, checkpoint_every=2)
+    train = dataclasses.replace(small.sft.train, optimizer=OptimizerConfig(1e-3))
+    cfg = dataclasses.replace(
+        small, grader=None, feedback=FeedbackConfig(train=train, max_length=192, pair_max_length=320, transcripts=60,
+                                                    verdict_pairs=40, questions=2, pair_batch_size=8, batch_size=16),
+        reward=dataclasses.replace(small.reward, init="feedback"),
+        judge=JudgeConfig(game=GameConfig(rounds=1, games=1, reflections=1)),
+    )  # fmt: skip
+    experiment = open_run(tmp_path / "run", cfg, QUIET)
+    stages = {name: pipeline.ALL_STAGES[name] for name in ("tokenizer", "sft", "feedback", "reward", "judge", "rl_judge")}
+    pipeline.run(experiment, stages)
+    assert 0 <= experiment.facts("feedback")["eval/accuracy"] <= 1
+    assert experiment.facts("judge")["n"] > 0 and experiment.is_done("rl_judge")
