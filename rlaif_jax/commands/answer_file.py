@@ -13,12 +13,12 @@ import jax
 from rich.console import Console
 from rich.progress import track
 
-from rlaif_jax.commands.generate import Model, chat
 from rlaif_jax.commands.judge_score import columns_of
 from rlaif_jax.data.records import Prompt
 from rlaif_jax.data.sources import load
 from rlaif_jax.errors import UserError
 from rlaif_jax.models import transformer
+from rlaif_jax.run.chat_model import Model, chat
 from rlaif_jax.run.folder import write_json
 from rlaif_jax.sampling.filters import SamplingConfig, traced
 from rlaif_jax.sampling.sampler import make_sampler

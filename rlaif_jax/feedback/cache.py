@@ -104,6 +104,14 @@ class CachedLLM:
                 on_row(i, known[key])
         return np.array([known[key] for key in keys], np.float32).reshape(len(keys), len(choices))
 
+    def spending(self) -> dict[str, float]:
+        """What the model was paid in this process; what the cache answered cost nothing."""
+        account = self.inner.account
+        return {
+            "replies_paid": account.replies, "replies_from_cache": self.hits, "prompt_tokens": account.prompt_tokens,
+            "completion_tokens": account.completion_tokens, "spent": account.spent,
+        }  # fmt: skip
+
     def export(self, path: str | Path) -> int:
         """Writes everything as a transcript (JSON lines) for `RecordedLLM`; returns the number of replies."""
         with self._lock:

@@ -101,6 +101,11 @@ class LLM(Protocol):
     ) -> np.ndarray: ...
 
 
+def spending(llm: LLM) -> dict[str, float]:
+    """What a paid model has cost in this process (see `CachedLLM.spending`); empty for a model that costs nothing."""
+    return llm.spending() if hasattr(llm, "spending") else {}
+
+
 def request_to_json(request: LLMRequest) -> dict[str, Any]:
     """The request as a JSON-able dict, for transcripts."""
     return dataclasses.asdict(request)

@@ -61,7 +61,7 @@ def principles_of(flaws: Sequence[str]) -> list[str]:
     return [corpus.FLAWS[f].principle_zh for f in flaws]
 
 
-def transcripts(seed: int, count: int, prompts: Prompts, limit: int, held_out: set[str], together: int) -> list[Transcript]:
+def write_transcripts(seed: int, count: int, prompts: Prompts, limit: int, held_out: set[str], together: int) -> list[Transcript]:
     """`count` transcripts of all roles; lists hold at most `limit` rules, those of the detector at most `together`; no
     request of `held_out` occurs."""
     rng = random.Random(f"{seed}/feedback")
@@ -75,7 +75,7 @@ def transcripts(seed: int, count: int, prompts: Prompts, limit: int, held_out: s
     return rows
 
 
-def verdict_pairs(
+def write_verdict_pairs(
     seed: int, count: int, prompts: Prompts, limit: int, held_out: set[str], together: int, questions: int
 ) -> list[VerdictPair]:
     """`count` pairs of a good and a flawed answer to one request, each with the same `questions` lists of principles.

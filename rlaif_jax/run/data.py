@@ -17,7 +17,7 @@ from rlaif_jax.data.tokenizer import Segment, Tokenizer, chat_segment, encode_re
 from rlaif_jax.feedback.curate import read_items
 from rlaif_jax.feedback.principles import read_rules
 from rlaif_jax.feedback.prompts import load_prompts
-from rlaif_jax.feedback.transcripts import transcripts
+from rlaif_jax.feedback.transcripts import Transcript, VerdictPair, labelled_verdicts, write_transcripts, write_verdict_pairs
 from rlaif_jax.run.folder import Run
 from rlaif_jax.sharding import host_rows
 
@@ -87,7 +87,7 @@ class RunData:
         facts = {"examples": len(encoded[0]), "rows": len(rows), "held_out": len(encoded[1])}
         return *self._batches(rows, held_rows, cfg.train.batch_size, seed), facts
 
-    def transcripts(self, most: int = 0) -> tuple[list[transcripts.Transcript], list[transcripts.VerdictPair]]:
+    def transcripts(self, most: int = 0) -> tuple[list[Transcript], list[VerdictPair]]:
         """What the embedded feedback model learns from: transcripts of every role, and pairs of verdicts; at most so many.
 
         No request of the evaluation or of the judge's labelled parts occurs in them.
@@ -95,14 +95,14 @@ class RunData:
         cfg, judge = self._x.cfg.feedback, self._x.cfg.judge
         prompts = load_prompts(cfg.family)
         if cfg.source == "labelled":
-            return transcripts.labelled_verdicts(self.game_rows()[0], prompts, read_rules(judge.principles))
+            return labelled_verdicts(self.game_rows()[0], prompts, read_rules(judge.principles))
         held_out = {r.prompt for part in (self.eval_prompts(), *self.game_rows()[1:]) for r in part}
         limit = judge.game.limit if judge.game else len(read_rules(judge.principles))
         together = 1 if judge.mode == "checklist" else limit  # principles that the judge is asked about at one time
         seed, count, pairs = self._x.cfg.seed, cfg.transcripts, cfg.verdict_pairs
         return (
-            transcripts.transcripts(seed, min(count, most or count), prompts, limit, held_out, together),
-            transcripts.verdict_pairs(seed, min(pairs, most or pairs), prompts, limit, held_out, together, cfg.questions),
+            write_transcripts(seed, min(count, most or count), prompts, limit, held_out, together),
+            write_verdict_pairs(seed, min(pairs, most or pairs), prompts, limit, held_out, together, cfg.questions),
         )
 
     def feedback_batches(self, tokenizer: Tokenizer) -> tuple[Any, Callable[[], Iterable[dict]], dict[str, Any]]:
@@ -116,7 +116,7 @@ class RunData:
 
         pair_length = cfg.pair_max_length or cfg.max_length
 
-        def line(t: transcripts.Transcript) -> Segment:
+        def line(t: Transcript) -> Segment:
             return chat_segment(tokenizer, t.messages, t.target)
 
         roles = encode_records(transcripts, lambda t: [line(t)], cfg.max_length, "drop", "transcripts")

@@ -11,7 +11,7 @@ from rlaif_jax.config import RunConfig, load_config
 from rlaif_jax.config.values import from_dict, overridden, override, to_dict
 from rlaif_jax.errors import UserError
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 
 
 def test_overrides_are_typed():

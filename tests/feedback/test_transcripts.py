@@ -5,9 +5,9 @@ import json
 from rlaif_jax.data import corpus
 from rlaif_jax.feedback.principles import read_rules
 from rlaif_jax.feedback.prompts import ROLES, load_prompts
-from rlaif_jax.feedback.transcripts import MANIPULATION, transcripts, verdict_pairs
+from rlaif_jax.feedback.transcripts import MANIPULATION, write_transcripts, write_verdict_pairs
 
-ROWS = transcripts(0, 1500, load_prompts("embedded"), 10, set(), 10)
+ROWS = write_transcripts(0, 1500, load_prompts("embedded"), 10, set(), 10)
 BY_ROLE = {}
 for row in ROWS:
     BY_ROLE.setdefault(row.role, []).append(row)
@@ -44,10 +44,10 @@ def test_every_role_is_there_and_answers_in_its_form():
 
 
 def test_same_seed_same_rows_and_held_out_requests_stay_out():
-    a, b = (transcripts(0, 50, load_prompts("embedded"), 10, set(), 10) for _ in range(2))
+    a, b = (write_transcripts(0, 50, load_prompts("embedded"), 10, set(), 10) for _ in range(2))
     assert a == b
     held_out = {r.messages[0].content for r in BY_ROLE["detector"]}
-    again = transcripts(0, 200, load_prompts("embedded"), 10, held_out, 10)
+    again = write_transcripts(0, 200, load_prompts("embedded"), 10, held_out, 10)
     assert not held_out & {r.messages[0].content for r in again}
 
 
@@ -57,7 +57,7 @@ def test_the_bundled_rules_are_ones_that_the_model_was_taught():
 
 
 def test_verdicts_on_a_pair_of_answers_differ_by_principles_or_answer_alone():
-    pairs = verdict_pairs(0, 200, load_prompts("embedded"), 10, set(), 10, 8)
+    pairs = write_verdict_pairs(0, 200, load_prompts("embedded"), 10, set(), 10, 8)
     assert len(pairs) == 200
     for good, bad in pairs:
         assert len(good) == len(bad) == 8 and {t.target for t in good} == {"Good"}
@@ -67,5 +67,5 @@ def test_verdicts_on_a_pair_of_answers_differ_by_principles_or_answer_alone():
         covered = [set(t.messages[-1].content.split("\n")[1:]) for t in bad]
         acquitted = set.union(set(), *(c for c, t in zip(covered, bad, strict=True) if t.target == "Good"))
         assert all(c - acquitted for c, t in zip(covered, bad, strict=True) if t.target == "Bad")
-    singles = verdict_pairs(0, 50, load_prompts("embedded"), 10, set(), 1, 4)
+    singles = write_verdict_pairs(0, 50, load_prompts("embedded"), 10, set(), 1, 4)
     assert all(len(t.messages[-1].content.split("\n")) == 2 for pair in singles for side in pair for t in side)

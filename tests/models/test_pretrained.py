@@ -10,7 +10,6 @@ from rich.console import Console
 
 from rlaif_jax.cli import main
 from rlaif_jax.commands.export import export, shard_bytes
-from rlaif_jax.commands.generate import chat
 from rlaif_jax.config import FeedbackConfig, JudgeConfig, RewardConfig, TrainConfig
 from rlaif_jax.config.values import override, to_dict
 from rlaif_jax.data.tokenizer import Tokenizer
@@ -22,9 +21,10 @@ from rlaif_jax.models.pretrained import load_policy, resolve
 from rlaif_jax.models.quant import quantise_layers
 from rlaif_jax.plan.estimate import plan
 from rlaif_jax.rewards.base import Sample
+from rlaif_jax.run.chat_model import chat
 from rlaif_jax.run.folder import Run, open_run
 from rlaif_jax.run.models import RunModels
-from rlaif_jax.stages import pipeline
+from rlaif_jax.stages import pipeline, train
 from tests import hf, tiny
 from tests.models.test_hf import _logits
 
@@ -126,7 +126,7 @@ def test_mistakes_are_named(folder, tmp_path, capsys):
         resolve(ModelConfig(init_from=str(scorer)))
     x = open_run(tmp_path / "run", cfg, QUIET)
     with pytest.raises(UserError, match="has not finished"):
-        pipeline.run(x, {"sft": pipeline.run_sft})
+        pipeline.run(x, {"sft": train.run_sft})
     assert main(["export", str(tmp_path / "run"), "--stage", "sft", "--out", str(tmp_path / "out")]) == 2
     assert not (tmp_path / "out").exists()
     broken = tmp_path / "nan"

@@ -25,7 +25,7 @@ from rlaif_jax.plan.programs import build_programs
 from rlaif_jax.sharding import MeshConfig, Placement, sharded_init
 from rlaif_jax.sharding.memory_estimate import estimate
 from tests import tiny
-from tests.feedback.test_flax_llm import parts  # noqa: F401 (a fixture)
+from tests.feedback.test_local_llm import parts  # noqa: F401 (a fixture)
 from tests.plan.test_plan import NAMES
 
 CHIP = Chip(2**30, 1e12, 1e11, 1e10)

@@ -10,10 +10,10 @@ from benchmarks.weak_scaling import TOPOLOGIES, grown
 from rlaif_jax.config import load_config
 from rlaif_jax.plan import compiled as aot
 from rlaif_jax.plan.chips import CHIPS, parse_topology
+from tests.config.test_config import ROOT
 from tests.plan import scaling_tables
 from tests.plan.scaling_tables import GIB, number
 from tests.plan.test_plan import NAMES, needs_libtpu
-from tests.test_config import ROOT
 
 PLANS = {plan.topology: plan for plan in scaling_tables.plans()}
 WEAK = scaling_tables.weak_scaling()

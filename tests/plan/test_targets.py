@@ -11,7 +11,7 @@ from rlaif_jax.errors import UserError
 from rlaif_jax.models.model_config import parameter_count
 from rlaif_jax.plan.estimate import plan, planned_mesh
 from rlaif_jax.sharding import MeshConfig, Placement
-from tests.test_config import ROOT
+from tests.config.test_config import ROOT
 
 CONFIGS = sorted((ROOT / "configs").glob("[!_]*.py"))
 REAL = [path for path in CONFIGS if path.name.startswith("qwen25_")]

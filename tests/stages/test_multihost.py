@@ -18,7 +18,7 @@ from rlaif_jax.algorithms.kl import KlConfig
 from rlaif_jax.config.values import to_dict
 from rlaif_jax.errors import Preempted
 from rlaif_jax.run.folder import Run, open_run
-from rlaif_jax.stages import pipeline
+from rlaif_jax.stages import pipeline, train
 from rlaif_jax.trainers import loop
 from rlaif_jax.trainers.checkpoint import Checkpoints
 from rlaif_jax.trainers.config import CriticConfig, ShapingConfig
@@ -39,7 +39,7 @@ def start(tmp_path_factory) -> tuple[Path, Path]:
     text = f"from tests import tiny\n\n\ndef config():\n    return tiny.config(steps={STEPS}, checkpoint_every=4)\n"
     config.write_text(text)
     x = open_run(folder / "start", _config(), QUIET)
-    pipeline.run(x, {"tokenizer": pipeline.run_tokenizer})
+    pipeline.run(x, {"tokenizer": train.run_tokenizer})
     return config, x.out
 
 
@@ -109,7 +109,7 @@ def ppo_config():
 
 def test_ppo_on_two_processes_trains_as_eight_devices_and_as_one(two, tmp_path, one_device, eight_devices):
     config = tmp_path / "config.py"
-    config.write_text("from tests.test_multihost import ppo_config as config\n")
+    config.write_text("from tests.stages.test_multihost import ppo_config as config\n")
     for name in ("two", "one", "eight"):  # they start with the same models
         shutil.copytree(two, tmp_path / name, ignore=shutil.ignore_patterns("rl", "config.json"))
         (tmp_path / name / "config.json").write_text(json.dumps(to_dict(ppo_config())), encoding="utf-8")
@@ -176,7 +176,7 @@ def test_a_checkpoint_of_eight_devices_goes_on_elsewhere(
     seen: list[int] = []
     monkeypatch.setattr(loop._Window, "add", stop_at_eight)
     with pytest.raises(Preempted, match="step 8"):
-        pipeline.run(x, {"sft": pipeline.run_sft})
+        pipeline.run(x, {"sft": train.run_sft})
     ended(_launch(start, tmp_path / "run", "sft", processes=processes, devices=devices, mesh=mesh))
     losses = _losses(tmp_path / "run" / "sft")
     np.testing.assert_allclose(losses, _losses(two / "sft"), atol=1e-5)

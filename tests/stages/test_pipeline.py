@@ -18,7 +18,7 @@ from rich.console import Console
 from rlaif_jax.config.values import overridden
 from rlaif_jax.errors import UserError
 from rlaif_jax.run.folder import Run, open_run
-from rlaif_jax.stages import pipeline
+from rlaif_jax.stages import pipeline, rl, train
 from rlaif_jax.trainers import loop
 from rlaif_jax.trainers.metrics_log import read_metrics
 from tests import tiny
@@ -34,7 +34,7 @@ def _final_params(folder: Path) -> dict[str, bytes]:
 
 
 def _start(config: Path, out: Path) -> subprocess.Popen:
-    env = os.environ | {"XLA_FLAGS": "", "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(Path(__file__).parents[1])}
+    env = os.environ | {"XLA_FLAGS": "", "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(Path(__file__).parents[2])}
     command = [sys.executable, "-m", "rlaif_jax.cli", "run", str(config), "--out", str(out)]
     return subprocess.Popen(command, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
 
@@ -105,7 +105,7 @@ def test_nothing_is_compiled_after_the_first_step(tmp_path, one_device, monkeypa
 def test_a_finished_stage_is_skipped_and_another_config_refused(tmp_path):
     cfg = tiny.config()
     x = open_run(tmp_path / "run", cfg, QUIET)
-    pipeline.run(x, {"tokenizer": pipeline.run_tokenizer})
+    pipeline.run(x, {"tokenizer": train.run_tokenizer})
     pipeline.run(x, {"tokenizer": lambda _: pytest.fail("ran again")})
     with pytest.raises(UserError, match="seed"):
         open_run(tmp_path / "run", dataclasses.replace(cfg, seed=5), QUIET)
@@ -118,7 +118,7 @@ def test_a_finished_stage_is_skipped_and_another_config_refused(tmp_path):
 def test_a_stage_without_its_forerunner_says_which(tmp_path):
     x = open_run(tmp_path / "run", tiny.config(), QUIET)
     with pytest.raises(UserError, match="'sft' has not finished"):
-        pipeline.run(x, {"tokenizer": pipeline.run_tokenizer, "rl": pipeline.run_rl})
+        pipeline.run(x, {"tokenizer": train.run_tokenizer, "rl": rl.run_rl})
 
 
 def test_several_processes_refuse_a_batch_before_the_first_stage(tmp_path, eight_devices, monkeypatch):

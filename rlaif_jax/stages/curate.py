@@ -1,0 +1,59 @@
+"""Arm A's curation: candidates, debates on them, and preference pairs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import partial
+from typing import Any
+
+import jax
+import numpy as np
+
+from rlaif_jax.data.records import SftExample
+from rlaif_jax.errors import UserError
+from rlaif_jax.feedback.curate import curate
+from rlaif_jax.feedback.llm import LLM, spending
+from rlaif_jax.feedback.multihost import lead
+from rlaif_jax.feedback.prompts import Prompts, load_prompts
+from rlaif_jax.feedback.retrieval import Retriever, sentence_embedder, tfidf_embedder
+from rlaif_jax.run.data import RunData
+from rlaif_jax.run.folder import Run
+from rlaif_jax.run.models import RunModels
+
+
+def run_curate(x: Run) -> Mapping[str, Any]:
+    """Arm A: candidates for the RL prompts, debated, into preference pairs; curate/items.jsonl holds every word."""
+    x.require("sft")
+    models = RunModels(x)
+    policy = models.as_llm("sft", x.cfg.feedback.batch_size) if x.cfg.curate.source == "policy" else models.feedback
+    return lead(partial(_curate, x, models.prompts), policy, models.feedback)
+
+
+def _curate(x: Run, prompts: Prompts, author: LLM, feedback: LLM) -> Mapping[str, Any]:
+    data, cfg = RunData(x), x.cfg.curate
+    records = data.rl_prompts(x.cfg.rl.eval_prompts)[0][: cfg.prompts or None]
+    author_prompts = load_prompts("embedded") if cfg.source == "policy" else prompts
+    retriever = _retriever(x, data) if cfg.examples else None
+    path = x.folder("curate") / "items.jsonl"
+    items = curate(
+        records, author, author_prompts, feedback, prompts, retriever, cfg, path, x.cfg.seed, x.console
+    )
+    debates = [d for item in items for d in item["debates"]]
+    decided = [d for d in debates if d["final"] is not None]
+    facts = {
+        "prompts": len(items), "candidates": len(debates), "no_verdict": len(debates) - len(decided),
+        "accepted": float(np.mean([d["final"] for d in decided])) if decided else float("nan"),
+        "overturned": float(np.mean([d["final"] != d["verdict"] for d in decided])) if decided else float("nan"),
+        "pairs": sum(len(item["pairs"]) for item in items),
+    }  # fmt: skip
+    if not facts["pairs"]:
+        raise UserError("curation found no pair: no prompt has both an accepted and a rejected candidate (curate/items.jsonl)")
+    return facts | spending(feedback)
+
+
+def _retriever(x: Run, data: RunData) -> Retriever:
+    """Over the SFT examples: the texts that the project holds for good ones. On the devices of this process alone."""
+    cfg, examples = x.cfg.curate, data.records(SftExample, x.cfg.data.sft)
+    embed = sentence_embedder(cfg.embedder) if cfg.embedder else tfidf_embedder([e.prompt for e in examples])
+    place = x.place if jax.process_count() == 1 else x.place.local()
+    return Retriever(examples, embed, place, cfg.popularity_weight)
