@@ -4,13 +4,13 @@ from rlaif_jax.algorithms.advantages import AdvantageConfig
 from rlaif_jax.algorithms.kl import KlConfig
 from rlaif_jax.algorithms.policy import PolicyConfig
 from rlaif_jax.config.load import load_config
-from rlaif_jax.config.run_config import (
+from rlaif_jax.config.run_config import RunConfig
+from rlaif_jax.config.sections import (
     DataConfig,
     EvaluationConfig,
     FeedbackConfig,
     JudgeConfig,
     LoggingConfig,
-    RunConfig,
     SourceConfig,
     TokenizerConfig,
 )

@@ -13,15 +13,16 @@ from rich.console import Console
 from rich.table import Table
 
 from rlaif_jax.config import RunConfig, TrainConfig
+from rlaif_jax.config.stages import stages_of
 from rlaif_jax.data.tokenizer import Tokenizer
 from rlaif_jax.models import heads, lora, transformer
 from rlaif_jax.models.model_config import ModelConfig, parameter_count
 from rlaif_jax.models.pretrained import foreign_config, resolve
-from rlaif_jax.run.models import planned_feedback
+from rlaif_jax.runs.llms import planned_feedback
 from rlaif_jax.sharding import MeshConfig, Placement, abstract_mesh, bytes_per_device, make_mesh
 from rlaif_jax.sharding.mesh import AXES
 from rlaif_jax.sharding.optimizer import optimizer_shardings
-from rlaif_jax.stages import pipeline
+from rlaif_jax.stages.pipeline import uneven_batches
 from rlaif_jax.trainers.optimizer import make_optimizer
 
 
@@ -53,7 +54,7 @@ def plan(cfg: RunConfig, place: Placement) -> list[StagePlan]:
     model = planned_model(cfg)
     weights = _weight_bytes(model, place)
     rows = []
-    for name in pipeline.stages(cfg):
+    for name in stages_of(cfg):
         train: TrainConfig | None = getattr(_settings(cfg, name), "train", None)
         if train is None:
             held = _held(cfg, name, model, place)
@@ -252,5 +253,5 @@ def print_plan(cfg: RunConfig, console: Console) -> None:
 
 def print_uneven(cfg: RunConfig, place: Placement, console: Console) -> None:
     """Which batches a run on several processes would refuse."""
-    for text in pipeline.uneven_batches(cfg, pipeline.stages(cfg), place):
+    for text in uneven_batches(cfg, stages_of(cfg).values(), place):
         console.print(f"with several processes: {text}", style="yellow", markup=False, soft_wrap=True)

@@ -16,7 +16,7 @@ from rlaif_jax.models.matrices import Int8
 from rlaif_jax.models.model_config import ModelConfig
 from rlaif_jax.models.quant import quantise_layers
 from rlaif_jax.plan.abstract import Abstract, Program, array, chip_bytes, gathered_bytes, in_rows, policy_weights
-from rlaif_jax.run.models import planned_feedback
+from rlaif_jax.runs.llms import planned_feedback
 from rlaif_jax.sampling import filters
 from rlaif_jax.sampling.filters import SamplingConfig
 from rlaif_jax.sharding import Placement

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -12,12 +13,16 @@ from rlaif_jax.errors import UserError
 
 @dataclasses.dataclass(frozen=True)
 class Sample:
-    """A prompt and a response; `finished` is False where the response ran into the token limit."""
+    """A prompt and a response; `finished` is False where the response ran into the token limit.
+
+    `meta`: the other columns of the prompt's data row (a ground truth, for a verifier).
+    """
 
     prompt: str
     response: str
     finished: bool = True
     system: str = ""
+    meta: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True)

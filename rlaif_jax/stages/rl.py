@@ -1,4 +1,4 @@
-"""The stages of reinforcement learning: against the reward model, and against the judge."""
+"""The stage of an arm: reinforcement learning against its reward."""
 
 from __future__ import annotations
 
@@ -12,15 +12,17 @@ import jax.numpy as jnp
 import numpy as np
 
 from rlaif_jax.config import RlConfig
+from rlaif_jax.config.stages import REWARD, SFT, Stage
 from rlaif_jax.data import pipelines
 from rlaif_jax.data.rows import prompt_rows
 from rlaif_jax.models import heads, transformer
 from rlaif_jax.models.lora import apply_lora
-from rlaif_jax.rewards.base import RewardFn, RewardResult, Sample, checked, with_unfinished_penalty
-from rlaif_jax.rewards.rules import with_rules
-from rlaif_jax.run.data import RunData
-from rlaif_jax.run.folder import Run
-from rlaif_jax.run.models import RunModels
+from rlaif_jax.rewards.base import RewardResult, Sample, checked
+from rlaif_jax.runs.data import RunData
+from rlaif_jax.runs.folder import Run
+from rlaif_jax.runs.llms import RunLlms
+from rlaif_jax.runs.models import RunModels
+from rlaif_jax.runs.rewards import RunRewards
 from rlaif_jax.sampling import filters
 from rlaif_jax.sampling.sampler import make_sampler
 from rlaif_jax.sharding import is_first
@@ -36,19 +38,6 @@ from rlaif_jax.trainers.rl import RlState
 from rlaif_jax.trainers.update import TrainState, make_update_fn, state_of
 
 
-def run_rl(x: Run) -> Mapping[str, Any]:
-    """RL from the SFT policy, which is also the reference, against the reward model."""
-    x.require("sft", "reward")
-    cfg = x.cfg.rl
-    return _reinforce(x, "rl", lambda models, base: models.reward("reward", cfg.train.batch_size * cfg.group, base))
-
-
-def run_rl_judge(x: Run) -> Mapping[str, Any]:
-    """RL from the same policy against the principle-guided judge."""
-    x.require("sft")
-    return _reinforce(x, "rl_judge", lambda models, base: models.judge(x.cfg.rl_of("rl_judge").group))
-
-
 def require_memory(x: Run, name: str) -> None:
     """UserError if the stage's settings ask for memory that the mesh's devices do not have; to be asked before hours of SFT."""
     cfg = x.cfg.rl_of(name)
@@ -57,9 +46,9 @@ def require_memory(x: Run, name: str) -> None:
             require_host_memory(x.place.mesh, f"rl.{setting}")
 
 
-def _reinforce(x: Run, name: str, reward_over: Callable[[RunModels, Any], RewardFn]) -> Mapping[str, Any]:
-    """`reward_over(models, base)` makes the model's reward; `base` are the frozen weights under the policy's adapter."""
-    data, models, cfg = RunData(x), RunModels(x), x.cfg.rl_of(name)
+def run(x: Run, stage: Stage) -> Mapping[str, Any]:
+    """RL of one arm from the SFT policy, which is also the KL reference, against the arm's reward."""
+    data, models, cfg, name = RunData(x), RunModels(x), x.cfg.rl_of(stage.name), stage.name
     model, seed = models.config, x.cfg.seed
     train, held_out, facts = data.rl_prompts(cfg.eval_prompts)
     sampler = make_sampler(
@@ -68,8 +57,7 @@ def _reinforce(x: Run, name: str, reward_over: Callable[[RunModels, Any], Reward
     )  # fmt: skip
     sampling = filters.traced(cfg.sampling, models.tokenizer.eos_ids)
     state, shardings, learn = _learner(x, cfg, models)
-    rules = x.cfg.judge.rules if name == "rl_judge" else x.cfg.rl_rules
-    reward = with_unfinished_penalty(with_rules(reward_over(models, state.frozen), rules), cfg.shaping.unfinished_penalty)
+    reward = RunRewards(x, models, RunLlms(x, models)).arm(name, state.frozen)
     rows = prompt_rows(train, models.tokenizer, cfg.max_prompt)
     batches = pipelines.train_batches(rows, batch_size=cfg.train.batch_size, seed=seed)
     sample = rollout.make_rollout(sampler, reward, train, models.tokenizer, sampling, cfg, seed)
@@ -84,12 +72,12 @@ def _reinforce(x: Run, name: str, reward_over: Callable[[RunModels, Any], Reward
     )  # fmt: skip
     evaluate = _rl_evaluate(x, cfg, models, sampler, reward, held_out, sampling, view)
     loop.fit(_watched(x, name, cfg), state, shardings, batches, step, evaluate)
-    return facts | models.selected(name, cfg.train)
+    return facts | models.selected(name)
 
 
 def _reference(x: Run, cfg: RlConfig, models: RunModels) -> tuple[Any, Callable[[Any], Any] | None]:
     """The SFT policy's weights; where they wait on the host, also what brings them to the devices."""
-    reference = models.policy("sft")
+    reference = models.policy(SFT.name)
     if not cfg.offload_reference:
         return reference, None
     waiting = on_host(jax.tree.map(lambda w: w.sharding, reference))
@@ -108,10 +96,10 @@ def _learner(x: Run, cfg: RlConfig, models: RunModels):
     axes, optimizer = transformer.logical_axes(models.config), make_optimizer(cfg.train.optimizer, cfg.updates)
     loss_fn = partial(rl.rl_loss, cfg=models.config, rl=cfg, place=x.place)
     if x.cfg.lora is None:
-        policy, policy_at = state_of(models.policy("sft"), axes, optimizer, x.place)
+        policy, policy_at = state_of(models.policy(SFT.name), axes, optimizer, x.place)
     else:
         loss_fn, key = adapted(loss_fn, x.cfg.lora), jax.random.key(x.cfg.seed)
-        base = models.policy("sft")
+        base = models.policy(SFT.name)
         policy, policy_at = adapter_state(base, axes, models.config, x.cfg.lora, optimizer, x.place, key)
     update = make_update_fn(loss_fn, optimizer, cfg.train.accumulation)
     critic, critic_at, critic_update = (None,) * 3 if cfg.critic is None else _critic(x, cfg, models)
@@ -136,14 +124,14 @@ def _critic(x: Run, cfg: RlConfig, models: RunModels):
     model, lora, optimizer = models.config, x.cfg.lora, make_optimizer(cfg.critic.optimizer, cfg.updates)
     loss_fn = partial(rl.critic_loss, cfg=model, rl=cfg, place=x.place)
     if cfg.critic.init == "reward":
-        x.require("reward")
+        x.require(REWARD.name)
     if lora is None:
         axes, head = heads.logical_axes(model), heads.zero_head(model)
-        params = models.scalar("reward") if cfg.critic.init == "reward" else {"model": models.policy("sft"), "head": head}
+        params = models.scalar(REWARD.name) if cfg.critic.init == "reward" else {"model": models.policy(SFT.name), "head": head}
     else:
         axes, loss_fn = heads.adapter_axes(model, lora), adapted(loss_fn, lora)
         fresh = partial(heads.adapter_init, model, lora, jax.random.fold_in(jax.random.key(x.cfg.seed), 1))
-        params = models.adapter("reward") if cfg.critic.init == "reward" else fresh()
+        params = models.adapter(REWARD.name) if cfg.critic.init == "reward" else fresh()
     state, shardings = state_of(params, axes, optimizer, x.place)
     return state, shardings, make_update_fn(loss_fn, optimizer, cfg.train.accumulation)
 

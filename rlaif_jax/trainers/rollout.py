@@ -32,7 +32,7 @@ def to_samples(
     host = gather(decoded)
     lengths = host.mask.sum(axis=1).astype(int)
     return [
-        Sample(p.prompt, tokenizer.decode(host.tokens[row, : lengths[row]].tolist()), bool(host.finished[row]), p.system)
+        Sample(p.prompt, tokenizer.decode(host.tokens[row, : lengths[row]].tolist()), bool(host.finished[row]), p.system, p.meta)
         for i, p in enumerate(prompts)
         for row in range(i * group, (i + 1) * group)
     ], host

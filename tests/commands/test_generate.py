@@ -11,9 +11,10 @@ from rich.console import Console
 
 from rlaif_jax.cli import main
 from rlaif_jax.commands import generate
+from rlaif_jax.commands.generate import chat
 from rlaif_jax.data.tokenizer import Tokenizer
 from rlaif_jax.models import transformer
-from rlaif_jax.run.chat_model import Answerer, Model, chat
+from rlaif_jax.runs.chat_model import Answerer, Model
 from rlaif_jax.sampling.filters import SamplingConfig, traced
 from rlaif_jax.sampling.sampler import make_sampler
 from rlaif_jax.sampling.stream import make_stream

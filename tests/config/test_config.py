@@ -8,17 +8,18 @@ import pytest
 
 from rlaif_jax.cli import main
 from rlaif_jax.config import RunConfig, load_config
-from rlaif_jax.config.values import from_dict, overridden, override, to_dict
+from rlaif_jax.config.overrides import overridden
+from rlaif_jax.config.values import from_dict, to_dict
 from rlaif_jax.errors import UserError
 
 ROOT = Path(__file__).parents[2]
 
 
 def test_overrides_are_typed():
-    cfg = override(override(RunConfig(), "sft.train.optimizer.learning_rate=3e-4"), "sft.packing=false")
+    cfg = overridden(RunConfig(), ["sft.train.optimizer.learning_rate=3e-4", "sft.packing=false"])
     assert cfg.sft.train.optimizer.learning_rate == 3e-4 and cfg.sft.packing is False
-    assert override(RunConfig(), "data.root=123").data.root == "123"
-    assert override(RunConfig(), 'data.sft.columns={"prompt": "q"}').data.sft.columns == {"prompt": "q"}
+    assert overridden(RunConfig(), ["data.root=123"]).data.root == "123"
+    assert overridden(RunConfig(), ['data.sft.columns={"prompt": "q"}']).data.sft.columns == {"prompt": "q"}
 
 
 @pytest.mark.parametrize(
@@ -35,7 +36,7 @@ def test_overrides_are_typed():
 )
 def test_mistakes_are_named(item, message):
     with pytest.raises(UserError, match=message):
-        override(RunConfig(), item)
+        overridden(RunConfig(), [item])
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("[!_]*.py")), ids=lambda p: p.name)

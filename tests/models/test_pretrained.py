@@ -10,8 +10,10 @@ from rich.console import Console
 
 from rlaif_jax.cli import main
 from rlaif_jax.commands.export import export, shard_bytes
+from rlaif_jax.commands.generate import chat
 from rlaif_jax.config import FeedbackConfig, JudgeConfig, RewardConfig, TrainConfig
-from rlaif_jax.config.values import override, to_dict
+from rlaif_jax.config.overrides import overridden
+from rlaif_jax.config.values import to_dict
 from rlaif_jax.data.tokenizer import Tokenizer
 from rlaif_jax.errors import UserError
 from rlaif_jax.feedback.llm import LLMRequest, Message
@@ -21,9 +23,8 @@ from rlaif_jax.models.pretrained import load_policy, resolve
 from rlaif_jax.models.quant import quantise_layers
 from rlaif_jax.plan.estimate import plan
 from rlaif_jax.rewards.base import Sample
-from rlaif_jax.run.chat_model import chat
-from rlaif_jax.run.folder import Run, open_run
-from rlaif_jax.run.models import RunModels
+from rlaif_jax.runs.folder import Run, open_run
+from rlaif_jax.runs.models import RunModels
 from rlaif_jax.stages import pipeline, train
 from tests import hf, tiny
 from tests.models.test_hf import _logits
@@ -118,9 +119,9 @@ def test_mistakes_are_named(folder, tmp_path, capsys):
     with pytest.raises(UserError, match=r"model\.width is 64, but .* has 48"):
         resolve(dataclasses.replace(cfg.model, width=64))
     with pytest.raises(UserError, match="no policy to start from"):
-        override(tiny.config(), "sft=none")
+        overridden(tiny.config(), ["sft=none"])
     with pytest.raises(UserError, match="leave it empty"):
-        override(cfg, f"tokenizer.path={folder}")
+        overridden(cfg, [f"tokenizer.path={folder}"])
     scorer = hf.save(hf.random_model("qwen2", scalar=True), tmp_path / "scorer")
     with pytest.raises(UserError, match="sequence classifier"):
         resolve(ModelConfig(init_from=str(scorer)))

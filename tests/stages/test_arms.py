@@ -12,7 +12,7 @@ from rlaif_jax.errors import UserError
 from rlaif_jax.feedback.curate import CurateConfig
 from rlaif_jax.feedback.openai_llm import HttpConfig
 from rlaif_jax.feedback.principle_game import GameConfig
-from rlaif_jax.run.folder import open_run
+from rlaif_jax.runs.folder import open_run
 from rlaif_jax.stages import pipeline
 from rlaif_jax.trainers.optimizer import OptimizerConfig
 from tests import tiny

@@ -14,8 +14,8 @@ from rlaif_jax.models.lora import LoraConfig
 from rlaif_jax.plan.estimate import plan
 from rlaif_jax.plan.programs import build_programs
 from rlaif_jax.rewards.base import Sample
-from rlaif_jax.run.folder import Run
-from rlaif_jax.run.models import RunModels
+from rlaif_jax.runs.folder import Run
+from rlaif_jax.runs.models import RunModels
 from rlaif_jax.sharding import MeshConfig, Placement, make_mesh
 from rlaif_jax.stages import pipeline
 from rlaif_jax.stages import rl as rl_stages

@@ -16,8 +16,8 @@ from rlaif_jax.errors import UserError
 from rlaif_jax.models import lora
 from rlaif_jax.models.lora import LoraConfig
 from rlaif_jax.models.model_config import ModelConfig, preset
-from rlaif_jax.run.folder import open_run
-from rlaif_jax.run.models import RunModels
+from rlaif_jax.runs.folder import open_run
+from rlaif_jax.runs.models import RunModels
 from rlaif_jax.stages import pipeline
 from rlaif_jax.trainers.checkpoint import Checkpoints
 from rlaif_jax.trainers.config import DpoConfig

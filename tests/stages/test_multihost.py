@@ -17,7 +17,7 @@ from rich.console import Console
 from rlaif_jax.algorithms.kl import KlConfig
 from rlaif_jax.config.values import to_dict
 from rlaif_jax.errors import Preempted
-from rlaif_jax.run.folder import Run, open_run
+from rlaif_jax.runs.folder import Run, open_run
 from rlaif_jax.stages import pipeline, train
 from rlaif_jax.trainers import loop
 from rlaif_jax.trainers.checkpoint import Checkpoints

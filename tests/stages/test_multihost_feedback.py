@@ -7,7 +7,7 @@ import pytest
 from rich.console import Console
 
 from rlaif_jax.config import load_config
-from rlaif_jax.run.folder import open_run
+from rlaif_jax.runs.folder import open_run
 from rlaif_jax.stages import pipeline
 from tests.feedback.fake_api import FakeApi
 from tests.processes import ended, launch

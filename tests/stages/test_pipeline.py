@@ -15,9 +15,9 @@ import orbax.checkpoint as ocp
 import pytest
 from rich.console import Console
 
-from rlaif_jax.config.values import overridden
+from rlaif_jax.config.overrides import overridden
 from rlaif_jax.errors import UserError
-from rlaif_jax.run.folder import Run, open_run
+from rlaif_jax.runs.folder import Run, open_run
 from rlaif_jax.stages import pipeline, rl, train
 from rlaif_jax.trainers import loop
 from rlaif_jax.trainers.metrics_log import read_metrics

@@ -11,7 +11,7 @@ from rich.console import Console
 from rlaif_jax.algorithms.kl import KlConfig
 from rlaif_jax.errors import UserError
 from rlaif_jax.rewards.base import RewardResult
-from rlaif_jax.run.folder import Run
+from rlaif_jax.runs.folder import Run
 from rlaif_jax.stages import pipeline
 from rlaif_jax.stages import rl as rl_stages
 from rlaif_jax.stages.evaluate import best_of_groups
