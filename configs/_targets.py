@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import dataclasses
 
-from configs.greetings_paper_small import paper_data
 from rlaif_jax.algorithms.kl import KlConfig
 from rlaif_jax.config import (
     EvaluationConfig,
@@ -26,6 +25,7 @@ from rlaif_jax.config import (
     SftConfig,
     TrainConfig,
 )  # fmt: skip
+from rlaif_jax.configs.greetings_paper_small import paper_data
 from rlaif_jax.models.model_config import preset
 from rlaif_jax.sampling.filters import SamplingConfig
 from rlaif_jax.trainers.optimizer import OptimizerConfig

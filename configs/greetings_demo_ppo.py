@@ -7,9 +7,9 @@ No feedback model is trained, so the reward model starts from SFT; `benchmarks/l
 
 import dataclasses
 
-from configs import greetings_demo
 from rlaif_jax.algorithms.kl import KlConfig
 from rlaif_jax.config import RlConfig, RunConfig, TrainConfig
+from rlaif_jax.configs import greetings_demo
 from rlaif_jax.trainers.optimizer import OptimizerConfig
 from rlaif_jax.trainers.settings import CriticConfig
 

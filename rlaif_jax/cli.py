@@ -32,7 +32,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="rlaif",
         description="Make small language models write better with AI feedback: tokenizer -> SFT -> reward model -> GRPO "
-        "-> report. Start with: rlaif run configs/greetings_demo.py --out runs/demo",
+        "-> report. Start with: rlaif run greetings_demo --out runs/demo",
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     run = commands.add_parser("run", help="all stages; skips what is done, resumes what was interrupted")
@@ -130,7 +130,8 @@ def _launch(args: argparse.Namespace, command: list[str]) -> int:
 
 
 def _add_config(parser: argparse.ArgumentParser, out: bool = True) -> None:
-    parser.add_argument("config", type=Path, metavar="CONFIG", help="a config file, for example configs/greetings_demo.py")
+    text = "a config file, or the name of a bundled one, for example greetings_demo"
+    parser.add_argument("config", type=Path, metavar="CONFIG", help=text)
     if out:
         parser.add_argument("--out", type=Path, default=None, help="the run's folder (default: runs/<name of the config>)")
     parser.add_argument(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib.resources
 import importlib.util
 import json
 from collections.abc import Sequence
@@ -265,11 +266,21 @@ class RunConfig:
         return self.rl_judge or self.rl if stage == "rl_judge" else self.rl
 
 
-def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
-    """Runs `config()` of a Python file and applies `a.b=c` overrides. Errors name the file or the field."""
+def find_config(path: str | Path) -> Path:
+    """The file `path`, or where there is none, the bundled config of that bare name (`greetings_demo`)."""
     path = Path(path)
-    if not path.exists():
-        raise UserError(f"config {path} does not exist; ready ones are in configs/")
+    if path.is_file():
+        return path
+    folder = Path(str(importlib.resources.files("rlaif_jax.configs")))
+    bundled = {file.stem: file for file in sorted(folder.glob("[!_]*.py"))}
+    if str(path) not in bundled:
+        raise UserError(f"config {path} does not exist; the bundled ones, by name: {', '.join(bundled)}")
+    return bundled[str(path)]
+
+
+def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
+    """Runs `config()` of a Python file or of a bundled config, and applies `a.b=c` overrides. Errors name the file or the field."""
+    path = find_config(path)
     if path.suffix == ".json":
         cfg = from_dict(RunConfig, json.loads(path.read_text(encoding="utf-8")))
     else:

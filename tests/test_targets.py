@@ -3,10 +3,10 @@
 import pytest
 from jax.sharding import AbstractMesh
 
-from configs._targets import TARGETS, greetings_7b
 from rlaif_jax.cli import main
 from rlaif_jax.config import load_config
 from rlaif_jax.config_values import override
+from rlaif_jax.configs._targets import TARGETS, greetings_7b
 from rlaif_jax.dry_run import plan, planned_mesh
 from rlaif_jax.errors import UserError
 from rlaif_jax.models.model_config import parameter_count

@@ -6,7 +6,6 @@ import jax
 import numpy as np
 import pytest
 
-from configs._targets import BESIDE, greetings_7b
 from rlaif_jax import dry_run
 from rlaif_jax.aot import plan as aot
 from rlaif_jax.aot.abstract import chip_bytes
@@ -16,6 +15,7 @@ from rlaif_jax.aot.judging import judge_weights
 from rlaif_jax.aot.programs import build_programs
 from rlaif_jax.config import FeedbackConfig, JudgeConfig
 from rlaif_jax.config_values import override
+from rlaif_jax.configs._targets import BESIDE, greetings_7b
 from rlaif_jax.errors import UserError
 from rlaif_jax.feedback import flax_llm
 from rlaif_jax.feedback.flax_llm import FlaxLLM

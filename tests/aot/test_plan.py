@@ -8,7 +8,6 @@ import jax
 import pytest
 from rich.console import Console
 
-from configs._targets import greetings_7b
 from rlaif_jax.aot import plan as aot
 from rlaif_jax.aot.abstract import chip_bytes
 from rlaif_jax.aot.chips import CHIPS, Chip, parse_topology, topology_devices
@@ -16,6 +15,7 @@ from rlaif_jax.aot.hlo import Collective, collectives, unordered
 from rlaif_jax.aot.programs import build_programs
 from rlaif_jax.cli import main
 from rlaif_jax.config_values import override
+from rlaif_jax.configs._targets import greetings_7b
 from rlaif_jax.dry_run import planned_mesh, planned_model
 from rlaif_jax.errors import UserError
 from rlaif_jax.models import lora

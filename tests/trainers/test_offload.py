@@ -10,11 +10,11 @@ import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 from rich.console import Console
 
-from configs._targets import greetings_7b
 from rlaif_jax import pipeline
 from rlaif_jax.algorithms.kl import KlConfig
 from rlaif_jax.aot.abstract import chip_bytes
 from rlaif_jax.aot.programs import build_programs
+from rlaif_jax.configs._targets import greetings_7b
 from rlaif_jax.dry_run import plan, planned_mesh, planned_model, print_plan
 from rlaif_jax.errors import UserError
 from rlaif_jax.models.lora import LoraConfig
