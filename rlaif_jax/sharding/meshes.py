@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable
+from typing import Any
 
 from jax.sharding import AbstractMesh, Mesh
 
@@ -33,7 +34,8 @@ def most_on_a_device(sizes: Iterable[tuple[AnyMesh, int]]) -> int:
 
     Which devices an abstract mesh will have is not known: it counts as if it shared a device with every other mesh.
     """
-    devices, unknown = Counter(), 0
+    devices: Counter[Any] = Counter()
+    unknown = 0
     for mesh, size in bytes_by_mesh(sizes):
         if isinstance(mesh, Mesh):
             devices.update(dict.fromkeys(mesh.devices.flat, size))

@@ -34,8 +34,9 @@ def sharded_bytes(abstract: Any, shardings: Any) -> int:
     def cost(x, sharding: NamedSharding):
         return sharding.mesh, _share(x, sharding.spec, dict(sharding.mesh.shape))
 
-    leaves, treedef = jax.tree.flatten(abstract)
-    return most_on_a_device(map(cost, leaves, treedef.flatten_up_to(shardings)))
+    leaves = jax.tree.leaves(abstract)
+    structure: Any = jax.tree.structure(abstract)  # JAX gives it no type
+    return most_on_a_device(map(cost, leaves, structure.flatten_up_to(shardings)))
 
 
 def _share(x: Any, spec: Any, mesh_sizes: Mapping[str, int]) -> int:
