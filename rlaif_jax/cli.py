@@ -122,7 +122,8 @@ def _add_models(commands: Any) -> None:
     imported.add_argument("folder", type=Path, metavar="FOLDER", help="a folder with config.json, safetensors and tokenizer")
     imported.add_argument("--out", type=Path, required=True, help="the new folder; then --set model.init_from=OUT")
     imported.add_argument("--dtype", choices=("float32", "bfloat16"), default="", help="of the weights (default: as stored)")
-    exported = _add(commands, "export", "write a model of a run as a Hugging Face folder, which transformers and vLLM load", _export)
+    text = "write a model of a run as a Hugging Face folder, which transformers and vLLM load"
+    exported = _add(commands, "export", text, _export)
     exported.add_argument("run", type=Path, metavar="RUN", help="the run's folder, for example runs/demo")
     exported.add_argument(
         "--stage", default="", help="whose weights: base, sft, feedback, dpo, an arm, or reward and grader, which become sequence "

@@ -152,7 +152,7 @@ def policy_metrics(
     """What one update says of itself: how far it has gone from the sampled policy and from the reference."""
     mask = batch["mask"]
     gap = logp - batch["old_logprobs"]
-    metrics = {
+    metrics: Metrics = {
         "entropy": mean_of(entropy, mask),
         "clip_low": mean_of((active < 0).astype(jnp.float32), mask),
         "clip_high": mean_of((active > 0).astype(jnp.float32), mask),

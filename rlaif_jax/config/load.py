@@ -22,14 +22,32 @@ def load_config(path: str | Path, overrides: Sequence[str] = (), say: Callable[[
 
     `say` gets a note on each field that is written under the name of an earlier version.
     """
-    path = Path(path)
-    if not path.exists():
-        raise UserError(f"config {path} does not exist; ready ones are in configs/")
+    path = find_config(path)
     if path.suffix in (".json", ".yaml", ".yml"):
         cfg = from_dict(RunConfig, _read(path), say=say)
     else:
         cfg = _run_python(path)
     return overridden(cfg, overrides, say)
+
+
+def find_config(path: str | Path) -> Path:
+    """The file `path`, or where there is none, the bundled config of that bare name (`greetings_demo`)."""
+    path = Path(path)
+    if path.is_file():
+        return path
+    bundled = bundled_configs()
+    if str(path) not in bundled:
+        raise UserError(f"config {path} does not exist; the bundled ones, by name: {', '.join(bundled) or 'none installed'}")
+    return bundled[str(path)]
+
+
+def bundled_configs() -> dict[str, Path]:
+    """The configs that come with the package, by name."""
+    try:
+        folder = Path(str(importlib.resources.files("rlaif_jax.configs")))
+    except ModuleNotFoundError:  # a checkout that is not installed
+        return {}
+    return {file.stem: file for file in sorted(folder.glob("[!_]*.py"))}
 
 
 def _read(path: Path) -> Any:

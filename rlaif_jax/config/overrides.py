@@ -29,7 +29,23 @@ def overridden(cfg: RunConfig, items: Sequence[str], say: Callable[[str], None] 
         if path[0] == "arms" and not values["arms"]:
             values["arms"] = plain(cfg.all_arms())
         _set(values, RunConfig, path, text, name, values)
+    _drop_arms(values, say or (lambda _: None))
     return from_dict(RunConfig, values)
+
+
+def _drop_arms(values: dict[str, Any], say: Callable[[str], None]) -> None:
+    """Takes out the arms whose only reward comes from a section that was set to none."""
+    for section, source in (("reward", "reward_model"), ("judge", "judge")):
+        if not (isinstance(values[section], Text) and parsed(values[section]) is None):
+            continue
+        for name, arm in list(values["arms"].items()):
+            if isinstance(arm, dict) and arm.get(source) and not arm.get("functions") and not _other(arm, source):
+                say(f"note: {section}=none takes out arms.{name} too, whose reward it is")
+                del values["arms"][name]
+
+
+def _other(arm: dict[str, Any], source: str) -> Any:
+    return arm.get("judge" if source == "reward_model" else "reward_model")
 
 
 def _set(values: dict[str, Any], kind: type, path: Sequence[str], text: str, full: str, root: dict[str, Any]) -> None:

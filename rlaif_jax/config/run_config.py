@@ -88,7 +88,7 @@ class RunConfig:
             section = {"reward_model": "reward"}.get(source, source)
             if getattr(arm, source) and getattr(self, section) is None:
                 weight = getattr(arm, source)
-                raise UserError(f"arms.{name}.{source} is {weight}, but {section} is None: set the section `{section}`")
+                raise UserError(f"arms.{name}.{source} is {weight}, but {section} is None: set that section")
         quantised = not self.model.rollout_weights == self.model.kv_cache == "float"
         if quantised and rl.policy.correction == "none":
             raise UserError(

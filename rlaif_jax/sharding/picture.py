@@ -109,8 +109,8 @@ def held_by(columns: dict[Hashable, str], sharding: NamedSharding, rank: int) ->
     return np.array([held.get(column, -1) for column in columns]), count
 
 
-def _places(mesh: AnyMesh) -> list[Hashable]:
-    """The devices in the mesh's order; of an abstract mesh the places."""
+def _places(mesh: AnyMesh) -> list[Any]:
+    """The devices in the mesh's order; of an abstract mesh the places, tuples of numbers."""
     return list(mesh.devices.flat) if isinstance(mesh, Mesh) else list(itertools.product(*map(range, mesh.shape.values())))
 
 

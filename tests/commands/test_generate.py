@@ -14,7 +14,7 @@ from rlaif_jax.commands import generate
 from rlaif_jax.commands.generate import chat
 from rlaif_jax.data.tokenizer import Tokenizer
 from rlaif_jax.models import transformer
-from rlaif_jax.runs.chat_model import Answerer, Model
+from rlaif_jax.runs.chat_model import Answerer, ChatModel
 from rlaif_jax.sampling.filters import SamplingConfig, traced
 from rlaif_jax.sampling.sampler import make_sampler
 from rlaif_jax.sampling.stream import make_stream
@@ -49,7 +49,7 @@ def test_the_stream_is_what_the_sampler_samples(small_model, one_device, eight_d
 
 
 def test_pieces_join_to_the_answer_and_hold_half_characters_back(folder):
-    model = Model.of_folder(folder, 48)
+    model = ChatModel.of_folder(folder, 48)
     held_back = 0
     for seed in range(4):
         sampling = SamplingConfig(1.0, max_tokens=48)
@@ -89,7 +89,7 @@ def _typed(monkeypatch, *lines):
 
 def _greedy(folder, *messages):
     """The answer that ends these messages, as the terminal shows it."""
-    answerer = Answerer(Model.of_folder(folder, 12), 1, 0, SamplingConfig(0.0, max_tokens=12))
+    answerer = Answerer(ChatModel.of_folder(folder, 12), 1, 0, SamplingConfig(0.0, max_tokens=12))
     answer = "".join(answerer.stream(messages))
     return answer, generate._CONTROL.sub("", answer)
 
@@ -123,10 +123,10 @@ def test_a_chat_with_several_samples_or_of_a_run_takes_each_request_alone(folder
     command = ["generate", "--model", str(folder), "--max-tokens", "12", "--samples", "2"]
     _typed(monkeypatch, "新年好")
     assert main(command) == 0
-    two = Answerer(Model.of_folder(folder, 12), 2, 0, SamplingConfig(0.7, max_tokens=12))("新年好")
+    two = Answerer(ChatModel.of_folder(folder, 12), 2, 0, SamplingConfig(0.7, max_tokens=12))("新年好")
     assert two[0] != two[1]
     assert capsys.readouterr().out == BANNER + "> " + "".join(f"{generate._CONTROL.sub('', t)}\n" for t in two) + "> "
-    answerer = Answerer(Model.of_folder(folder, 12), 1, 0, SamplingConfig(0.0, max_tokens=12))
+    answerer = Answerer(ChatModel.of_folder(folder, 12), 1, 0, SamplingConfig(0.0, max_tokens=12))
     _typed(monkeypatch, "新年好", "再写一条")
     generate._chat(answerer, argparse.Namespace(model=None, system="", samples=1), Console())
     (_, first), (_, second) = (_greedy(folder, *chat(text)) for text in ("新年好", "再写一条"))

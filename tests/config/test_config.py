@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from rlaif_jax.cli import main
-from rlaif_jax.config import RunConfig, load_config
+from rlaif_jax.config import RunConfig, find_config, load_config
 from rlaif_jax.config.overrides import overridden
 from rlaif_jax.config.values import from_dict, to_dict
 from rlaif_jax.errors import UserError
@@ -44,6 +44,22 @@ def test_every_config_loads_and_survives_json(path):
     cfg = load_config(path)
     assert from_dict(RunConfig, json.loads(json.dumps(to_dict(cfg)))) == cfg
     assert f"configs/{path.name}" in path.read_text(encoding="utf-8"), "the docstring holds the command"
+
+
+def test_a_bare_name_finds_the_bundled_config(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("greetings_lora").mkdir()  # a folder is no config
+    assert find_config("greetings_lora").samefile(ROOT / "configs" / "greetings_lora.py")
+    assert load_config("greetings_demo").name == load_config(ROOT / "configs" / "greetings_demo.py").name
+    Path("greetings_demo").write_text("a file of the user comes first", encoding="utf-8")
+    assert find_config("greetings_demo") == Path("greetings_demo")
+
+
+@pytest.mark.parametrize("name", ["greeting_demo", "_targets", "greetings_demo.py", "configs/greetings_demo"])
+def test_an_unknown_name_lists_the_bundled_configs(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=rf"{name} does not exist; .*greetings_demo, greetings_demo_ppo, greetings_lora"):
+        find_config(name)
 
 
 def test_dry_run_prints_the_plan_and_runs_nothing(tmp_path, capsys):

@@ -6,9 +6,9 @@ import jax
 import numpy as np
 import pytest
 
-from configs._targets import BESIDE, greetings_7b
 from rlaif_jax.config import FeedbackConfig, JudgeConfig
 from rlaif_jax.config.overrides import overridden
+from rlaif_jax.configs._targets import BESIDE, greetings_7b
 from rlaif_jax.errors import UserError
 from rlaif_jax.feedback import local_llm
 from rlaif_jax.feedback.llm import LLMRequest, Message

@@ -8,9 +8,9 @@ import jax
 import pytest
 from rich.console import Console
 
-from configs._targets import greetings_7b
 from rlaif_jax.cli import main
 from rlaif_jax.config.overrides import overridden
+from rlaif_jax.configs._targets import greetings_7b
 from rlaif_jax.errors import UserError
 from rlaif_jax.models import lora
 from rlaif_jax.models.lora import LoraConfig

@@ -3,10 +3,10 @@
 import pytest
 from jax.sharding import AbstractMesh
 
-from configs._targets import TARGETS, greetings_7b
 from rlaif_jax.cli import main
 from rlaif_jax.config import load_config
 from rlaif_jax.config.overrides import overridden
+from rlaif_jax.configs._targets import TARGETS, greetings_7b
 from rlaif_jax.errors import UserError
 from rlaif_jax.models.model_config import parameter_count
 from rlaif_jax.plan.estimate import plan, planned_mesh

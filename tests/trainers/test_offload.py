@@ -10,8 +10,8 @@ import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 from rich.console import Console
 
-from configs._targets import greetings_7b
 from rlaif_jax.algorithms.kl import KlConfig
+from rlaif_jax.configs._targets import greetings_7b
 from rlaif_jax.errors import UserError
 from rlaif_jax.models.lora import LoraConfig
 from rlaif_jax.models.model_config import parameter_count
@@ -26,7 +26,7 @@ from tests import tiny
 
 def _offloading(cfg):
     rl = dataclasses.replace(cfg.rl, offload_optimizer=True, offload_reference=True)
-    return dataclasses.replace(cfg, rl=rl, rl_judge=None, judge=None)
+    return dataclasses.replace(cfg, rl=rl, arms={}, judge=None)
 
 
 def test_only_the_memory_kind_changes(eight_devices):
@@ -51,7 +51,7 @@ def test_a_backend_without_that_memory_is_named():
     require_host_memory(types.SimpleNamespace(devices=np.array(jax.devices())), "rl.offload_optimizer")
     x = types.SimpleNamespace(cfg=_offloading(tiny.config()), place=types.SimpleNamespace(mesh=mesh))
     with pytest.raises(UserError, match="needs devices with pinned_host memory"):
-        pipeline.run(x, pipeline.stages(x.cfg))
+        pipeline.run(x)
 
 
 def test_a_reference_that_is_none_or_moves_cannot_wait():
