@@ -119,7 +119,7 @@ def _scalar_bytes(cfg: RunConfig, stage: str, model: ModelConfig, place: Placeme
     settings = getattr(cfg, stage)
     if settings.folder:
         return _weight_bytes(foreign_config(settings.folder, cfg.model, scalar=True), place)
-    if not (shared and cfg.shares_base(stage)):
+    if not (shared and cfg.shares_base(settings)):
         return _weight_bytes(model, place)
     trained = jax.eval_shape(lambda: heads.adapter_init(model, cfg.lora, jax.random.key(0)))
     return bytes_per_device(heads.adapter_axes(model, cfg.lora), trained, dict(place.mesh.shape), place.rules)

@@ -188,7 +188,7 @@ def _batch(settings: RlConfig, annotate: Callable, annotated: tuple, decoded: De
 
 def _scorer(cfg: RunConfig, model: ModelConfig, state: rl.RlState, place: Placement) -> Abstract:
     """The reward model: whole, or an adapter over the policy's base (see `RunModels.reward`)."""
-    if not cfg.shares_base("reward"):
+    if not cfg.shares_base(cfg.reward):
         return scalar_weights(model, place)[1]
     return lora_lib.apply_lora({"model": state.frozen}, weights_of(cfg.lora, model, place, scalar=True).params, cfg.lora)
 
