@@ -32,6 +32,8 @@ def all_fields(kind: type = RunConfig, prefix: str = "") -> list[Field]:
         inner = section_type(hint)
         entry = section_type(typing.get_args(hint)[1]) if typing.get_origin(hint) is dict else None
         found.append(Field(name, _words(hint), None if inner else _default(field), docs.get(field.name, "")))
+        if name == "arms.NAME.rl":  # the fields of the run's `rl`, which are listed there
+            continue
         if inner or entry:
             found += all_fields(inner or entry, f"{name}." if inner else f"{name}.NAME.")
     return found
