@@ -22,9 +22,10 @@ from rlaif_jax.evaluation.compare import (
 )
 from rlaif_jax.evaluation.hacking import Flag, hack_flags
 from rlaif_jax.evaluation.headline import HEADLINE_ORDER, headline
-from rlaif_jax.evaluation.plots import Curve, Plot, bar_plot, cjk_font, curve_plot, has_cjk
+from rlaif_jax.evaluation.plots import Curve, Plot, bar_plot, curve_plot
 from rlaif_jax.evaluation.scores import Figure
 from rlaif_jax.evaluation.text import cell, cell_parts, escape_markdown, label
+from rlaif_jax.language.fonts import cjk_font, has_cjk
 
 if TYPE_CHECKING:
     from rich.table import Table as RichTable
