@@ -13,10 +13,12 @@ from rlaif_jax.errors import UserError
 from rlaif_jax.feedback.json_replies import Answer, ReplyError, ask
 from rlaif_jax.feedback.llm import LLM, LLMRequest
 from rlaif_jax.feedback.prompts import Prompts
+from rlaif_jax.language import LANGUAGES
 
 GOOD, BAD = "Good", "Bad"
 _REMEMBERED = 50_000  # questions of a checklist
-_VERDICT = re.compile(r"^\W*(good|bad)\b[\s*:：,，.。]*(.*)$", re.IGNORECASE | re.DOTALL)
+_PAUSES = re.escape("".join(language.pauses for language in LANGUAGES.values()))
+_VERDICT = re.compile(rf"^\W*(good|bad)\b[\s*{_PAUSES}]*(.*)$", re.IGNORECASE | re.DOTALL)
 
 
 @dataclasses.dataclass(frozen=True)

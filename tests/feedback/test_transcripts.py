@@ -3,9 +3,10 @@
 import json
 
 from rlaif_jax.data import corpus
+from rlaif_jax.data.corpus.dialogue import MANIPULATION
 from rlaif_jax.feedback.principles import read_rules
 from rlaif_jax.feedback.prompts import ROLES, load_prompts
-from rlaif_jax.feedback.transcripts import MANIPULATION, write_transcripts, write_verdict_pairs
+from rlaif_jax.feedback.transcripts import write_transcripts, write_verdict_pairs
 
 ROWS = write_transcripts(0, 1500, load_prompts("embedded"), 10, set(), 10)
 BY_ROLE = {}
