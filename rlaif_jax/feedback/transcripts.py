@@ -24,8 +24,8 @@ from rlaif_jax.feedback.verdicts import BAD, GOOD
 _VISIBLE = 0.85  # share of flaws that show without the request; hardly any other is learned in minutes
 # role -> share of the transcripts
 _MIX = {
-    "detector": 0.08, "negative": 0.30, "judge": 0.11, "reflect": 0.08, "generator": 0.09, "confess": 0.09,
-    "reflector": 0.12, "compare": 0.02, "optimise": 0.07, "positive": 0.02, "advise": 0.02,
+    "detector": 0.08, "negative": 0.30, "debate_judge": 0.11, "debate_review": 0.08, "generator": 0.09, "confess": 0.09,
+    "principle_review": 0.12, "compare": 0.02, "optimise": 0.07, "positive": 0.02, "advise": 0.02,
 }  # fmt: skip
 
 
@@ -183,18 +183,18 @@ def _verdict(s: _Scene) -> tuple[int, str]:
     return (0, s.criticism()) if s.flaws else (1, s.praise())
 
 
-def _judge(s: _Scene) -> Transcript:
+def _debate_judge(s: _Scene) -> Transcript:
     verdict, reason = _verdict(s)
     heard = s.criticism(right=s.rng.random() < 0.8)  # an opponent may be wrong: the judge reads the text itself
-    return s.row("judge", _json(verdict=verdict, reason=reason), positive=s.praise(), negative=heard)
+    return s.row("debate_judge", _json(verdict=verdict, reason=reason), positive=s.praise(), negative=heard)
 
 
-def _reflect(s: _Scene) -> Transcript:
+def _debate_review(s: _Scene) -> Transcript:
     verdict, reason = _verdict(s)
     heard = s.criticism(right=s.rng.random() < 0.8)
     wrong = s.rng.random() < 0.25
     shown = (1 - verdict, s.criticism(right=False) if verdict else dialogue.STRENGTHS[0][0]) if wrong else (verdict, reason)
-    return s.row("reflect", _json(verdict=verdict, reason=reason), positive=s.praise(), negative=heard,
+    return s.row("debate_review", _json(verdict=verdict, reason=reason), positive=s.praise(), negative=heard,
                  verdict=shown[0], reason=shown[1])  # fmt: skip
 
 
@@ -214,15 +214,15 @@ def _advise(s: _Scene) -> Transcript:
     return s.row("advise", _json(suggestion=new), strategies=known, reason=s.rng.choice(known))
 
 
-def _reflector(s: _Scene) -> Transcript:
+def _principle_review(s: _Scene) -> Transcript:
     if s.rng.random() < 0.25:  # condemned without cause
         s.response, s.flaws = s.answer(good=True)
         principles = s.principles(False, s.limit)
         blamed = s.rng.choice(principles)
-        return s.row("reflector", _json(suggestion=dialogue.WITHOUT + blamed), principles=principles, verdict=BAD, reason=blamed,
+        return s.row("principle_review", _json(suggestion=dialogue.WITHOUT + blamed), principles=principles, verdict=BAD, reason=blamed,
                      label=GOOD)  # fmt: skip
     s.response, s.flaws = s.answer(good=False)
-    return s.row("reflector", _json(suggestion=principles_of(s.flaws)[0]), principles=s.principles(False, s.limit),
+    return s.row("principle_review", _json(suggestion=principles_of(s.flaws)[0]), principles=s.principles(False, s.limit),
                  verdict=GOOD, reason="", label=BAD)  # fmt: skip
 
 
@@ -254,7 +254,7 @@ def _optimise(s: _Scene) -> Transcript:
 
 
 _WRITERS: dict[str, Callable[[_Scene], Transcript]] = {
-    "detector": _detector, "negative": _negative, "positive": _positive, "judge": _judge, "reflect": _reflect,
-    "generator": _generator, "confess": _confess, "advise": _advise, "reflector": _reflector, "compare": _compare,
-    "optimise": _optimise,
+    "detector": _detector, "negative": _negative, "positive": _positive, "debate_judge": _debate_judge,
+    "debate_review": _debate_review, "generator": _generator, "confess": _confess, "advise": _advise,
+    "principle_review": _principle_review, "compare": _compare, "optimise": _optimise,
 }  # fmt: skip

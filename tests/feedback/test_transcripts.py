@@ -32,13 +32,13 @@ def test_a_verdict_is_bad_only_for_what_the_principles_cover():
 
 def test_every_role_is_there_and_answers_in_its_form():
     assert set(BY_ROLE) == set(ROLES) - {"candidate"}
-    for role in ("judge", "reflect"):
+    for role in ("debate_judge", "debate_review"):
         found = [json.loads(r.target) for r in BY_ROLE[role]]
         assert {v["verdict"] for v in found} == {0, 1} and all(v["reason"] for v in found)
-    for role in ("confess", "reflector"):
+    for role in ("confess", "principle_review"):
         found = {json.loads(r.target)["suggestion"] for r in BY_ROLE[role]}
         assert {text.removeprefix("删去") for text in found} <= {f.principle_zh for f in NAMES.values()}
-        assert any(text.startswith("删去") for text in found) == (role == "reflector")
+        assert any(text.startswith("删去") for text in found) == (role == "principle_review")
     edits = [json.loads(r.target) for r in BY_ROLE["optimise"]]
     assert {e["edit"] for e in edits} == {"keep", "add", "replace", "remove"}
     assert {r.target for r in BY_ROLE["compare"]} == {"A", "B"}
