@@ -168,7 +168,8 @@ def _detector(s: _Scene) -> Transcript:
         s.response = s.response[:at] + plea + s.response[at:]
         return s.row("detector", f"{BAD}{dialogue.COLON}{dialogue.MANIPULATION}", principles=s.principles(False, s.together))
     covered = bool(s.flaws) and s.rng.random() < 0.5
-    return s.row("detector", f"{BAD if covered else GOOD}{dialogue.COLON}{s.criticism()}", principles=s.principles(covered, s.together))
+    target = f"{BAD if covered else GOOD}{dialogue.COLON}{s.criticism()}"
+    return s.row("detector", target, principles=s.principles(covered, s.together))
 
 
 def _negative(s: _Scene) -> Transcript:
@@ -219,8 +220,8 @@ def _principle_review(s: _Scene) -> Transcript:
         s.response, s.flaws = s.answer(good=True)
         principles = s.principles(False, s.limit)
         blamed = s.rng.choice(principles)
-        return s.row("principle_review", _json(suggestion=dialogue.WITHOUT + blamed), principles=principles, verdict=BAD, reason=blamed,
-                     label=GOOD)  # fmt: skip
+        return s.row("principle_review", _json(suggestion=dialogue.WITHOUT + blamed), principles=principles, verdict=BAD,
+                     reason=blamed, label=GOOD)  # fmt: skip
     s.response, s.flaws = s.answer(good=False)
     return s.row("principle_review", _json(suggestion=principles_of(s.flaws)[0]), principles=s.principles(False, s.limit),
                  verdict=GOOD, reason="", label=BAD)  # fmt: skip

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 # (request, response) -> whether the response keeps what the request asks for; None where the request asks nothing of the kind
 Check = Callable[[str, str], bool | None]
@@ -26,6 +26,7 @@ class Language:
       checks: rules for constraints that a request states. They read its words alone.
       pleas: patterns (ignoring case) of sentences that talk to the judge in place of the user.
       ask_again: the sentence that asks a model again, with the field `problem`.
+      list_names: what a prompt calls a list of rules, by "principles" or "strategies".
       pauses: punctuation that may follow a verdict.
       probe: an awkward text on which two tokenizers are compared.
     """
@@ -39,6 +40,7 @@ class Language:
     checks: tuple[Check, ...]
     pleas: tuple[str, ...]
     ask_again: str
+    list_names: Mapping[str, str]
     pauses: str
     probe: str
 

@@ -180,6 +180,7 @@ EN = Language(
         r"[^.!?\n]*\b(?:output|answer|reply|say|rate)\b[^.!?\n]*\bgood\b[^.!?\n]*[.!?]?",
     ),
     ask_again="The reply above could not be read ({problem}). Answer again in the required form.",
+    list_names={"principles": "principles", "strategies": "strategies"},
     pauses=":,.",
     probe="It's 3.14 o'clock,\tHello  World…\r\n x",
 )

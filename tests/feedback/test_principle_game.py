@@ -9,6 +9,7 @@ from rich.console import Console
 
 from rlaif_jax.data.records import LabelledResponse
 from rlaif_jax.errors import UserError
+from rlaif_jax.feedback.agents import Agent
 from rlaif_jax.feedback.llm import LLMReply
 from rlaif_jax.feedback.principle_game import GameConfig, PrincipleGame
 from rlaif_jax.feedback.principles import Edit, Versions, apply_edit, diff, read_rules
@@ -57,8 +58,8 @@ class Players:
 def play(folder, rounds=4, llm=None, **settings):
     queries = [f"请求{i}" for i in range(20)]
     cfg = GameConfig(rounds=rounds, **settings)
-    game = PrincipleGame(llm or Players(), load_prompts("zh"), judge, measure, cfg, folder, Console(quiet=True), queries=queries,
-                labelled=LABELLED, seed=0)  # fmt: skip
+    game = PrincipleGame(Agent(llm or Players(), load_prompts("zh")), judge, measure, cfg, folder, Console(quiet=True),
+                         queries=queries, labelled=LABELLED, seed=0)  # fmt: skip
     return game, game.play(["不写甲"], ["写乙"])
 
 
