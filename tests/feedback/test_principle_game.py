@@ -15,6 +15,7 @@ from rlaif_jax.feedback.principle_game import GameConfig, PrincipleGame
 from rlaif_jax.feedback.principles import Edit, Versions, apply_edit, diff, read_rules
 from rlaif_jax.feedback.prompts import load_prompts
 from rlaif_jax.feedback.verdicts import Verdicts
+from rlaif_jax.language import EN, ZH, is_han
 
 FLAWS = "甲乙丙丁"  # an answer is bad if it holds one of these; a principle "不写X" covers one
 
@@ -155,5 +156,9 @@ def test_rule_files(tmp_path):
         read_rules(path)
     with pytest.raises(UserError, match="principles"):
         read_rules("no_such_list")
+    for name in ("principles", "principles_general", "strategies"):
+        chinese, english = (read_rules(name, language) for language in (ZH, EN))
+        assert read_rules(name) == chinese and len(chinese) == len(english)
+        assert not any(is_han(c) for rule in english for c in rule)
     with pytest.raises(UserError, match="game"):
         GameConfig(games=0, reflections=0)
