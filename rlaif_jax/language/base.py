@@ -21,8 +21,8 @@ class Language:
       unit: what `count` counts, "characters" or "words".
       count: text -> number of units that a length limit counts: no punctuation, no item numbers.
       length: text -> number of units for statistics of lengths.
-      units: text -> the units without white space, in order, for n-grams of a report. Words are in lower case.
-      bare_units: `units` without punctuation, for n-grams of the repetition reward.
+      units: text -> the units in order, for n-grams: characters without white space, or words in lower case.
+      bare_units: the same without punctuation, for the repetition reward.
       checks: rules for constraints that a request states. They read its words alone.
       pleas: patterns (ignoring case) of sentences that talk to the judge in place of the user.
       ask_again: the sentence that asks a model again, with the field `problem`.

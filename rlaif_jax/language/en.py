@@ -14,7 +14,6 @@ _ONES = _SMALL.split()
 _VALUES = {word: i + 1 for i, word in enumerate(_ONES)} | {word: 10 * (i + 2) for i, word in enumerate(_TENS)}
 _N = rf"(?:\d{{1,4}}|(?:{'|'.join(_TENS)})(?:[- ](?:{'|'.join(_ONES[:9])}))?|{'|'.join(reversed(_ONES))})"
 _WORD = re.compile(r"[^\W_]+(?:['’\-][^\W_]+|(?<=\d)[.,:](?=\d)[^\W_]+)*")
-_TOKEN = re.compile(rf"{_WORD.pattern}|[^\w\s]|_")
 _ITEM_MARK = re.compile(r"^[ \t]*(?:\(?(\d{1,2})[.)]|[-*•–])(?=\s)", re.MULTILINE)  # at the start of a line
 _INLINE_MARK = re.compile(r"(?:^|(?<=\s))\(?(\d{1,2})[.)](?=\s)")
 _ABBREVIATION = re.compile(r"\b(?:mr|mrs|ms|dr|st|prof|jr|sr|vs|e\.g|i\.e|[a-z])\.$", re.IGNORECASE)
@@ -68,11 +67,6 @@ def number(text: str) -> int:
 def words(text: str) -> list[str]:
     """The words in lower case, without punctuation; "don't", "well-known" and "3.5" are one word each."""
     return [word.lower() for word in _WORD.findall(text)]
-
-
-def units(text: str) -> list[str]:
-    """Words in lower case, and each punctuation mark."""
-    return [token.lower() for token in _TOKEN.findall(text)]
 
 
 def count(text: str) -> int:
@@ -172,7 +166,7 @@ EN = Language(
     unit="words",
     count=count,
     length=lambda text: len(words(text)),
-    units=units,
+    units=words,
     bare_units=words,
     checks=(_sizes, _start, _avoid),
     pleas=(

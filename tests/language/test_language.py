@@ -34,7 +34,8 @@ def test_languages_go_by_name():
 def test_units_and_counts():
     assert ZH.units("新 年，好") == ["新", "年", "，", "好"] and ZH.bare_units("新 年，好") == ["新", "年", "好"]
     assert ZH.ngrams("新年，好", 2) == ["新年", "年，", "，好"] and ZH.ngrams("新年，好", 2, punctuation=False) == ["新年", "年好"]
-    assert EN.units("Don't stop, it's 3.5 km!") == ["don't", "stop", ",", "it's", "3.5", "km", "!"]
+    words = ["don't", "stop", "it's", "3.5", "km"]
+    assert EN.units("Don't stop, it's 3.5 km!") == EN.bare_units("Don't stop - it's 3.5 km") == words
     assert EN.ngrams("To be or not", 3) == ["to be or", "be or not"] and EN.ngrams("one", 2) == []
     assert EN.count("1. Well-known faces\n2. Old ones") == 4 and EN.length("Hi, Ann!") == 2 and EN.count("") == 0
     assert ZH.count("1. 甲，乙。2. 丙") == 3 and ZH.length("甲 乙") == 3
