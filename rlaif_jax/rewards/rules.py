@@ -19,7 +19,8 @@ class RuleConfig:
 
     Attributes:
       model_weight: weight of the model's reward (judge or reward model).
-      constraint_weight: 1 where the answer keeps the explicit constraints that the request states, else 0.
+      constraint_weight: 1 where the answer keeps the explicit constraints that the request states, else 0; not applicable to a
+        request that states none.
       repetition_weight: 1 minus the share of 4-grams, of characters (Chinese) or words (English), that occur again.
       length_weight: 1 inside `length_min`..`length_max` characters or words, falling to 0 at half and at twice that.
       veto_constraint, veto_repetition: such a violation takes `veto_penalty` off the whole reward.
@@ -65,9 +66,14 @@ def length_band(response: str, low: int, high: int, language: Language | None = 
     return max(0.0, 1.0 - max(0, length - high) / high)
 
 
-def _per_answer(score: Callable[[Sample], float]) -> RewardFn:
+def _per_answer(score: Callable[[Sample], float | None]) -> RewardFn:
+    """A reward from a score of one sample; None: it does not apply."""
+
     def reward(samples: Sequence[Sample]) -> RewardResult:
-        return RewardResult(np.array([score(e) for e in samples], np.float32), np.ones(len(samples), bool))
+        scores = [score(e) for e in samples]
+        applicable = np.array([s is not None for s in scores], bool)
+        values = np.array([s or 0.0 for s in scores], np.float32)
+        return RewardResult(values, np.ones(len(samples), bool), applicable=None if applicable.all() else applicable)
 
     return reward
 
@@ -82,7 +88,7 @@ def with_rules(model: RewardFn, cfg: RuleConfig, language: str = "auto") -> Rewa
         return get_language(language, sample.prompt)
 
     parts: dict[str, tuple[RewardFn, float]] = {"model": (model, cfg.model_weight)}
-    kept = _per_answer(lambda e: 1.0 if (k := keeps_constraints(e.prompt, e.response, language)) is None else k)
+    kept = _per_answer(lambda e: keeps_constraints(e.prompt, e.response, language))
     fresh = _per_answer(lambda e: distinct_share(e.response, language=tongue(e)))
     band = _per_answer(lambda e: length_band(e.response, cfg.length_min, cfg.length_max, tongue(e)))
     for name, rule, weight in (
@@ -106,30 +112,36 @@ def combine(
 ) -> RewardFn:
     """The weighted sum of the parts, less `penalty` for every veto whose value is below 0.5.
 
-    A row is valid where every part and veto is: a part without verdict must not pass as a zero.
+    What does not apply to a row adds nothing to it and does not make it invalid. A row is valid where every part and veto that
+    applies is: an invalid part must not pass as a zero. The sum does not apply to a row to which nothing applies.
     """
 
     def reward(samples: Sequence[Sample]) -> RewardResult:
         total = np.zeros(len(samples), np.float32)
-        valid = np.ones(len(samples), bool)
+        valid, applicable = np.ones(len(samples), bool), np.zeros(len(samples), bool)
         components: dict[str, np.ndarray] = {}
         for name, (fn, weight) in parts.items():
             result = fn(samples)
-            valid &= result.valid
-            components[name] = np.where(result.valid, result.values, 0.0)
-            total += weight * (_standardised(result) if normalise == "batch" else components[name])
+            applies = result.applies
+            valid, applicable = valid & (result.valid | ~applies), applicable | applies
+            values = np.where(result.valid & applies, result.values, 0.0)
+            components[name] = np.where(applies, values, np.nan)
+            total += weight * (_standardised(values, result.valid & applies) if normalise == "batch" else values)
         for name, fn in vetoes.items():
             result = fn(samples)
-            valid &= result.valid
-            components[f"veto_{name}"] = (result.values < 0.5).astype(np.float32)
-            total -= penalty * components[f"veto_{name}"]
-        return RewardResult(total, valid, components)
+            applies = result.applies
+            valid, applicable = valid & (result.valid | ~applies), applicable | applies
+            fires = (applies & (result.values < 0.5)).astype(np.float32)
+            components[f"veto_{name}"] = np.where(applies, fires, np.nan)
+            total -= penalty * fires
+        return RewardResult(total, valid, components, None if applicable.all() else applicable)
 
     return reward
 
 
-def _standardised(result: RewardResult) -> np.ndarray:
-    values = result.values[result.valid]
-    if not len(values):
-        return np.zeros_like(result.values)
-    return np.where(result.valid, (result.values - values.mean()) / (values.std() + 1e-6), 0.0).astype(np.float32)
+def _standardised(values: np.ndarray, known: np.ndarray) -> np.ndarray:
+    """Values (B,) centred and scaled by the statistics of the known rows, 0 in the others."""
+    if not known.any():
+        return np.zeros_like(values)
+    mean, std = values[known].mean(), values[known].std()
+    return np.where(known, (values - mean) / (std + 1e-6), 0.0).astype(np.float32)
