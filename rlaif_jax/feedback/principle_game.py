@@ -99,13 +99,13 @@ class PrincipleGame:
         self.strategies.add(strategies, None, "start", True)
         scores = self._measure(principles)
         self.principles.add(principles, scores["balanced_accuracy"], "start", True)
-        rows = [self._row(0, scores, {"fooled": float("nan"), "accepted": 0, "rolled_back": 0, "unusable": 0})]
+        rows = [self._row(0, scores, {"fooled": float("nan"), "accepted": 0, "rolled_back": 0, "kept": 0, "unusable": 0})]
         self._write(rows)
         return rows
 
     def _round(self, number: int) -> dict[str, Any]:
         rng = random.Random(f"{self._seed}/round/{number}")
-        counts = {"fooled": float("nan"), "accepted": 0, "rolled_back": 0, "unusable": 0}
+        counts = {"fooled": float("nan"), "accepted": 0, "rolled_back": 0, "kept": 0, "unusable": 0}
         events = []
         if self._cfg.games:
             played = self._play_games(rng, number)
@@ -185,14 +185,15 @@ class PrincipleGame:
             event["suggestion"] = answer.value["suggestion"] if answer.value else ""
 
     def _apply(self, event: dict[str, Any], rng: random.Random) -> str:
-        """Has the optimiser merge a suggestion: "accepted", "rolled_back" (by the gate) or "unusable"."""
+        """Has the optimiser merge a suggestion: "accepted", "rolled_back" (by the gate), "kept" (the optimiser finds that the
+        list says it already) or "unusable"."""
         principles = event["list"] == "principles"
         rules = self.current if principles else self.strategies.rules(len(self.strategies.rows) - 1)
         if not event["suggestion"]:
             return "unusable"
-        candidates = self._edits(rules, event["suggestion"], event["list"], rng)
+        candidates, keeps = self._edits(rules, event["suggestion"], event["list"], rng)
         if not candidates:
-            return "unusable"
+            return "kept" if keeps else "unusable"
         if not principles:
             self.strategies.add(candidates[0], None, event["suggestion"], True)
             return "accepted"
@@ -203,8 +204,8 @@ class PrincipleGame:
         self.principles.add(candidates[best], scores[best], event["suggestion"], accepted)
         return "accepted" if accepted else "rolled_back"
 
-    def _edits(self, rules: Sequence[str], suggestion: str, kind: str, rng: random.Random) -> list[list[str]]:
-        """The different lists that the optimiser's edits for one suggestion give; none where no edit is usable.
+    def _edits(self, rules: Sequence[str], suggestion: str, kind: str, rng: random.Random) -> tuple[list[list[str]], bool]:
+        """The different lists that the optimiser's edits for one suggestion give, and whether an edit keeps the list as it is.
 
         `kind` is what the list holds, "principles" or "strategies".
         """
@@ -216,14 +217,16 @@ class PrincipleGame:
             for _ in range(self._cfg.edits)
         ]  # fmt: skip
         found: list[list[str]] = []
+        keeps = False
         for answer in self._agent.ask(requests, _parse_edit):
             if answer.value is None:
                 continue
+            keeps = keeps or answer.value["edit"] == "keep"
             wording = answer.value["text"] or suggestion  # empty: as it was suggested
             edited = apply_edit(rules, Edit(**answer.value | {"text": wording}), self._cfg.limit)
             if edited is not None and edited not in found:
                 found.append(edited)
-        return found
+        return found, keeps
 
     def _row(self, number: int, scores: dict[str, float], counts: dict[str, Any]) -> dict[str, Any]:
         sizes = {"principles": len(self.current), "strategies": len(self.strategies.rules(len(self.strategies.rows) - 1))}
