@@ -1,13 +1,16 @@
 """What is known of each language, and which one a text is in."""
 
+import ast
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
+import rlaif_jax
 from rlaif_jax.errors import UserError
-from rlaif_jax.language import EN, LANGUAGES, ZH, en, get_language, language_of
+from rlaif_jax.language import EN, LANGUAGES, ZH, en, get_language, is_han, language_of
 
 WORDS = " ".join(["word"] * 50)
 
@@ -116,3 +119,25 @@ def test_long_texts_take_no_time(part):
 def test_the_package_and_the_fonts_load_without_jax():
     code = "import rlaif_jax.language.fonts, sys; assert not {'jax', 'numpy', 'matplotlib'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_chinese_is_data_found_in_its_places_only():
+    root = Path(rlaif_jax.__file__).parent
+    places = ("data/corpus/", "feedback/prompts/", "feedback/rules/", "language/")
+    for path in root.rglob("*.py"):
+        name = path.relative_to(root).as_posix()
+        if not name.startswith(places):
+            lines = path.read_text(encoding="utf-8").splitlines()
+            found = [f"{name}:{i}" for i, line in enumerate(lines, 1) if any(is_han(c) or "\u3001" <= c <= "\u303f" for c in line)]
+            assert not found, f"a language's words belong to {', '.join(places)}"
+
+
+def test_the_packs_import_no_more_than_errors_and_sharding_no_more_of_them_than_fonts():
+    root = Path(rlaif_jax.__file__).parent
+    for folder, allowed in (("language", ("errors", "language")), ("sharding", ("errors", "sharding", "language.fonts"))):
+        for path in (root / folder).glob("*.py"):
+            nodes = ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+            modules = [n.module for n in nodes if isinstance(n, ast.ImportFrom) and (n.module or "").startswith("rlaif_jax")]
+            for module in modules:
+                name = module.removeprefix("rlaif_jax.")
+                assert any(name == a or name.startswith(f"{a}.") for a in allowed), f"{path} imports {module}"
