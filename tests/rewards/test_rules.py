@@ -1,6 +1,7 @@
 """Rewards by rule: what a request states, in its language, and how parts become one reward."""
 
 import dataclasses
+import json
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ from rlaif_jax.errors import UserError
 from rlaif_jax.language import EN, zh
 from rlaif_jax.rewards import rules
 from rlaif_jax.rewards.base import RewardResult, Sample, checked, joined, with_unfinished_penalty
+from rlaif_jax.rewards.function import _from_plain, _to_plain, as_result
 from rlaif_jax.trainers.rl import reward_metrics
 
 FORMS = ("max_chars", "items", "start", "avoid", "chars", "four")  # constraints that the request spells out
@@ -154,3 +156,12 @@ def test_the_penalty_for_unfinished_answers_keeps_the_parts_apart():
     assert result.components["unfinished"].tolist() == [0.0, -0.25]
     alone = with_unfinished_penalty(with_values([1.0, 2.0]), 0.25)([Sample("写", "甲")] * 2)
     assert alone.components["model"].tolist() == [1.0, 2.0]
+
+
+def test_a_users_function_may_say_that_it_does_not_apply():
+    result = with_values([1.0, 2.0], applicable=[True, False])([])
+    assert as_result(result, 2) is result
+    again = _from_plain(json.loads(json.dumps(_to_plain(result))))
+    assert again.applicable.tolist() == [True, False] and _from_plain(_to_plain(with_values([1.0])([]))).applicable is None
+    with pytest.raises(ValueError, match=r"expected values, valid and applicable of 2 rows, found \(2,\), \(2,\), \(1,\)"):
+        as_result(dataclasses.replace(result, applicable=np.ones(1, bool)), 2)
