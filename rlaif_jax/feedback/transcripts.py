@@ -62,7 +62,7 @@ def write_transcripts(seed: int, count: int, prompts: Prompts, limit: int, held_
 
 
 def write_verdict_pairs(
-    seed: int, count: int, prompts: Prompts, limit: int, held_out: set[str], together: int, questions: int
+    seed: int, count: int, prompts: Prompts, limit: int, held_out: set[str], together: int, *, questions: int
 ) -> list[VerdictPair]:
     """`count` pairs of a good and a flawed answer to one request, each with the same `questions` lists of principles.
 

@@ -58,7 +58,7 @@ def test_the_bundled_rules_are_ones_that_the_model_was_taught():
 
 
 def test_verdicts_on_a_pair_of_answers_differ_by_principles_or_answer_alone():
-    pairs = write_verdict_pairs(0, 200, load_prompts("embedded"), 10, set(), 10, 8)
+    pairs = write_verdict_pairs(0, 200, load_prompts("embedded"), 10, set(), 10, questions=8)
     assert len(pairs) == 200
     for good, bad in pairs:
         assert len(good) == len(bad) == 8 and {t.target for t in good} == {"Good"}
@@ -68,5 +68,5 @@ def test_verdicts_on_a_pair_of_answers_differ_by_principles_or_answer_alone():
         covered = [set(t.messages[-1].content.split("\n")[1:]) for t in bad]
         acquitted = set.union(set(), *(c for c, t in zip(covered, bad, strict=True) if t.target == "Good"))
         assert all(c - acquitted for c, t in zip(covered, bad, strict=True) if t.target == "Bad")
-    singles = write_verdict_pairs(0, 50, load_prompts("embedded"), 10, set(), 1, 4)
+    singles = write_verdict_pairs(0, 50, load_prompts("embedded"), 10, set(), 1, questions=4)
     assert all(len(t.messages[-1].content.split("\n")) == 2 for pair in singles for side in pair for t in side)
