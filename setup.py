@@ -37,7 +37,7 @@ setup(
     # configs/ stays at the top of the repository and is installed inside the package: a wheel has no package of that name.
     packages=[*find_packages(include=["rlaif_jax", "rlaif_jax.*"]), "rlaif_jax.configs"],
     package_dir={"rlaif_jax.configs": "configs"},
-    package_data={"rlaif_jax": ["evaluation/templates/*", "feedback/prompts/*/*.j2", "feedback/rules/*.txt", "py.typed"]},
+    package_data={"rlaif_jax": ["evaluation/templates/*", "feedback/prompts/*/*.j2", "feedback/rules/*/*.txt", "py.typed"]},
     install_requires=REQUIRED,
     extras_require={
         "tpu": ["jax[tpu]"],

@@ -16,6 +16,7 @@ from rlaif_jax.config.values import to_dict
 from rlaif_jax.data.tokenizer import Tokenizer
 from rlaif_jax.errors import UserError
 from rlaif_jax.evaluation.text import escape_markdown
+from rlaif_jax.language import LANGUAGES
 from rlaif_jax.models.hf_config import to_hf
 from rlaif_jax.models.hf_weights import save_params
 from rlaif_jax.models.peft import save_adapter
@@ -120,7 +121,7 @@ def _generation_config(x: Run, tokenizer: Tokenizer, config: dict[str, Any]) -> 
     return tokens | found | ({"min_p": sampling.min_p} if sampling.min_p else {})
 
 
-_PROBES = ("祝您2024年新年快乐，万事如意！\n\n12 34", "It's 3.14 o'clock,\tHello  World…\r\n x", "😀👨‍👩‍👧 ①２½ <|im_end|>")
+_PROBES = (*(language.probe for language in LANGUAGES.values()), "😀👨‍👩‍👧 ①２½ <|im_end|>")
 
 
 def _reads_alike(folder: Path, tokenizer: Tokenizer) -> bool:

@@ -34,7 +34,7 @@ def score_file(run: Run, path: Path, out: Path | None = None, *, principles: str
         raise UserError(f"{out} exists already; name another file with --out, or move it away")
     rows = load(SftExample, path, columns=columns_of(path)).records
     rules = read_rules(principles) if principles else llms.principles()
-    judge = judge_verdicts(llms.feedback, llms.prompts, cfg.single_mode, cfg.votes, cfg.temperature)
+    judge = judge_verdicts(llms.agent, cfg.single_mode, cfg.votes, cfg.temperature)
     values = []
     with out.open("w", encoding="utf-8") as file:
         for start in track(range(0, len(rows), _CHUNK), "judge score", console=console, transient=True):

@@ -141,8 +141,9 @@ def _called(score: Score, samples: Sequence[Sample], timeout: float) -> tuple[st
 def as_result(value: Any, count: int) -> RewardResult:
     """A function's return value as a `RewardResult` of `count` rows; None and NaN are invalid. ValueError on anything else."""
     if isinstance(value, RewardResult):
-        if np.shape(value.values) != (count,) or np.shape(value.valid) != (count,):
-            raise ValueError(f"expected values and valid of {count} rows, found {np.shape(value.values)}, {np.shape(value.valid)}")
+        shapes = [np.shape(part) for part in (value.values, value.valid, value.applies)]
+        if shapes != [(count,)] * 3:
+            raise ValueError(f"expected values, valid and applicable of {count} rows, found {', '.join(map(str, shapes))}")
         return value
     found = [np.nan if v is None else float(v) for v in value]
     if len(found) != count:
@@ -155,9 +156,11 @@ def as_result(value: Any, count: int) -> RewardResult:
 def _to_plain(result: RewardResult) -> dict[str, Any]:
     """JSON-able, for the other processes."""
     parts = {name: np.asarray(part, np.float64).tolist() for name, part in result.components.items()}
-    return {"values": result.values.tolist(), "valid": result.valid.tolist(), "components": parts}
+    applicable = None if result.applicable is None else result.applicable.tolist()
+    return {"values": result.values.tolist(), "valid": result.valid.tolist(), "components": parts, "applicable": applicable}
 
 
 def _from_plain(values: dict[str, Any]) -> RewardResult:
     parts = {name: np.array(part, np.float32) for name, part in values["components"].items()}
-    return RewardResult(np.array(values["values"], np.float32), np.array(values["valid"], bool), parts)
+    applicable = None if values["applicable"] is None else np.array(values["applicable"], bool)
+    return RewardResult(np.array(values["values"], np.float32), np.array(values["valid"], bool), parts, applicable)

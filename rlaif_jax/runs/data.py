@@ -104,7 +104,7 @@ class RunData:
         seed, count, pairs = self._run.cfg.seed, cfg.transcripts, cfg.verdict_pairs
         return (
             write_transcripts(seed, min(count, most or count), prompts, limit, held_out, together),
-            write_verdict_pairs(seed, min(pairs, most or pairs), prompts, limit, held_out, together, cfg.questions),
+            write_verdict_pairs(seed, min(pairs, most or pairs), prompts, limit, held_out, together, questions=cfg.questions),
         )
 
     def feedback_batches(self, tokenizer: Tokenizer) -> tuple[Any, Callable[[], Iterable[dict]], dict[str, Any]]:

@@ -13,6 +13,7 @@ from rlaif_jax.config.sections import FeedbackConfig
 from rlaif_jax.config.stages import FEEDBACK, PRINCIPLES, SFT
 from rlaif_jax.data.tokenizer import Tokenizer
 from rlaif_jax.errors import UserError
+from rlaif_jax.feedback.agents import Agent
 from rlaif_jax.feedback.cache import CachedLLM, RecordedLLM
 from rlaif_jax.feedback.llm import LLM
 from rlaif_jax.feedback.local_llm import LocalLLM
@@ -90,6 +91,11 @@ class RunLlms:
     def prompts(self) -> Prompts:
         """The prompt files of the feedback model."""
         return load_prompts(self._run.cfg.feedback.family)
+
+    @property
+    def agent(self) -> Agent:
+        """The feedback model with its prompts."""
+        return Agent(self.feedback, self.prompts)
 
     def principles(self) -> list[str]:
         """The judge's principles: those that the game found best, or the ones it would start from."""

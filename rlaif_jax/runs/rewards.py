@@ -52,7 +52,7 @@ class RunRewards:
         if cfg is None:
             raise UserError(f"the run {self._run.cfg.name!r} has no judge: its config section is None")
         return make_judge(
-            self._llms.feedback, self._llms.prompts, self._llms.principles(), mode or cfg.mode, votes=cfg.votes,
+            self._llms.agent, self._llms.principles(), mode or cfg.mode, votes=cfg.votes,
             temperature=cfg.temperature, group=group,
         )  # fmt: skip
 

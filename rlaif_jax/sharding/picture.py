@@ -13,8 +13,8 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding
 
 from rlaif_jax.errors import UserError
+from rlaif_jax.language.fonts import families
 from rlaif_jax.sharding.describe import Description, describe, placed_leaves
-from rlaif_jax.sharding.fonts import families
 from rlaif_jax.sharding.memory_estimate import AnyMesh, mesh_key
 from rlaif_jax.sharding.rules import split_axes
 from rlaif_jax.sharding.text import printable, shorten, width

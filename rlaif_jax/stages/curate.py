@@ -12,6 +12,7 @@ import numpy as np
 from rlaif_jax.config.stages import SFT, Stage
 from rlaif_jax.data.records import SftExample
 from rlaif_jax.errors import UserError
+from rlaif_jax.feedback.agents import Agent
 from rlaif_jax.feedback.curate import curate
 from rlaif_jax.feedback.llm import LLM, spending
 from rlaif_jax.feedback.multihost import lead
@@ -30,13 +31,13 @@ def run(x: Run, stage: Stage) -> Mapping[str, Any]:
     return lead(partial(_curate, x, stage, llms.prompts), author, llms.feedback)
 
 
-def _curate(x: Run, stage: Stage, prompts: Prompts, author: LLM, feedback: LLM) -> Mapping[str, Any]:
+def _curate(x: Run, stage: Stage, prompts: Prompts, author: LLM, llm: LLM) -> Mapping[str, Any]:
     data, cfg = RunData(x), x.cfg.curate
     records = data.rl_prompts(x.cfg.rl.eval_prompts)[0][: cfg.prompts or None]
-    author_prompts = load_prompts("embedded") if cfg.source == "policy" else prompts
+    author = Agent(author, load_prompts("embedded") if cfg.source == "policy" else prompts)
     retriever = _retriever(x, data) if cfg.examples else None
     path = x.folder(stage.name) / "items.jsonl"
-    items = curate(records, author, author_prompts, feedback, prompts, retriever, cfg, path, x.cfg.seed, x.console)
+    items = curate(records, author, Agent(llm, prompts), retriever, cfg, path, seed=x.cfg.seed, console=x.console)
     debates = [d for item in items for d in item["debates"]]
     decided = [d for d in debates if d["final"] is not None]
     facts = {
@@ -47,7 +48,7 @@ def _curate(x: Run, stage: Stage, prompts: Prompts, author: LLM, feedback: LLM) 
     }  # fmt: skip
     if not facts["pairs"]:
         raise UserError(f"curation found no pair: no prompt has both an accepted and a rejected candidate ({path})")
-    return facts | spending(feedback)
+    return facts | spending(llm)
 
 
 def _retriever(x: Run, data: RunData) -> Retriever:

@@ -12,6 +12,7 @@ from rlaif_jax.config.stages import Stage
 from rlaif_jax.data.records import LabelledResponse
 from rlaif_jax.errors import UserError
 from rlaif_jax.evaluation import agreement
+from rlaif_jax.feedback.agents import Agent
 from rlaif_jax.feedback.llm import LLM, spending
 from rlaif_jax.feedback.multihost import lead
 from rlaif_jax.feedback.principle_game import PrincipleGame
@@ -30,13 +31,14 @@ def run(x: Run, stage: Stage) -> Mapping[str, Any]:
     return lead(partial(_play, x, stage, llms.prompts), llms.feedback)
 
 
-def _play(x: Run, stage: Stage, prompts: Prompts, feedback: LLM) -> Mapping[str, Any]:
+def _play(x: Run, stage: Stage, prompts: Prompts, llm: LLM) -> Mapping[str, Any]:
     data, cfg, folder = RunData(x), x.cfg.judge, x.folder(stage.name)
     reflect_on, gate, test = data.game_rows()
     gate = gate[: cfg.game.gate_rows or None]
-    judge = judge_verdicts(feedback, prompts, cfg.single_mode, cfg.votes, cfg.temperature)
+    agent = Agent(llm, prompts)
+    judge = judge_verdicts(agent, cfg.single_mode, cfg.votes, cfg.temperature)
     game = PrincipleGame(
-        feedback, prompts, judge, measure_on(judge, gate), cfg.game, folder, x.console,
+        agent, judge, measure_on(judge, gate), cfg.game, folder, x.console,
         queries=[r.prompt for r in data.rl_prompts(x.cfg.rl.eval_prompts)[0]], labelled=reflect_on, seed=x.cfg.seed,
     )  # fmt: skip
     start = read_rules(cfg.principles)
@@ -50,7 +52,7 @@ def _play(x: Run, stage: Stage, prompts: Prompts, feedback: LLM) -> Mapping[str,
     x.console.print(diff(start, best), markup=False, highlight=False)
     names = ("balanced_accuracy", "kappa", "accuracy")
     return {f"test_{n}_{when}": scores[n] for n in names for when, scores in (("before", before), ("after", after))} | {
-        "principles": len(best), "n": after["n"], **spending(feedback)
+        "principles": len(best), "n": after["n"], **spending(llm)
     }  # fmt: skip
 
 

@@ -14,7 +14,7 @@ import numpy as np
 from rlaif_jax.algorithms.advantages import groups_with_signal
 from rlaif_jax.data.records import Prompt
 from rlaif_jax.data.tokenizer import Tokenizer
-from rlaif_jax.rewards.base import RewardFn, RewardResult, Sample, checked
+from rlaif_jax.rewards.base import RewardFn, RewardResult, Sample, checked, joined
 from rlaif_jax.sampling.decode import Decoded
 from rlaif_jax.sampling.filters import SamplingParams
 from rlaif_jax.sampling.sampler import Sampler
@@ -36,14 +36,6 @@ def to_samples(
         for i, p in enumerate(prompts)
         for row in range(i * group, (i + 1) * group)
     ], host
-
-
-def joined(parts: Sequence[RewardResult]) -> RewardResult:
-    """The results of several parts of a batch as one."""
-    return RewardResult(
-        np.concatenate([p.values for p in parts]), np.concatenate([p.valid for p in parts]),
-        {name: np.concatenate([p.components[name] for p in parts]) for name in parts[0].components},
-    )  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
@@ -124,10 +116,8 @@ def make_refill(
         rows = np.concatenate([np.arange(g * group, (g + 1) * group) for g in chosen])
         # Fewer rounds than allowed are filled up with the last one, whose copies nobody picks: one compiled shape.
         parts = [r.decoded for r in rounds] + [rounds[-1].decoded] * (rl.refills + 1 - len(rounds))
-        every = joined(results)
-        kept = RewardResult(every.values[rows], every.valid[rows], {k: v[rows] for k, v in every.components.items()})
         done: Future[RewardResult] = Future()
-        done.set_result(kept)
+        done.set_result(joined(results).take(rows))
         prompts = {k: np.concatenate([r.prompts[k] for r in rounds])[chosen] for k in first.prompts}
         samples = [e for r in rounds for e in r.samples]
         return Rollout(prompts, pick(parts, rows), [samples[i] for i in rows], [done]), metrics

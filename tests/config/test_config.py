@@ -80,7 +80,7 @@ def test_a_users_mistake_is_one_line(capsys):
 
 
 def test_imports_go_downwards_only():
-    order = ("sharding", "models", "sampling", "algorithms", "data", "feedback", "rewards", "trainers", "evaluation")
+    order = ("language", "sharding", "models", "sampling", "algorithms", "data", "feedback", "rewards", "trainers", "evaluation")
     rank = {name: i for i, name in enumerate(order)}
     for path in (ROOT / "rlaif_jax").rglob("*.py"):
         here = path.relative_to(ROOT / "rlaif_jax").parts[0]
