@@ -5,7 +5,7 @@
     cfg = rj.load_config("greetings_demo", ["rl.train.steps=20"])
     run = rj.open_run("runs/demo", cfg)
     rj.run(run)                                             # every stage; or rj.run(run, ["tokenizer", "sft"])
-    print(rj.ChatModel.of_run(run, "rl").answer(["给妈妈的生日祝福语"]))
+    print(rj.ChatModel.of_run(run, "rl").answer(["A birthday wish for my mother"]))
     rj.export(run, "rl", "my-policy")
 
 Importing the package starts nothing and sets no flag; each name below is imported when it is first used. `rlaif_jax.config` has

@@ -8,6 +8,8 @@ from rlaif_jax.data.corpus.build import CorpusConfig
 from rlaif_jax.errors import UserError
 from rlaif_jax.feedback.openai_llm import HttpConfig
 from rlaif_jax.feedback.principle_game import GameConfig
+from rlaif_jax.feedback.prompts import family_for
+from rlaif_jax.language import Language
 from rlaif_jax.models.model_config import preset
 from rlaif_jax.rewards.function import FunctionConfig
 from rlaif_jax.rewards.rules import RuleConfig
@@ -67,7 +69,8 @@ class FeedbackConfig:
       backend: "embedded" (a model that the run trains on `transcripts` of every role, written by the bundled corpus, or
         on labelled responses of the data), "folder" (the Hugging Face model in the folder `model`, with its own tokenizer
         and template), "http" (a chat API) or "recorded" (the replies in `transcript`).
-      prompts: a family of prompt files (zh, en, embedded) or a folder; empty: embedded for that backend, else zh.
+      prompts: a family of prompt files (zh, en, embedded) or a folder; empty: embedded for that backend,
+        else the one in the task's language.
       train, max_length, source: how the embedded model is trained; source is corpus | labelled. A step takes
         `train.batch_size` rows of packed transcripts of up to `max_length` tokens, and `pair_batch_size` pairs of a good and
         a flawed answer, each with all questions about it in up to `pair_max_length` tokens (0 = the same); what is longer
@@ -116,10 +119,9 @@ class FeedbackConfig:
         if self.train.accumulation != 1:
             raise UserError("feedback.train.accumulation must be 1: its loss is a sum of two means")
 
-    @property
-    def family(self) -> str:
-        """The prompt family in use."""
-        return self.prompts or ("embedded" if self.backend == "embedded" else "zh")
+    def family(self, language: Language) -> str:
+        """The prompt family in use for a task in this language."""
+        return self.prompts or ("embedded" if self.backend == "embedded" else family_for(language))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -12,6 +12,7 @@ from rlaif_jax.feedback.local_llm import make_choose, make_sample, padded_width,
 from rlaif_jax.feedback.principles import read_rules
 from rlaif_jax.feedback.prompts import load_prompts
 from rlaif_jax.feedback.verdicts import requests_for
+from rlaif_jax.language import ZH, get_language
 from rlaif_jax.models.matrices import Int8
 from rlaif_jax.models.model_config import ModelConfig
 from rlaif_jax.models.quant import quantise_layers
@@ -50,7 +51,9 @@ def verdicts(cfg: RunConfig, policy: ModelConfig, weights: Abstract, held: tuple
     The fixed text of a request counts one token per character, which Chinese and English stay below.
     """
     model, settings = planned_feedback(cfg, policy), cfg.rl_of("rl_judge")
-    request = requests_for(load_prompts(cfg.feedback.family), read_rules(cfg.judge.principles), [("", "")])[0]
+    language = ZH if cfg.language == "auto" else get_language(cfg.language)  # the data, which would tell, need not be here
+    principles = read_rules(cfg.judge.principles, language)
+    request = requests_for(load_prompts(cfg.feedback.family(language)), principles, [("", "")])[0]
     fixed = sum(len(message.content) + _TEMPLATE for message in request.messages)
     width = padded_width(fixed + settings.max_prompt + settings.sampling.max_tokens)
     batch_size = -(-cfg.feedback.batch_size // place.row_shards) * place.row_shards

@@ -93,7 +93,7 @@ def with_unfinished_penalty(reward: RewardFn, penalty: float) -> RewardFn:
     def penalised(samples: Sequence[Sample]) -> RewardResult:
         result = reward(samples)
         unfinished = np.array([not e.finished for e in samples], np.float32)
-        parts = {"model": result.values} | result.components | {"unfinished": -penalty * unfinished}
+        parts = result.components | {"unfinished": -penalty * unfinished}
         return dataclasses.replace(result, values=result.values - penalty * unfinished, components=parts)
 
     return penalised

@@ -18,7 +18,6 @@ class RuleConfig:
     """Weights of the rewards by rule, each in [0, 1] before its weight; 0 = off.
 
     Attributes:
-      model_weight: weight of the model's reward (judge or reward model).
       constraint_weight: 1 where the answer keeps the explicit constraints that the request states, else 0; not applicable to a
         request that states none.
       repetition_weight: 1 minus the share of 4-grams, of characters (Chinese) or words (English), that occur again.
@@ -27,7 +26,6 @@ class RuleConfig:
       normalise: "none", or "batch": each part is centred and scaled by its own standard deviation over the batch.
     """
 
-    model_weight: float = 1.0
     constraint_weight: float = 0.0
     repetition_weight: float = 0.0
     length_weight: float = 0.0
@@ -78,8 +76,8 @@ def _per_answer(score: Callable[[Sample], float | None]) -> RewardFn:
     return reward
 
 
-def with_rules(model: RewardFn, cfg: RuleConfig, language: str = "auto") -> RewardFn:
-    """The model's reward and the rules as one weighted sum, each part logged under its name.
+def with_rules(parts: Mapping[str, tuple[RewardFn, float]], cfg: RuleConfig, language: str = "auto") -> RewardFn:
+    """The parts (name -> reward and weight) and the rules as one weighted sum, each part logged under its name.
 
     `language`: the language of the task, "zh" or "en"; "auto": for each request the one of its script.
     """
@@ -87,7 +85,7 @@ def with_rules(model: RewardFn, cfg: RuleConfig, language: str = "auto") -> Rewa
     def tongue(sample: Sample) -> Language:
         return get_language(language, sample.prompt)
 
-    parts: dict[str, tuple[RewardFn, float]] = {"model": (model, cfg.model_weight)}
+    parts = dict(parts)
     kept = _per_answer(lambda e: keeps_constraints(e.prompt, e.response, language))
     fresh = _per_answer(lambda e: distinct_share(e.response, language=tongue(e)))
     band = _per_answer(lambda e: length_band(e.response, cfg.length_min, cfg.length_max, tongue(e)))
@@ -102,8 +100,6 @@ def with_rules(model: RewardFn, cfg: RuleConfig, language: str = "auto") -> Rewa
         vetoes["constraint"] = kept
     if cfg.veto_repetition:
         vetoes["repetition"] = _per_answer(lambda e: float(distinct_share(e.response, language=tongue(e)) >= 0.8))
-    if len(parts) == 1 and not vetoes and cfg.normalise == "none" and cfg.model_weight == 1.0:
-        return model
     return combine(parts, vetoes, cfg.veto_penalty, cfg.normalise)
 
 

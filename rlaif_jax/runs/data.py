@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -19,9 +20,11 @@ from rlaif_jax.feedback.curate import read_items
 from rlaif_jax.feedback.principles import read_rules
 from rlaif_jax.feedback.prompts import load_prompts
 from rlaif_jax.feedback.transcripts import Transcript, VerdictPair, labelled_verdicts, write_transcripts, write_verdict_pairs
+from rlaif_jax.language import Language, get_language
 from rlaif_jax.runs.folder import Run
 from rlaif_jax.sharding import host_rows
 
+_SCRIPT_ROWS = 200  # prompts that tell the language of a task
 _TOKENIZER_ROWS = 4000  # of the transcripts: a tokenizer needs no more of them
 
 
@@ -35,6 +38,16 @@ class RunData:
     def root(self) -> Path:
         """The folder of the data files."""
         return Path(self._cfg.root).expanduser() if self._cfg.root else self._run.folder(TOKENIZER.name) / "corpus"
+
+    @functools.cached_property
+    def language(self) -> Language:
+        """The task's language: as the config says, or by the script of the first RL prompts."""
+        name = self._run.cfg.language
+        return get_language(name, "" if name != "auto" else "".join(r.prompt for r in self._some_prompts()))
+
+    def _some_prompts(self) -> list[Prompt]:
+        source = self._cfg.prompts
+        return self.records(Prompt, dataclasses.replace(source, limit=min(source.limit or _SCRIPT_ROWS, _SCRIPT_ROWS)))
 
     def prepare(self) -> dict[str, Any]:
         """Writes the bundled corpus where the config names no data of its own."""
@@ -95,11 +108,11 @@ class RunData:
         No request of the evaluation or of the judge's labelled parts occurs in them.
         """
         cfg, judge = self._run.cfg.feedback, self._run.cfg.judge
-        prompts = load_prompts(cfg.family)
+        prompts, language = load_prompts(cfg.family(self.language)), self.language
         if cfg.source == "labelled":
-            return labelled_verdicts(self.game_rows()[0], prompts, read_rules(judge.principles))
+            return labelled_verdicts(self.game_rows()[0], prompts, read_rules(judge.principles, language))
         held_out = {r.prompt for part in (self.eval_prompts(), *self.game_rows()[1:]) for r in part}
-        limit = judge.game.limit if judge.game else len(read_rules(judge.principles))
+        limit = judge.game.limit if judge.game else len(read_rules(judge.principles, language))
         together = 1 if judge.mode == "checklist" else limit  # principles that the judge is asked about at one time
         seed, count, pairs = self._run.cfg.seed, cfg.transcripts, cfg.verdict_pairs
         return (

@@ -21,10 +21,12 @@ from rlaif_jax.feedback.multihost import AsksOnFirst
 from rlaif_jax.feedback.openai_llm import OpenAILLM
 from rlaif_jax.feedback.principles import Versions, read_rules
 from rlaif_jax.feedback.prompts import Prompts, load_prompts
+from rlaif_jax.language import Language
 from rlaif_jax.models import transformer
 from rlaif_jax.models.model_config import ModelConfig, preset
 from rlaif_jax.models.pretrained import foreign_config, load_policy, with_numerics
 from rlaif_jax.models.quant import keep_layers_in_8_bits
+from rlaif_jax.runs.data import RunData
 from rlaif_jax.runs.folder import Run
 from rlaif_jax.runs.models import BASE, RunModels
 
@@ -90,7 +92,12 @@ class RunLlms:
     @property
     def prompts(self) -> Prompts:
         """The prompt files of the feedback model."""
-        return load_prompts(self._run.cfg.feedback.family)
+        return load_prompts(self._run.cfg.feedback.family(self.language))
+
+    @functools.cached_property
+    def language(self) -> Language:
+        """The task's language."""
+        return RunData(self._run).language
 
     @property
     def agent(self) -> Agent:
@@ -101,7 +108,7 @@ class RunLlms:
         """The judge's principles: those that the game found best, or the ones it would start from."""
         cfg = self._run.cfg.judge
         if cfg.game is None:
-            return read_rules(cfg.principles)
+            return read_rules(cfg.principles, self.language)
         self._run.require(PRINCIPLES.name)
         versions = Versions(self._run.folder(PRINCIPLES.name) / "principles")
         return versions.rules(versions.best())

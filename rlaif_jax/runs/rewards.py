@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from typing import Any
 
 from rlaif_jax.config.stages import GRADER, REWARD
@@ -14,7 +13,7 @@ from rlaif_jax.rewards.base import RewardFn, with_unfinished_penalty
 from rlaif_jax.rewards.function import function_reward
 from rlaif_jax.rewards.judge import make_judge
 from rlaif_jax.rewards.reward_model import make_reward_model
-from rlaif_jax.rewards.rules import combine, with_rules
+from rlaif_jax.rewards.rules import with_rules
 from rlaif_jax.runs.folder import Run
 from rlaif_jax.runs.llms import RunLlms
 from rlaif_jax.runs.models import RunModels
@@ -77,14 +76,7 @@ class RunRewards:
             parts["judge"] = self.judge(rl.group), arm.judge
         for function, cfg in arm.functions.items():
             parts[function] = function_reward(cfg, function, self._report), cfg.weight
-        return with_unfinished_penalty(_with_rules(parts, arm.rules), rl.shaping.unfinished_penalty)
+        return with_unfinished_penalty(with_rules(parts, arm.rules, self._run.cfg.language), rl.shaping.unfinished_penalty)
 
     def _report(self, text: str) -> None:
         self._run.console.print(text, style="yellow", markup=False, highlight=False)
-
-
-def _with_rules(parts: dict[str, tuple[RewardFn, float]], rules: Any) -> RewardFn:
-    if len(parts) == 1:
-        ((reward, weight),) = parts.values()
-        return with_rules(reward, dataclasses.replace(rules, model_weight=weight))
-    return with_rules(combine(parts, {}, 0.0, "none"), dataclasses.replace(rules, model_weight=1.0))

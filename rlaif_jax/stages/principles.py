@@ -41,8 +41,8 @@ def _play(x: Run, stage: Stage, prompts: Prompts, llm: LLM) -> Mapping[str, Any]
         agent, judge, measure_on(judge, gate), cfg.game, folder, x.console,
         queries=[r.prompt for r in data.rl_prompts(x.cfg.rl.eval_prompts)[0]], labelled=reflect_on, seed=x.cfg.seed,
     )  # fmt: skip
-    start = read_rules(cfg.principles)
-    rows = game.play(start, read_rules(cfg.strategies))
+    start = read_rules(cfg.principles, data.language)
+    rows = game.play(start, read_rules(cfg.strategies, data.language))
     best = game.principles.rules(game.principles.best())
     on_test = measure_on(judge, test)
     before, after = on_test(start), on_test(best)

@@ -20,6 +20,7 @@ from rlaif_jax.evaluation.headline import headline
 from rlaif_jax.evaluation.plots import Curve
 from rlaif_jax.evaluation.report import Report, Table, console_table, write_report
 from rlaif_jax.feedback.curate import read_items
+from rlaif_jax.language import Language, get_language
 from rlaif_jax.models.model_config import parameter_count
 from rlaif_jax.runs.folder import Run
 from rlaif_jax.runs.models import BASE, RunModels
@@ -33,17 +34,18 @@ def run(x: Run, stage: Stage) -> Mapping[str, Any]:
     return on_first(partial(_report, x, stage), "report")
 
 
-def load_systems(folder: Path, titles: Mapping[str, str]) -> tuple[System, ...]:
-    """The systems (name -> title) that the evaluation wrote."""
+def load_systems(folder: Path, titles: Mapping[str, str], language: Language | None = None) -> tuple[System, ...]:
+    """The systems (name -> title) that the evaluation wrote; language None: by the script of the prompts."""
     systems = []
     for name, title in titles.items():
         rows = json.loads((folder / f"samples_{name}.json").read_text(encoding="utf-8"))
-        systems.append(System(name, title, tuple(GradedSample(**row) for row in rows)))
+        systems.append(System(name, title, tuple(GradedSample(**row) for row in rows), language))
     return tuple(systems)
 
 
 def _report(x: Run, stage: Stage) -> Mapping[str, Any]:
-    systems = load_systems(x.folder(EVALUATE.name), systems_of(x.cfg))
+    language = None if x.cfg.language == "auto" else get_language(x.cfg.language)
+    systems = load_systems(x.folder(EVALUATE.name), systems_of(x.cfg), language)
     trained = [s.name for s in stages_of(x.cfg).values() if s.kind in ("train", "rl") and x.is_done(s.name)]
     curves = {name: _curves(x.folder(name) / "metrics.jsonl") for name in trained}
     tables = [*_grader_table(x)]

@@ -42,7 +42,8 @@ def test_a_stage_needs_what_the_config_has_of_its_forerunners():
 @pytest.mark.parametrize("name", ["feedback", "curate", "grader", "principles", "dpo", "rl_judge"])
 def test_a_stage_that_the_config_lacks_is_one_line(name, tmp_path, capsys):
     config = tmp_path / "config.py"
-    config.write_text("import dataclasses\nfrom tests import tiny\n\n\ndef config():\n    return dataclasses.replace(tiny.config(), grader=None)\n")
+    text = "import dataclasses\nfrom tests import tiny\n\n\ndef config():\n    return dataclasses.replace(tiny.config(), grader=None)\n"
+    config.write_text(text)
     assert main([name, str(config), "--out", str(tmp_path / "run")]) == 2
     error = capsys.readouterr().err
     assert error.count("\n") == 1 and f"has no stage '{name}'" in error and "it has tokenizer, sft, reward, rl" in error
@@ -83,7 +84,8 @@ def test_two_stages_renamed_in_the_table_alone(tmp_path):
         assert text.count(old) == 1
         text = text.replace(old, new)
     table.write_text(text, encoding="utf-8")
-    (tmp_path / "config.py").write_text("from tests import tiny\n\n\ndef config():\n    return tiny.config(steps=2, checkpoint_every=2)\n")
+    config = "from tests import tiny\n\n\ndef config():\n    return tiny.config(steps=2, checkpoint_every=2)\n"
+    (tmp_path / "config.py").write_text(config)
     env = os.environ | {"PYTHONPATH": str(tmp_path), "XLA_FLAGS": "", "JAX_PLATFORMS": "cpu"}
     out = tmp_path / "run"
 

@@ -23,7 +23,7 @@ from rlaif_jax.plan.hlo import collectives, unordered
 from rlaif_jax.plan.judging import judge_weights
 from rlaif_jax.plan.programs import build_programs
 from rlaif_jax.sharding import MeshConfig, Placement, sharded_init
-from rlaif_jax.sharding.memory_estimate import estimate
+from rlaif_jax.plan import estimate
 from tests import tiny
 from tests.feedback.test_local_llm import parts  # noqa: F401 (a fixture)
 from tests.plan.test_plan import NAMES

@@ -29,8 +29,8 @@ def test_it_sees_the_samples_with_their_meta():
 
 @pytest.mark.parametrize(
     ("value", "values", "valid"),
-    [([0.5, None], [0.5, 0.0], [True, False]), ((1, True), [1.0, 1.0], [True, True]), (np.array([0.1, np.nan]), [0.1, 0.0], [True, False]),
-     ([float("inf"), -2], [0.0, -2.0], [False, True])],
+    [([0.5, None], [0.5, 0.0], [True, False]), ((1, True), [1.0, 1.0], [True, True]),
+     (np.array([0.1, np.nan]), [0.1, 0.0], [True, False]), ([float("inf"), -2], [0.0, -2.0], [False, True])],
 )  # fmt: skip
 def test_none_and_nan_are_invalid_and_never_zero(value, values, valid):
     result = as_result(value, 2)
@@ -45,7 +45,9 @@ def test_a_result_of_its_own_is_taken_as_it_is():
         as_result(own, 3)
 
 
-@pytest.mark.parametrize(("value", "problem"), [([1.0], "expected 2 values"), (3, "not iterable"), (["good", "bad"], "could not convert")])
+@pytest.mark.parametrize(
+    ("value", "problem"), [([1.0], "expected 2 values"), (3, "not iterable"), (["good", "bad"], "could not convert")]
+)
 def test_a_wrong_result_is_invalid_and_reported_once(value, problem):
     said = []
     reward = _reward(lambda samples: value, said)
@@ -76,7 +78,7 @@ def test_a_call_that_hangs_is_invalid_after_its_timeout():
 
 
 def test_a_name_is_resolved_only_when_it_is_asked_for(tmp_path, monkeypatch):
-    (tmp_path / "my_rewards.py").write_text("LOADED = True\n\n\ndef score(samples):\n    return [len(s.response) for s in samples]\n")
+    (tmp_path / "my_rewards.py").write_text("def score(samples):\n    return [len(s.response) for s in samples]\n")
     monkeypatch.chdir(tmp_path)
     cfg = from_dict(RunConfig, {"reward": None, "arms": {"own": {"functions": {"length_of": "my_rewards.py:score"}}}})
     assert cfg.arms["own"].functions["length_of"] == FunctionConfig("my_rewards.py:score")

@@ -46,12 +46,12 @@ def test_combination_weights_vetoes_and_masks():
         return RewardResult(np.arange(len(samples), dtype=np.float32), np.array([e.response != "nan" for e in samples]))
 
     items = [Sample("写三条", "一条"), Sample("写三条", "1.甲。2.乙。3.丙。"), Sample("写", "nan")]
-    cfg = rules.RuleConfig(model_weight=2.0, constraint_weight=0.5, veto_constraint=True, veto_penalty=3.0)
-    result = rules.with_rules(model, cfg)(items)
+    cfg = rules.RuleConfig(constraint_weight=0.5, veto_constraint=True, veto_penalty=3.0)
+    result = rules.with_rules({"model": (model, 2.0)}, cfg)(items)
     assert result.values[:2].tolist() == [0.0 - 3.0, 2.0 + 0.5] and result.valid.tolist() == [True, True, False]
     assert set(result.components) == {"model", "constraint", "veto_constraint"}
-    assert rules.with_rules(model, rules.RuleConfig()) is model
-    scaled = rules.with_rules(model, rules.RuleConfig(normalise="batch"))([*items[:2], Sample("写", "x")]).values
+    assert rules.with_rules({"model": (model, 1.0)}, rules.RuleConfig())(items).values[:2].tolist() == [0.0, 1.0]
+    scaled = rules.with_rules({"model": (model, 1.0)}, rules.RuleConfig(normalise="batch"))([*items[:2], Sample("写", "x")]).values
     assert abs(scaled.mean()) < 1e-6 and scaled.std() == pytest.approx(1.0, abs=1e-3)
 
 
@@ -70,7 +70,7 @@ def test_rules_count_words_where_the_request_is_english():
     assert rules.distinct_share("so good " * 4, language=EN) == pytest.approx(2 / 5)
     assert rules.distinct_share("a nice day for a nice walk", language=EN) == 1.0
     cfg = rules.RuleConfig(length_weight=1.0, length_min=2, length_max=4)
-    reward = rules.with_rules(model, cfg)
+    reward = rules.with_rules({"model": (model, 1.0)}, cfg)
     values = reward([Sample("Wish her luck", "May all go well"), Sample("祝她好运", "一切都顺利吧")]).values
     assert values.tolist() == [1.0, 0.5]
 
@@ -86,7 +86,7 @@ def test_a_rule_that_does_not_apply_is_left_out_of_its_row():
     requests = ["Wish her luck in at most 5 words.", "Wish her luck.", "不超过5个字", "写一条祝福"]
     samples = [Sample(request, " ".join(["word"] * 50)) for request in requests]
     cfg = rules.RuleConfig(constraint_weight=0.5, veto_constraint=True, veto_penalty=3.0)
-    result = rules.with_rules(with_values([1.0, 2.0, 3.0, np.nan], [True, True, True, False]), cfg)(samples)
+    result = rules.with_rules({"model": (with_values([1.0, 2.0, 3.0, np.nan], [True, True, True, False]), 1.0)}, cfg)(samples)
     assert result.values.tolist() == [1.0 - 3.0, 2.0, 3.0 - 3.0, 0.0] and result.valid.tolist() == [True, True, True, False]
     assert result.applicable is None  # the model's reward applies to every row
     np.testing.assert_array_equal(result.components["constraint"], [0.0, np.nan, 0.0, np.nan])
@@ -150,12 +150,12 @@ def test_combination_is_the_plain_sum_over_what_applies(normalise, seed):
 
 
 def test_the_penalty_for_unfinished_answers_keeps_the_parts_apart():
-    inner = rules.with_rules(with_values([1.0, 2.0]), rules.RuleConfig(model_weight=0.5, repetition_weight=1.0))
+    inner = rules.with_rules({"model": (with_values([1.0, 2.0]), 0.5)}, rules.RuleConfig(repetition_weight=1.0))
     result = with_unfinished_penalty(inner, 0.25)([Sample("写", "甲乙丙丁"), Sample("写", "甲乙丙丁", finished=False)])
     assert result.values.tolist() == [1.5, 1.75] and result.components["model"].tolist() == [1.0, 2.0]
     assert result.components["unfinished"].tolist() == [0.0, -0.25]
     alone = with_unfinished_penalty(with_values([1.0, 2.0]), 0.25)([Sample("写", "甲")] * 2)
-    assert alone.components["model"].tolist() == [1.0, 2.0]
+    assert set(alone.components) == {"unfinished"}
 
 
 def test_a_users_function_may_say_that_it_does_not_apply():

@@ -31,7 +31,8 @@ def config():
     cfg = tiny.config(steps=2, checkpoint_every=2)
 '''
 CONFIGS = {
-    "judge": '''    return dataclasses.replace(cfg, reward=None, grader=None, feedback=API, judge=JudgeConfig("principles_general", game=None))
+    "judge": '''    judge = JudgeConfig("principles_general", game=None)
+    return dataclasses.replace(cfg, reward=None, grader=None, feedback=API, judge=judge)
 ''',
     "function": '''    own = ArmConfig(functions={"long_enough": long_enough})
     return dataclasses.replace(cfg, reward=None, grader=None, arms={"own": own})
@@ -87,7 +88,8 @@ def test_a_run_against_a_function_alone(tmp_path):
         whole = min(len(row["response"]), 20) / 20 - (0 if row["finished"] else 1.0)
         assert row["reward"] == (pytest.approx(whole, abs=1e-3) if row["response"] else None)
     assert _report(out)["rows"]["own"]["long_enough"]["value"] is not None, "the evaluation scores with it too"
-    assert json.loads((out / "config.json").read_text())["arms"]["own"]["functions"]["long_enough"]["function"] == "function.py:long_enough"
+    saved = json.loads((out / "config.json").read_text(encoding="utf-8"))["arms"]["own"]["functions"]["long_enough"]
+    assert saved["function"] == "function.py:long_enough"
     # Opening, evaluating and exporting the folder imports no code: the function is a name there.
     path.write_text("raise SystemExit('imported')", encoding="utf-8")
     again = open_run(out, console=QUIET)
