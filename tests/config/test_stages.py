@@ -42,7 +42,8 @@ def test_a_stage_needs_what_the_config_has_of_its_forerunners():
 @pytest.mark.parametrize("name", ["feedback", "curate", "grader", "principles", "dpo", "rl_judge"])
 def test_a_stage_that_the_config_lacks_is_one_line(name, tmp_path, capsys):
     config = tmp_path / "config.py"
-    text = "import dataclasses\nfrom tests import tiny\n\n\ndef config():\n    return dataclasses.replace(tiny.config(), grader=None)\n"
+    text = "import dataclasses\nfrom tests import tiny\n\n\ndef config():\n"
+    text += "    return dataclasses.replace(tiny.config(), grader=None)\n"
     config.write_text(text)
     assert main([name, str(config), "--out", str(tmp_path / "run")]) == 2
     error = capsys.readouterr().err
