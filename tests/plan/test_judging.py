@@ -17,13 +17,13 @@ from rlaif_jax.models import transformer
 from rlaif_jax.models.model_config import PRESETS, parameter_count
 from rlaif_jax.models.quant import keep_layers_in_8_bits
 from rlaif_jax.plan import compiled as aot
+from rlaif_jax.plan import estimate
 from rlaif_jax.plan.abstract import chip_bytes
 from rlaif_jax.plan.chips import Chip
 from rlaif_jax.plan.hlo import collectives, unordered
 from rlaif_jax.plan.judging import judge_weights
 from rlaif_jax.plan.programs import build_programs
 from rlaif_jax.sharding import MeshConfig, Placement, sharded_init
-from rlaif_jax.sharding.memory_estimate import estimate
 from tests import tiny
 from tests.feedback.test_local_llm import parts  # noqa: F401 (a fixture)
 from tests.plan.test_plan import NAMES
