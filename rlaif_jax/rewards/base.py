@@ -32,6 +32,14 @@ class RewardResult:
 RewardFn = Callable[[Sequence[Sample]], RewardResult]
 
 
+def joined(parts: Sequence[RewardResult]) -> RewardResult:
+    """The results of several parts of a batch as one."""
+    return RewardResult(
+        np.concatenate([p.values for p in parts]), np.concatenate([p.valid for p in parts]),
+        {name: np.concatenate([p.components[name] for p in parts]) for name in parts[0].components},
+    )  # fmt: skip
+
+
 def checked(result: RewardResult, max_lost: float) -> RewardResult:
     """The result with values that are not finite turned into "no verdict"; too many lost verdicts stop the run.
 

@@ -1,8 +1,7 @@
-"""The first half of an RL step: prompts --sampler--> Decoded --tokenizer--> Exchanges --reward--> RewardResult."""
+"""The first half of an RL step: prompts --sampler--> Decoded --tokenizer--> Samples --reward--> RewardResult."""
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
@@ -14,12 +13,13 @@ import numpy as np
 from rlaif_jax.algorithms.advantages import groups_with_signal
 from rlaif_jax.data.records import Prompt
 from rlaif_jax.data.tokenizer import Tokenizer
-from rlaif_jax.rewards.base import RewardFn, RewardResult, Sample, checked
+from rlaif_jax.rewards.base import RewardFn, RewardResult, Sample, checked, joined
 from rlaif_jax.sampling.decode import Decoded
 from rlaif_jax.sampling.filters import SamplingParams
 from rlaif_jax.sampling.sampler import Sampler
 from rlaif_jax.sharding.move import gather
 from rlaif_jax.trainers.config import RlConfig
+from rlaif_jax.trainers.rl_types import Rollout, RolloutFn
 
 
 def to_samples(
@@ -38,46 +38,21 @@ def to_samples(
     ], host
 
 
-def joined(parts: Sequence[RewardResult]) -> RewardResult:
-    """The results of several parts of a batch as one."""
-    return RewardResult(
-        np.concatenate([p.values for p in parts]), np.concatenate([p.valid for p in parts]),
-        {name: np.concatenate([p.components[name] for p in parts]) for name in parts[0].components},
-    )  # fmt: skip
-
-
-@dataclasses.dataclass(frozen=True)
-class Rollout:
-    """Sampled answers to `prompts` on the device, their texts, and the rewards to come."""
-
-    prompts: dict[str, np.ndarray]
-    decoded: Decoded
-    samples: list[Sample]
-    rewards: Sequence[Future[RewardResult]]
-
-    def result(self) -> RewardResult:
-        """Waits for the rewards of all parts and joins them."""
-        return joined([job.result() for job in self.rewards])
-
-
-RolloutFn = Callable[..., Rollout]
-
-
-def _later(judge: ThreadPoolExecutor | None, reward: RewardFn, texts: list[Sample]) -> Future[RewardResult]:
-    """The reward, worked on in a thread; without one at once: several processes must give their devices work in one order."""
-    if judge is not None:
-        return judge.submit(reward, texts)
-    done: Future[RewardResult] = Future()
-    done.set_result(reward(texts))
-    return done
+def _done(result: RewardResult) -> Future[RewardResult]:
+    future: Future[RewardResult] = Future()
+    future.set_result(result)
+    return future
 
 
 def make_rollout(
-    sampler: Sampler, reward: RewardFn, records: Sequence[Prompt], tokenizer: Tokenizer, sampling: SamplingParams,
+    sampler: Sampler, reward: RewardFn, *, records: Sequence[Prompt], tokenizer: Tokenizer, sampling: SamplingParams,
     rl: RlConfig, seed: int,
 ) -> RolloutFn:  # fmt: skip
-    """rollout(params, prompts, step, first_row=0); a chunk's reward is worked on in a thread while the next is sampled."""
-    judge = ThreadPoolExecutor(1, "reward") if jax.process_count() == 1 else None
+    """rollout(params, prompts, step, first_row=0); the rewards of a chunk are computed in a thread while the next is sampled.
+
+    With several processes they are computed at once: all processes must give their devices work in one order.
+    """
+    thread = ThreadPoolExecutor(1, "reward") if jax.process_count() == 1 else None
     join = jax.jit(lambda parts: jax.tree.map(lambda *x: jnp.concatenate(x), *parts))
     group, size = rl.group, rl.train.batch_size // rl.rollout_chunks
 
@@ -90,7 +65,7 @@ def make_rollout(
                 first_row + start * group,
             )  # fmt: skip
             texts, _ = to_samples(decoded, [records[int(r)] for r in prompts["row"][rows]], group, tokenizer)
-            rewards.append(_later(judge, reward, texts))
+            rewards.append(_done(reward(texts)) if thread is None else thread.submit(reward, texts))
             parts.append(decoded)
             samples += texts
         return Rollout(prompts, parts[0] if len(parts) == 1 else join(parts), samples, rewards)
@@ -126,10 +101,8 @@ def make_refill(
         parts = [r.decoded for r in rounds] + [rounds[-1].decoded] * (rl.refills + 1 - len(rounds))
         every = joined(results)
         kept = RewardResult(every.values[rows], every.valid[rows], {k: v[rows] for k, v in every.components.items()})
-        done: Future[RewardResult] = Future()
-        done.set_result(kept)
         prompts = {k: np.concatenate([r.prompts[k] for r in rounds])[chosen] for k in first.prompts}
         samples = [e for r in rounds for e in r.samples]
-        return Rollout(prompts, pick(parts, rows), [samples[i] for i in rows], [done]), metrics
+        return Rollout(prompts, pick(parts, rows), [samples[i] for i in rows], [_done(kept)]), metrics
 
     return refill
