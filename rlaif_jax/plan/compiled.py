@@ -85,7 +85,9 @@ def _remedy(cfg: RunConfig, program: Program, devices: Sequence[Any], chip: Chip
             changed = cfg
             for item in settings:
                 changed = override(changed, item)
-            place, other = _programs(changed, devices)[program.name]
+            programs = _programs(changed, devices)
+            # An arm that has the programs of "rl" with this setting is planned as that.
+            place, other = programs.get(program.name) or programs[f"rl:{program.name.partition(':')[2]}"]
         except UserError:  # the config refuses this setting
             continue
         if measure(other, place, chip).fits:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Mapping
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -14,15 +15,17 @@ from rich.table import Table
 
 from rlaif_jax.config import RunConfig, TrainConfig
 from rlaif_jax.data.tokenizer import Tokenizer
-from rlaif_jax.models import heads, lora, transformer
+from rlaif_jax.models import transformer
 from rlaif_jax.models.model_config import ModelConfig, parameter_count
 from rlaif_jax.models.pretrained import foreign_config, resolve
+from rlaif_jax.plan.abstract import chip_bytes, full_weights
 from rlaif_jax.run.models import planned_feedback
 from rlaif_jax.sharding import MeshConfig, Placement, abstract_mesh, bytes_per_device, make_mesh
 from rlaif_jax.sharding.mesh import AXES
-from rlaif_jax.sharding.optimizer import optimizer_shardings
 from rlaif_jax.stages import pipeline
 from rlaif_jax.trainers.optimizer import make_optimizer
+from rlaif_jax.trainers.rl import needs_reference
+from rlaif_jax.trainers.trainable import abstract_params, abstract_train_state, trainable_of
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,7 +54,7 @@ def plan(cfg: RunConfig, place: Placement) -> list[StagePlan]:
     """What each stage will run. Memory: weights, gradients and optimiser of what is trained, activations with logits,
     other models held, the sampler's copy of the weights and its cache."""
     model = planned_model(cfg)
-    weights = _weight_bytes(model, place)
+    weights, trainable = _weight_bytes(model, place), trainable_of(cfg.lora)
     rows = []
     for name in pipeline.stages(cfg):
         train: TrainConfig | None = getattr(_settings(cfg, name), "train", None)
@@ -67,14 +70,16 @@ def plan(cfg: RunConfig, place: Placement) -> list[StagePlan]:
             parts["reference"] = weights
         if name in _RL:  # reference, what gives the reward, critic; the cache of the rollout
             rl = cfg.rl_of(name)
-            if rl.kl.coefficient > 0 and cfg.lora is None:  # else there is none, or the frozen base is one
+            if needs_reference(rl, trainable):
                 parts["reference"] = weights
+            elif rl.kl.refreshed:
+                parts["reference"] = parts["adapter"] if trainable.frozen_base else weights
             parts |= _judge_parts(cfg, model, place, name) if name == "rl_judge" else {
                 "reward model": _scalar_bytes(cfg, "reward", model, place, shared=True)
             }  # fmt: skip
             if rl.critic is not None:
                 critic = _training_bytes(cfg, dataclasses.replace(train, optimizer=rl.critic.optimizer), model, place)
-                parts["critic"] = sum(critic.values()) - (weights if cfg.lora else 0)
+                parts["critic"] = sum(critic.values()) - (weights if trainable.frozen_base else 0)
             if rl.offload_optimizer:
                 host["optimiser"] = parts["optimiser"] + (0 if rl.critic is None else critic["optimiser"])
             if rl.offload_reference:
@@ -120,8 +125,7 @@ def _scalar_bytes(cfg: RunConfig, stage: str, model: ModelConfig, place: Placeme
         return _weight_bytes(foreign_config(settings.folder, cfg.model, scalar=True), place)
     if not (shared and cfg.shares_base(stage)):
         return _weight_bytes(model, place)
-    trained = jax.eval_shape(lambda: heads.adapter_init(model, cfg.lora, jax.random.key(0)))
-    return bytes_per_device(heads.adapter_axes(model, cfg.lora), trained, dict(place.mesh.shape), place.rules)
+    return chip_bytes(abstract_params(trainable_of(cfg.lora), model, place, scalar=True)[0])
 
 
 def _judge_parts(cfg: RunConfig, model: ModelConfig, place: Placement, stage: str) -> dict[str, int]:
@@ -157,24 +161,23 @@ def _shape(cfg: RunConfig, stage: str) -> tuple[int, int]:
 
 
 def _weight_bytes(model: ModelConfig, place: Placement) -> int:
-    abstract = jax.eval_shape(lambda: heads.init(model, jax.random.key(0)))["model"]
-    return bytes_per_device(transformer.logical_axes(model), abstract, dict(place.mesh.shape), place.rules)
+    return chip_bytes(full_weights(model, place))
 
 
 def _training_bytes(cfg: RunConfig, train: TrainConfig, model: ModelConfig, place: Placement) -> dict[str, int]:
     """Weights, their gradients (in float32 where several micro-batches are summed) and the optimiser's state."""
-    axes, trained = transformer.logical_axes(model), jax.eval_shape(lambda: transformer.init(model, jax.random.key(0)))
+    trainable = trainable_of(cfg.lora)
+    state = abstract_train_state(trainable, model, make_optimizer(train.optimizer, train.steps), place)
     parts = {"weights": _weight_bytes(model, place)}
-    if cfg.lora is not None:
-        axes = lora.logical_axes(model, cfg.lora)
-        trained = jax.eval_shape(lambda: lora.init(model, cfg.lora, jax.random.key(0)))
-        parts["adapter"] = bytes_per_device(axes, trained, dict(place.mesh.shape), place.rules)
-    summed = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, jnp.float32 if train.accumulation > 1 else x.dtype), trained)
-    parts["gradients"] = bytes_per_device(axes, summed, dict(place.mesh.shape), place.rules)
-    state = jax.eval_shape(make_optimizer(train.optimizer, train.steps).init, trained)
-    shardings = optimizer_shardings(state, trained, place.tree(axes, trained))
-    held = jax.tree.map(lambda x, s: math.prod(s.shard_shape(x.shape)) * x.dtype.itemsize, state, shardings)
-    return parts | {"optimiser": sum(jax.tree.leaves(held))}
+    if trainable.frozen_base:
+        parts["adapter"] = chip_bytes(state.params)
+    parts["gradients"] = chip_bytes(jax.tree.map(partial(_summed, train), state.params))
+    return parts | {"optimiser": chip_bytes(state.opt_state)}
+
+
+def _summed(train: TrainConfig, x: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+    """A gradient: in float32 where several micro-batches are summed."""
+    return jax.ShapeDtypeStruct(x.shape, jnp.float32 if train.accumulation > 1 else x.dtype, sharding=x.sharding)
 
 
 def _sampler_bytes(model: ModelConfig, place: Placement) -> int:

@@ -12,10 +12,11 @@ from rlaif_jax.feedback.local_llm import make_choose, make_sample, padded_width,
 from rlaif_jax.feedback.principles import read_rules
 from rlaif_jax.feedback.prompts import load_prompts
 from rlaif_jax.feedback.verdicts import requests_for
+from rlaif_jax.models import transformer
 from rlaif_jax.models.matrices import Int8
 from rlaif_jax.models.model_config import ModelConfig
 from rlaif_jax.models.quant import quantise_layers
-from rlaif_jax.plan.abstract import Abstract, Program, array, chip_bytes, gathered_bytes, in_rows, policy_weights
+from rlaif_jax.plan.abstract import Abstract, Program, array, chip_bytes, full_weights, gathered_bytes, in_rows, named
 from rlaif_jax.run.models import planned_feedback
 from rlaif_jax.sampling import filters
 from rlaif_jax.sampling.filters import SamplingConfig
@@ -26,17 +27,17 @@ _TEMPLATE = 32  # tokens that a chat template adds to a message
 
 
 def judge_weights(cfg: RunConfig, policy: ModelConfig, place: Placement) -> Abstract:
-    """The weights of a judge on the mesh, as they are kept; an empty tree if the run has none there."""
+    """The weights of a judge on the mesh, as they are kept (the `named` "judge"); an empty tree if the run has none there."""
     model = planned_feedback(cfg, policy) if cfg.judge is not None else None
     if model is None:
         return ()
-    axes, weights = policy_weights(model, place)
+    weights = full_weights(model, place)
     if cfg.feedback.weights == "float":
-        return weights
-    shapes = jax.eval_shape(quantise_layers, weights)
+        return named("judge", weights)
+    shapes, axes = jax.eval_shape(quantise_layers, weights), transformer.logical_axes(model)
     at = {n: _in_8_bits(a, weights["layers"][n].shape, place) for n, a in axes["layers"].items()}
     shardings = jax.tree.map(lambda x: x.sharding, weights)
-    return abstract_like(shapes, shardings | {"layers": at})
+    return named("judge", abstract_like(shapes, shardings | {"layers": at}))
 
 
 def _in_8_bits(axes: tuple, shape: tuple[int, ...], place: Placement):
