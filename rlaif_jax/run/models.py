@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +19,8 @@ from rlaif_jax.feedback.multihost import AsksOnFirst
 from rlaif_jax.feedback.openai_llm import OpenAILLM
 from rlaif_jax.feedback.principles import Versions, read_rules
 from rlaif_jax.feedback.prompts import Prompts, load_prompts
-from rlaif_jax.models import heads, transformer
-from rlaif_jax.models import lora as lora_lib
+from rlaif_jax.models import transformer
+from rlaif_jax.models.matrices import dense
 from rlaif_jax.models.model_config import ModelConfig, preset
 from rlaif_jax.models.pretrained import foreign_config, load_policy, load_scalar, resolve, with_numerics
 from rlaif_jax.models.quant import keep_layers_in_8_bits
@@ -29,9 +28,10 @@ from rlaif_jax.rewards.base import RewardFn
 from rlaif_jax.rewards.judge import make_judge
 from rlaif_jax.rewards.reward_model import make_reward_model
 from rlaif_jax.run.folder import Run
-from rlaif_jax.sharding.placement import abstract_like
 from rlaif_jax.trainers.checkpoint import Checkpoints
 from rlaif_jax.trainers.metrics_log import read_metrics
+from rlaif_jax.trainers.trainable import Full, Trainable, abstract_params, scalar_base, trainable_of
+from rlaif_jax.trainers.update import shardings_of
 
 
 def feedback_config(cfg: FeedbackConfig, model: ModelConfig) -> ModelConfig:
@@ -83,39 +83,44 @@ class RunModels:
         if stage == "base" and self._x.cfg.model.init_from:
             return load_policy(self._x.cfg.model.init_from, self.config, self._x.place)
         axes = transformer.logical_axes(self.config)
-        abstract = jax.eval_shape(self.fresh_policy)
-        shardings = self._x.place.tree(axes, abstract)
+        shardings = self._x.place.tree(axes, jax.eval_shape(self.fresh_policy))
         if stage == "base":
             return jax.jit(self.fresh_policy, out_shardings=shardings)()
-        if self._x.cfg.lora is not None:
-            return self._merged(self.policy("base" if stage == "sft" else "sft"), self.adapter(stage), shardings)
-        return self._restore(stage, self._train(stage), abstract_like(abstract, shardings))
+        if not self.trainable.frozen_base:
+            return self.trained(stage)
+        return self._merged(self.policy("base" if stage == "sft" else "sft"), self.trained(stage), shardings)
 
     def scalar(self, stage: str) -> Any:
         """Weights of the stage "reward" or "grader", decoder and head, in their shardings."""
-        if getattr(self._x.cfg, stage).folder:
-            raise UserError(f"{stage} is the model of a folder, not trained in this run")
-        abstract = jax.eval_shape(lambda: heads.init(self.config, jax.random.key(0)))
-        shardings = self._x.place.tree(heads.logical_axes(self.config), abstract)
-        if self._x.cfg.lora is not None:
-            base = {"model": self.policy(getattr(self._x.cfg, stage).init)}
-            return self._merged(base, self.adapter(stage), shardings)
-        return self._restore(stage, getattr(self._x.cfg, stage).train, abstract_like(abstract, shardings))
+        trained = self.trained(stage)
+        if not self.trainable.frozen_base:
+            return trained
+        shardings = shardings_of(abstract_params(Full(), self.config, self._x.place, scalar=True)[0])
+        return self._merged({"model": self.policy(getattr(self._x.cfg, stage).init)}, trained, shardings)
 
     def adapter(self, stage: str) -> Any:
-        """What a stage trained beside frozen weights: an adapter, or {"model": adapter, "head"} of a scalar model."""
-        cfg, lora = self.config, self._x.cfg.lora
-        if lora is None:
+        """What a stage trained over frozen weights: an adapter, or {"model": adapter, "head"} of a scalar model."""
+        if not self.trainable.frozen_base:
             raise UserError("the run has no lora section: its stages trained all weights")
-        axes, init = lora_lib.logical_axes(cfg, lora), lora_lib.init
-        if stage in ("reward", "grader"):
-            axes, init = heads.adapter_axes(cfg, lora), heads.adapter_init
-        abstract = jax.eval_shape(lambda: init(cfg, lora, jax.random.key(0)))
-        return self._restore(stage, self._train(stage), abstract_like(abstract, self._x.place.tree(axes, abstract)))
+        return self.trained(stage)
+
+    @property
+    def trainable(self) -> Trainable:
+        """What the run's stages train of a model."""
+        return trainable_of(self._x.cfg.lora)
+
+    def trained(self, stage: str) -> Any:
+        """What a stage trained, in its shardings: all weights, or an adapter (and the head of a scalar model)."""
+        if stage in ("reward", "grader") and getattr(self._x.cfg, stage).folder:
+            raise UserError(f"{stage} is the model of a folder, not trained in this run")
+        wanted, _ = abstract_params(self.trainable, self.config, self._x.place, scalar=stage in ("reward", "grader"))
+        return self._restore(stage, self._train(stage), wanted)
 
     def _merged(self, base: Any, trained: Any, shardings: Any) -> Any:
-        merge = jax.jit(partial(lora_lib.merge, lora=self._x.cfg.lora), donate_argnums=0, out_shardings=shardings)
-        return merge(base, trained)
+        def merge(base: Any, trained: Any) -> Any:
+            return dense(self.trainable.full_params(base, trained))
+
+        return jax.jit(merge, donate_argnums=0, out_shardings=shardings)(base, trained)
 
     def reward(self, stage: str, batch_size: int, base: Any = None) -> RewardFn:
         """The reward function of the stage "reward" or "grader", scoring `batch_size` rows at a time.
@@ -129,7 +134,7 @@ class RunModels:
             params, tokenizer = load_scalar(cfg.folder, model, self._x.place), Tokenizer.load(cfg.folder)
             return make_reward_model(params, model, tokenizer, cfg.max_length, self._x.place, batch_size, whole_chat=True)
         if base is not None and self._x.cfg.shares_base(stage):
-            params = lora_lib.apply_lora({"model": base}, self.adapter(stage), self._x.cfg.lora)
+            params = self.trainable.full_params(scalar_base(base), self.trained(stage))
         else:
             params = self.scalar(stage)
         return make_reward_model(params, self.config, self.tokenizer, cfg.max_length, self._x.place, batch_size)

@@ -78,7 +78,7 @@ def _start(x: Run, models: RunModels, programs: RlPrograms) -> tuple[RlState, Rl
     critic = None
     if programs.rl.critic is not None and programs.rl.critic.init == "reward":
         x.require("reward")
-        critic = models.adapter("reward") if programs.trainable.frozen_base else models.scalar("reward")
+        critic = models.trained("reward")
     return programs.init(models.policy("sft"), jax.random.key(x.cfg.seed), critic)
 
 

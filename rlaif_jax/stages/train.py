@@ -9,18 +9,18 @@ from typing import Any
 import jax
 
 from rlaif_jax.feedback.verdicts import BAD, GOOD
-from rlaif_jax.models import heads, transformer
+from rlaif_jax.models import heads
 from rlaif_jax.run.data import RunData
 from rlaif_jax.run.folder import Run
 from rlaif_jax.run.models import RunModels
 from rlaif_jax.sharding.hosts import on_first
 from rlaif_jax.trainers import dpo, loop, sft
-from rlaif_jax.trainers.adapter import adapted, adapter_state
 from rlaif_jax.trainers.config import RewardConfig, TrainConfig
 from rlaif_jax.trainers.embedded_judge import feedback_loss
 from rlaif_jax.trainers.optimizer import make_optimizer
 from rlaif_jax.trainers.reward import label_loss, pair_loss
-from rlaif_jax.trainers.update import make_update, state_of
+from rlaif_jax.trainers.trainable import train_state
+from rlaif_jax.trainers.update import make_update
 
 
 def run_tokenizer(x: Run) -> Mapping[str, Any]:
@@ -45,21 +45,18 @@ def _train_scalar(x: Run, name: str, cfg: RewardConfig, seed: int) -> Mapping[st
         loss_fn = partial(label_loss, cfg=model, place=x.place)
 
     params = {"model": models.policy(cfg.init), "head": heads.zero_head(model)}
-    state, shardings, update, loss_fn = _trainer(x, cfg.train, params, heads.logical_axes(model), loss_fn)
+    state, shardings, update, loss_fn = _trainer(x, cfg.train, params, loss_fn)
     stage = _stage(x, name, cfg.train, lambda m: m["accuracy"])
     evaluate = sft.make_evaluate(loss_fn, evaluation_batches, x.place)
     state = loop.fit(stage, state, shardings, batches, sft.make_step(update, x.place), evaluate)
     return facts | RunModels(x).selected(name, cfg.train)
 
 
-def _trainer(x: Run, train: TrainConfig, params, axes, loss_fn):
+def _trainer(x: Run, train: TrainConfig, params, loss_fn):
     """State, shardings, update, and the loss of what is trained: `params`, or with a lora section an adapter over them."""
-    optimizer, lora = make_optimizer(train.optimizer, train.steps), x.cfg.lora
-    if lora is None:
-        state, shardings = state_of(params, axes, optimizer, x.place)
-    else:
-        loss_fn, model = adapted(loss_fn, lora), RunModels(x).config
-        state, shardings = adapter_state(params, axes, model, lora, optimizer, x.place, jax.random.key(x.cfg.seed))
+    optimizer, models = make_optimizer(train.optimizer, train.steps), RunModels(x)
+    loss_fn, key = models.trainable.loss(loss_fn), jax.random.key(x.cfg.seed)
+    state, shardings = train_state(models.trainable, models.config, params, optimizer, x.place, key=key)
     return state, shardings, make_update(loss_fn, optimizer, shardings, train.accumulation), loss_fn
 
 
@@ -73,8 +70,7 @@ def run_feedback(x: Run) -> Mapping[str, Any]:
     data, models, cfg = RunData(x), RunModels(x), x.cfg.feedback
     words = tuple(models.tokenizer.encode_response(word)[0] for word in (GOOD, BAD))
     loss_fn = partial(feedback_loss, cfg=models.config, words=words, place=x.place)
-    axes = transformer.logical_axes(models.config)
-    state, shardings, update, loss_fn = _trainer(x, cfg.train, models.policy("sft"), axes, loss_fn)
+    state, shardings, update, loss_fn = _trainer(x, cfg.train, models.policy("sft"), loss_fn)
     batches, evaluation_batches, facts = data.feedback_batches(models.tokenizer)
     evaluate = sft.make_evaluate(loss_fn, evaluation_batches, x.place)
     stage = _stage(x, "feedback", cfg.train, lambda m: m["accuracy"])
@@ -87,8 +83,7 @@ def run_sft(x: Run) -> Mapping[str, Any]:
     x.require("tokenizer")
     data, models, cfg = RunData(x), RunModels(x), x.cfg.sft
     loss_fn = partial(sft.sft_loss, cfg=models.config, place=x.place)
-    axes = transformer.logical_axes(models.config)
-    state, shardings, update, loss_fn = _trainer(x, cfg.train, models.policy("base"), axes, loss_fn)
+    state, shardings, update, loss_fn = _trainer(x, cfg.train, models.policy("base"), loss_fn)
     batches, evaluation_batches, facts = data.sft_batches(models.tokenizer)
     evaluate = sft.make_evaluate(loss_fn, evaluation_batches, x.place)
     stage = _stage(x, "sft", cfg.train, lambda m: -m["loss"])
@@ -112,8 +107,7 @@ def run_dpo(x: Run) -> Mapping[str, Any]:
     data, models, cfg = RunData(x), RunModels(x), x.cfg.dpo
     reference = models.policy("sft")
     loss_fn = partial(dpo.dpo_loss, cfg=models.config, dpo=cfg, place=x.place)
-    axes = transformer.logical_axes(models.config)
-    state, shardings, update, loss_fn = _trainer(x, cfg.train, models.policy("sft"), axes, loss_fn)
+    state, shardings, update, loss_fn = _trainer(x, cfg.train, models.policy("sft"), loss_fn)
     batches, evaluation_batches, facts = data.pair_batches(cfg, models.tokenizer, x.cfg.seed + 3)
     with_reference = dpo.make_with_reference(reference, models.config, cfg, x.place)
     evaluate = sft.make_evaluate(loss_fn, evaluation_batches, x.place, with_reference)
