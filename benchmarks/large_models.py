@@ -27,7 +27,7 @@ from rich.table import Table
 
 from rlaif_jax.commands.export import export
 from rlaif_jax.config import CorpusConfig, DataConfig, RewardConfig, RlConfig, RunConfig, TrainConfig
-from rlaif_jax.config.values import override
+from rlaif_jax.config.overrides import overridden
 from rlaif_jax.data import corpus
 from rlaif_jax.data.tokenizer import Tokenizer
 from rlaif_jax.models import transformer
@@ -35,7 +35,7 @@ from rlaif_jax.models.hf_config import to_hf
 from rlaif_jax.models.hf_weights import save_params
 from rlaif_jax.models.lora import LoraConfig
 from rlaif_jax.models.model_config import ModelConfig, parameter_count, preset
-from rlaif_jax.run.folder import open_run, write_json
+from rlaif_jax.runs.folder import open_run, write_json
 from rlaif_jax.sampling.filters import SamplingConfig
 from rlaif_jax.sharding import MeshConfig, Placement, make_mesh
 from rlaif_jax.stages import pipeline
@@ -92,9 +92,7 @@ def config(case: str, folder: Path, args: argparse.Namespace) -> RunConfig:
             samples_every=1,
         ),
     )  # fmt: skip
-    for item in args.overrides:
-        cfg = override(cfg, item)
-    return cfg
+    return overridden(cfg, args.overrides)
 
 
 def memory() -> dict[str, float]:

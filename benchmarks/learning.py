@@ -17,9 +17,9 @@ from rich.table import Table
 
 from rlaif_jax.config import RunConfig, load_config
 from rlaif_jax.evaluation.compare import System, difference, figures
-from rlaif_jax.run.data import RunData
-from rlaif_jax.run.folder import Run, open_run, write_json
-from rlaif_jax.run.models import RunModels
+from rlaif_jax.runs.data import RunData
+from rlaif_jax.runs.folder import Run, open_run, write_json
+from rlaif_jax.runs.models import RunModels
 from rlaif_jax.stages.evaluate import answers
 from rlaif_jax.stages.pipeline import ALL_STAGES, run
 

@@ -12,24 +12,25 @@ from __future__ import annotations
 
 import dataclasses
 
-from configs.greetings_paper_small import paper_data
-from rlaif_jax.algorithms.kl import KlConfig
 from rlaif_jax.config import (
+    ArmConfig,
+    CriticConfig,
     EvaluationConfig,
     FeedbackConfig,
     HttpConfig,
     JudgeConfig,
+    KlConfig,
     MeshConfig,
+    OptimizerConfig,
     RewardConfig,
     RlConfig,
     RunConfig,
+    SamplingConfig,
     SftConfig,
     TrainConfig,
+    preset,
 )  # fmt: skip
-from rlaif_jax.models.model_config import preset
-from rlaif_jax.sampling.filters import SamplingConfig
-from rlaif_jax.trainers.config import CriticConfig
-from rlaif_jax.trainers.optimizer import OptimizerConfig
+from rlaif_jax.configs.greetings_paper_small import paper_data
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,8 +93,11 @@ def greetings_7b(target: str, algorithm: str = "grpo", feedback: FeedbackConfig 
         feedback=feedback,
         judge=JudgeConfig(principles="principles_general", game=None),
         rl=rl,
-        # A server's answers are waited for: sample one half while the other is judged.
-        rl_judge=dataclasses.replace(rl, rollout_chunks=2 if feedback.backend == "http" else 1),
+        arms={
+            "rl": ArmConfig(reward_model=1.0),
+            # A server's answers are waited for: sample one half while the other is judged.
+            "rl_judge": ArmConfig(judge=1.0, rl=dataclasses.replace(rl, rollout_chunks=2 if feedback.backend == "http" else 1)),
+        },
         evaluation=EvaluationConfig(batch_size=32, sampling=rl.sampling),
     )  # fmt: skip
 

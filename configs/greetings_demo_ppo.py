@@ -7,11 +7,8 @@ No feedback model is trained, so the reward model starts from SFT; `benchmarks/l
 
 import dataclasses
 
-from configs import greetings_demo
-from rlaif_jax.algorithms.kl import KlConfig
-from rlaif_jax.config import RlConfig, RunConfig, TrainConfig
-from rlaif_jax.trainers.config import CriticConfig
-from rlaif_jax.trainers.optimizer import OptimizerConfig
+from rlaif_jax.config import CriticConfig, KlConfig, OptimizerConfig, RlConfig, RunConfig, TrainConfig
+from rlaif_jax.configs import greetings_demo
 
 
 def config() -> RunConfig:
@@ -24,6 +21,6 @@ def config() -> RunConfig:
         sampling=demo.rl.sampling, max_prompt=demo.rl.max_prompt,
     )  # fmt: skip
     return dataclasses.replace(
-        demo, name="greetings_demo_ppo", feedback=None, curate=None, judge=None, rl=rl, rl_judge=None,
+        demo, name="greetings_demo_ppo", feedback=None, curate=None, judge=None, rl=rl, arms={"rl": demo.arms["rl"]},
         reward=dataclasses.replace(demo.reward, init="sft"),
     )  # fmt: skip

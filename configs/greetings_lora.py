@@ -12,11 +12,20 @@ model as it is. Several devices: `--set mesh.fsdp=N`. `--dry-run` puts 7B on one
 
 import dataclasses
 
-from rlaif_jax.config import CorpusConfig, DataConfig, EvaluationConfig, RewardConfig, RlConfig, RunConfig, SftConfig, TrainConfig
-from rlaif_jax.models.lora import LoraConfig
-from rlaif_jax.models.model_config import ModelConfig
-from rlaif_jax.sampling.filters import SamplingConfig
-from rlaif_jax.trainers.optimizer import OptimizerConfig
+from rlaif_jax.config import (
+    CorpusConfig,
+    DataConfig,
+    EvaluationConfig,
+    LoraConfig,
+    ModelConfig,
+    OptimizerConfig,
+    RewardConfig,
+    RlConfig,
+    RunConfig,
+    SamplingConfig,
+    SftConfig,
+    TrainConfig,
+)  # fmt: skip
 
 
 def config() -> RunConfig:

@@ -7,24 +7,23 @@ queries the reward model never saw, and so does the generative judge, the reward
 rows are no use for that: without those that stand word for word in the pairs, 600 of the public 1,600 are left, 11 of
 them good. The judge's principles stay as they are, since nobody labelled by principle.
 """
-
-from rlaif_jax.algorithms.kl import KlConfig
 from rlaif_jax.config import (
     DataConfig,
     EvaluationConfig,
     FeedbackConfig,
     JudgeConfig,
+    KlConfig,
+    OptimizerConfig,
     RewardConfig,
     RlConfig,
     RunConfig,
+    SamplingConfig,
     SftConfig,
     SourceConfig,
     TokenizerConfig,
     TrainConfig,
+    preset,
 )  # fmt: skip
-from rlaif_jax.models.model_config import preset
-from rlaif_jax.sampling.filters import SamplingConfig
-from rlaif_jax.trainers.optimizer import OptimizerConfig
 
 
 def paper_data() -> DataConfig:

@@ -11,8 +11,8 @@ Not run yet: nothing is known of its speed or its results; `--dry-run` gives the
 paper stands in configs/_targets.py. Without the judge's arm: `--set judge=none --set feedback=none`.
 """
 
-from configs._targets import greetings_7b
 from rlaif_jax.config import RunConfig
+from rlaif_jax.configs._targets import greetings_7b
 
 
 def config() -> RunConfig:

@@ -10,8 +10,8 @@ is served elsewhere instead: `--set feedback.backend=http --set feedback.http.ba
 is known of its speed or its results; `rlaif plan` says that it fits (docs/scaling.md).
 """
 
-from configs._targets import BESIDE, greetings_7b
 from rlaif_jax.config import RunConfig
+from rlaif_jax.configs._targets import BESIDE, greetings_7b
 
 
 def config() -> RunConfig:

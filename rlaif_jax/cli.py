@@ -1,74 +1,108 @@
-"""The `rlaif` command."""
+"""The `rlaif` command: arguments only. Every command parses them and calls a function with plain parameters."""
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import signal
 import sys
 import traceback
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 
+from rlaif_jax import __version__
 from rlaif_jax.errors import EXIT_RESTART, EXIT_USER_ERROR, Preempted, UserError
 
-_STAGE_HELP = {
-    "tokenizer": "write the bundled corpus (where no data.root is set) and train or copy the tokenizer",
-    "sft": "supervised fine-tuning on (prompt, response) examples",
-    "feedback": "train the embedded feedback model, which plays every role without a key or a download",
-    "curate": "arm A: candidates, debates and verdicts on them, into preference pairs",
-    "reward": "train the reward model on preference pairs",
-    "grader": "train the independent evaluator (where the config has one)",
-    "dpo": "preference training without RL on the reward model's pairs (where the config has it)",
-    "rl": "GRPO, or PPO where the config has a critic, against the reward model, starting from SFT",
-    "rl_judge": "the same against the judge",
-    "evaluate": "answer the held-out prompts with every system, and score the answers with every grader",
-    "report": "write report.html, report.md and report.json from the evaluation",
-}
+# What a command does is imported where it is called: `rlaif --help` should not wait for Flax, Orbax and the rest.
 
 
 def _parser() -> argparse.ArgumentParser:
+    from rlaif_jax.config.stages import PRINCIPLES, STAGES
+
     parser = argparse.ArgumentParser(
         prog="rlaif",
-        description="Make small language models write better with AI feedback: tokenizer -> SFT -> reward model -> GRPO "
-        "-> report. Start with: rlaif run configs/greetings_demo.py --out runs/demo",
+        description="Make small language models write better with AI feedback: SFT, reward model or judge, GRPO or PPO, report. "
+        "Start with: rlaif run greetings_demo --out runs/demo",
     )
+    parser.add_argument("--version", action="version", version=f"rlaif_jax {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    run = commands.add_parser("run", help="all stages; skips what is done, resumes what was interrupted")
+    run = _add(commands, "run", "all stages; skips what is done, resumes what was interrupted", _run)
     _add_config(run)
     run.add_argument("--dry-run", action="store_true", help="print stages, models, mesh, memory and steps; run nothing")
-    for name, text in _STAGE_HELP.items():
-        _add_config(commands.add_parser(name, help=text, description=text))
-    judge = commands.add_parser("judge", help="arm B: optimise the judge's principles, or rate a file with the judge")
-    actions = judge.add_subparsers(dest="action", required=True, metavar="ACTION")
-    optimize = actions.add_parser("optimize", help="the game of generator and detector that optimises the principles")
-    _add_config(optimize)
-    score = actions.add_parser("score", help="rate every (query, response) of a file: JSON lines, JSON, CSV or parquet")
-    score.add_argument("file", type=Path, metavar="FILE", help="rows with prompt (or query) and response")
-    score.add_argument("--run", type=Path, required=True, metavar="RUN", help="the run whose judge rates")
-    score.add_argument("--principles", default="", help="a file with one principle per line (default: the run's best)")
-    score.add_argument("--out", type=Path, default=None, help="where the rated rows go (default: FILE.rated.jsonl)")
-    plan = commands.add_parser("plan", help="compile a run's programs for TPUs that are not here: memory, FLOPs, traffic, time")
-    _add_config(plan, out=False)
-    plan.add_argument("--topology", required=True, metavar="VERSION:SHAPE", help="v5e:8x8, v5p:4x4x2, v6e:4x8, v4:2x2x2 ...")
-    plan.add_argument("--program", action="append", default=[], metavar="NAME", help="only this one of the table (repeatable)")
-    plan.add_argument("--json", type=Path, default=None, metavar="FILE", help="write the rows there, anew after each program")
-    _add_launch(commands.add_parser("launch", help="start the processes of a run, and all of them again when one dies"))
+    for stage in STAGES:
+        _add_config(_add(commands, stage.name, stage.help, _stage, stages=(stage.name,)))
+    rl = _add(commands, "rl", "reinforcement learning: GRPO, or PPO where the config has a critic, once for each arm", _rl)
+    _add_config(rl)
+    rl.add_argument("--arm", action="append", default=[], metavar="NAME", help="only this arm of the config (repeatable)")
+    _add_config(_add(commands, "rl_judge", "the same as: rlaif rl --arm rl_judge", _stage, stages=("rl_judge",)))
+    _add_judge(commands, PRINCIPLES.name)
+    _add_config_info(commands)
+    _add_plan(commands)
+    _add_launch(commands)
     _add_models(commands)
     _add_generate(commands)
     return parser
 
 
-def _add_generate(commands: argparse._SubParsersAction) -> None:
-    text = "answer prompts, or chat, with a checkpoint of a run or a Hugging Face folder"
-    generate = commands.add_parser("generate", help=text, description=text)
+def _add(commands: Any, name: str, text: str, call: Any, **fixed: Any) -> argparse.ArgumentParser:
+    """A command; `call(args, console)` runs it and returns the exit code."""
+    parser = commands.add_parser(name, help=text, description=text)
+    parser.set_defaults(call=call, **fixed)
+    return parser
+
+
+def _add_config(parser: argparse.ArgumentParser, out: bool = True) -> None:
+    parser.add_argument("config", metavar="CONFIG", help="a config file (.py, .json, .yaml), or a bundled one: greetings_demo")
+    if out:
+        parser.add_argument("--out", type=Path, default=None, help="the run's folder (default: runs/<name of the config>)")
+    parser.add_argument(
+        "--set", action="append", default=[], dest="overrides", metavar="FIELD=VALUE",
+        help="change one field of the config, for example --set rl.train.steps=20 (repeatable; see rlaif config list)",
+    )  # fmt: skip
+
+
+def _add_judge(commands: Any, principles: str) -> None:
+    judge = commands.add_parser("judge", help="arm B: rate a file with the judge, or optimise the judge's principles")
+    actions = judge.add_subparsers(dest="action", required=True, metavar="ACTION")
+    text = f"the same as: rlaif {principles}"
+    _add_config(_add(actions, "optimize", text, _stage, stages=(principles,)))
+    score = _add(actions, "score", "rate every (query, response) of a file: JSON lines, JSON, CSV or parquet", _score)
+    score.add_argument("file", type=Path, metavar="FILE", help="rows with prompt (or query) and response")
+    score.add_argument("--run", type=Path, required=True, metavar="RUN", help="the run whose judge rates")
+    score.add_argument("--principles", default="", help="a file with one principle per line (default: the run's best)")
+    score.add_argument("--out", type=Path, default=None, help="where the rated rows go (default: FILE.rated.jsonl)")
+
+
+def _add_config_info(commands: Any) -> None:
+    config = commands.add_parser("config", help="list every field of a config, show a resolved one, or compare two")
+    actions = config.add_subparsers(dest="action", required=True, metavar="ACTION")
+    listed = _add(actions, "list", "every field with its type, default and meaning", _config_list)
+    listed.add_argument("words", nargs="?", default="", metavar="WORD", help="only fields whose name contains this")
+    shown = _add(actions, "show", "a config with every field in it, as YAML that `rlaif run` takes", _config_show)
+    _add_config(shown, out=False)
+    compared = _add(actions, "diff", "the fields in which two configs differ", _config_diff)
+    _add_config(compared, out=False)
+    compared.add_argument("other", metavar="OTHER", help="the config to compare with, as it is")
+
+
+def _add_plan(commands: Any) -> None:
+    plan = _add(commands, "plan", "compile a run's programs for TPUs that are not here: memory, FLOPs, traffic, time", _plan)
+    _add_config(plan, out=False)
+    plan.add_argument("--topology", required=True, metavar="VERSION:SHAPE", help="v5e:8x8, v5p:4x4x2, v6e:4x8, v4:2x2x2 ...")
+    plan.add_argument("--program", action="append", default=[], metavar="NAME", help="only this one of the table (repeatable)")
+    plan.add_argument("--json", type=Path, default=None, metavar="FILE", help="write the rows there, anew after each program")
+
+
+def _add_generate(commands: Any) -> None:
+    generate = _add(commands, "generate", "answer prompts, or chat, with a policy of a run or a Hugging Face folder", _generate)
     generate.add_argument("run", type=Path, nargs="?", metavar="RUN", help="the run's folder, for example runs/demo")
     generate.add_argument("--model", type=Path, metavar="FOLDER", help="instead of RUN: a Hugging Face folder")
     generate.add_argument("--adapter", type=Path, metavar="FOLDER", help="a PEFT adapter over --model")
-    generate.add_argument(
-        "--stage", choices=("base", "sft", "dpo", "rl", "rl_judge"), default="rl", help="whose weights of RUN (default: rl)"
-    )  # fmt: skip
+    generate.add_argument("--stage", default="", help="whose weights of RUN: base, sft, dpo or an arm (default: the first arm)")
     generate.add_argument("--prompt", action="append", default=[], help="answer this (repeatable); without it: chat")
     generate.add_argument("--system", default="", help="a system prompt")
     generate.add_argument("--file", type=Path, metavar="FILE", help="answer the prompts of a file: JSON lines, JSON, CSV, parquet")
@@ -82,18 +116,18 @@ def _add_generate(commands: argparse._SubParsersAction) -> None:
     generate.add_argument("--seed", type=int, default=0)
 
 
-def _add_models(commands: argparse._SubParsersAction) -> None:
+def _add_models(commands: Any) -> None:
     text = "check a Hugging Face folder and write it as a sharded checkpoint, for a faster start on many devices"
-    imported = commands.add_parser("import", help=text, description=text)
+    imported = _add(commands, "import", text, _import)
     imported.add_argument("folder", type=Path, metavar="FOLDER", help="a folder with config.json, safetensors and tokenizer")
     imported.add_argument("--out", type=Path, required=True, help="the new folder; then --set model.init_from=OUT")
     imported.add_argument("--dtype", choices=("float32", "bfloat16"), default="", help="of the weights (default: as stored)")
     text = "write a model of a run as a Hugging Face folder, which transformers and vLLM load"
-    exported = commands.add_parser("export", help=text, description=text)
+    exported = _add(commands, "export", text, _export)
     exported.add_argument("run", type=Path, metavar="RUN", help="the run's folder, for example runs/demo")
     exported.add_argument(
-        "--stage", choices=("base", "sft", "feedback", "dpo", "rl", "rl_judge", "reward", "grader"), default="rl",
-        help="whose weights (default: rl); reward and grader become sequence classifiers with one label",
+        "--stage", default="", help="whose weights: base, sft, feedback, dpo, an arm, or reward and grader, which become sequence "
+        "classifiers with one label (default: the first arm)",
     )  # fmt: skip
     exported.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="the new folder")
     exported.add_argument(
@@ -103,54 +137,28 @@ def _add_models(commands: argparse._SubParsersAction) -> None:
     exported.add_argument("--max-shard-size", default="5GB", metavar="SIZE", help="of one weight file (default: 5GB)")
 
 
-def _add_launch(parser: argparse.ArgumentParser) -> None:
+def _add_launch(commands: Any) -> None:
+    parser = _add(commands, "launch", "start the processes of a run, and all of them again when one dies", _launch)
     parser.add_argument("--local", type=int, default=0, metavar="N", help="N processes here, with virtual CPU devices (default: "
                         "one process, in the environment as it is: on each host of a TPU or GPU cluster)")  # fmt: skip
     parser.add_argument("--devices-per-process", type=int, default=1, metavar="M", help="virtual CPU devices of each (default: 1)")
     parser.add_argument("--restarts", type=int, default=5, help="restarts in a row before it gives up (default: 5)")
     parser.add_argument("--backoff", type=float, default=1.0, help="seconds before the first restart; doubled each time")
-    parser.add_argument("--grace", type=float, default=60.0, help="seconds to save in, once told to stop (default: 60)")
-    parser.epilog = "After -- stands an rlaif command: rlaif launch --local 2 --devices-per-process 4 -- run CONFIG --out DIR"
+    parser.add_argument("--grace", type=float, default=60.0, help="seconds to save and end after a signal (default: 60)")
+    parser.epilog = "After -- comes an rlaif command: rlaif launch --local 2 --devices-per-process 4 -- run CONFIG --out DIR"
 
 
-def _launch(args: argparse.Namespace, command: list[str]) -> int:
-    from rlaif_jax.commands.launch import Launch, supervise
-
-    known = ("run", *_STAGE_HELP)
-    if command[:2] != ["judge", "optimize"] and command[:1] not in ([name] for name in known):
-        found = repr(" ".join(command)) if command else "nothing"
-        raise UserError(f"launch: after -- comes one of {', '.join(known)}, judge optimize; found {found}")
-    if "--dry-run" in command:
-        raise UserError("launch: a dry run needs no processes; call it without launch")
-    if args.local < 0 or args.devices_per_process < 1 or args.restarts < 0 or args.backoff < 0 or args.grace < 0:
-        raise UserError("launch: --local, --restarts, --backoff and --grace are at least 0, --devices-per-process at least 1")
-    cfg = Launch(args.local, args.devices_per_process, args.restarts, args.backoff, grace=args.grace)
-    python = [sys.executable, "-m", "rlaif_jax.cli", *command]
-    return supervise(python, cfg, lambda text: print(f"rlaif launch: {text}", file=sys.stderr, flush=True))
-
-
-def _add_config(parser: argparse.ArgumentParser, out: bool = True) -> None:
-    parser.add_argument("config", type=Path, metavar="CONFIG", help="a config file, for example configs/greetings_demo.py")
-    if out:
-        parser.add_argument("--out", type=Path, default=None, help="the run's folder (default: runs/<name of the config>)")
-    parser.add_argument(
-        "--set", action="append", default=[], dest="overrides", metavar="FIELD=VALUE",
-        help="change one field of the config, for example --set rl.train.steps=20 (repeatable)",
-    )  # fmt: skip
-
-
-def main(argv: list[str] | None = None) -> int:
+def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command; a user's mistake is one line on standard error and exit code 2.
 
-    A run that is told to stop (SIGTERM) while it trains saves and ends with exit code 75: start the same command again.
+    A run that gets SIGTERM while it trains saves and ends with exit code 75: start the same command again.
     """
-    argv = sys.argv[1:] if argv is None else argv
+    argv = list(sys.argv[1:] if argv is None else argv)
     end = argv.index("--") if argv[:1] == ["launch"] and "--" in argv else len(argv)
     args = _parser().parse_args(argv[:end])
+    args.after = argv[end + 1 :]
     try:
-        if args.command == "launch":
-            return _launch(args, argv[end + 1 :])
-        return _dispatch(args, Console(highlight=False))
+        return args.call(args, Console(highlight=False))
     except UserError as error:
         print(f"rlaif: error: {error}", file=sys.stderr)
         return EXIT_USER_ERROR
@@ -162,62 +170,186 @@ def main(argv: list[str] | None = None) -> int:
         return 130
 
 
-def _dispatch(args: argparse.Namespace, console: Console) -> int:
-    # Imported here: `rlaif --help` should not wait for jax.
-    if args.command == "generate":
-        from rlaif_jax.commands.generate import run_generate
+def _say(text: str) -> None:
+    print(f"rlaif: {text}", file=sys.stderr, flush=True)
 
-        run_generate(args, console)
-        return 0
-    if args.command == "import":
-        from rlaif_jax.commands.import_model import run_import
 
-        run_import(args, console)
-        return 0
-    if args.command == "export":
-        from rlaif_jax.commands.export import run_export
-
-        run_export(args, console)
-        return 0
-    if args.command == "judge" and args.action == "score":
-        from rlaif_jax.commands.judge_score import run_score
-
-        run_score(args, console)
-        return 0
-    from rlaif_jax.commands.launch import end_with_supervisor
+def _config(args: argparse.Namespace) -> Any:
     from rlaif_jax.config import load_config
+
+    return load_config(args.config, args.overrides, _say)
+
+
+def _run(args: argparse.Namespace, console: Console) -> int:
+    if not args.dry_run:
+        return _run_stages(args, console, None)
     from rlaif_jax.plan.estimate import print_plan
-    from rlaif_jax.run.folder import open_run
+
+    print_plan(_config(args), console)
+    return 0
+
+
+def _stage(args: argparse.Namespace, console: Console) -> int:
+    return _run_stages(args, console, args.stages)
+
+
+def _rl(args: argparse.Namespace, console: Console) -> int:
+    cfg = _config(args)
+    names = args.arm or list(cfg.all_arms())
+    if not names:
+        raise UserError(f"the config {cfg.name!r} has no arm: set a reward, a judge or arms={{...}}")
+    return _run_stages(args, console, names)
+
+
+def _run_stages(args: argparse.Namespace, console: Console, names: Sequence[str] | None) -> int:
+    from rlaif_jax.commands.launch import end_with_supervisor
+    from rlaif_jax.config.stages import stage_of
+    from rlaif_jax.runs.folder import open_run
     from rlaif_jax.sharding.distributed import init_distributed
     from rlaif_jax.stages import pipeline
 
-    cfg = load_config(args.config, args.overrides)
-    if args.command == "run" and args.dry_run:
-        print_plan(cfg, console)
-        return 0
-    if args.command == "plan":
-        from rlaif_jax.plan.compiled import run_plan
-
-        before = signal.signal(signal.SIGINT, signal.SIG_DFL)  # or Ctrl-C would wait until the compiler returns
-        try:
-            return 0 if run_plan(cfg, args.topology, args.program, args.json, console) else 1
-        finally:
-            signal.signal(signal.SIGINT, before)
+    cfg = _config(args)
+    for name in names or ():
+        stage_of(cfg, name)  # one that the config does not have is refused before anything starts
     end_with_supervisor()
-    processes = init_distributed(say=lambda text: print(f"rlaif: process 0 {text}", file=sys.stderr, flush=True))
+    processes = init_distributed(say=lambda text: _say(f"process 0 {text}"))
     console.quiet = processes.index > 0
-    experiment = open_run(args.out or Path("runs") / cfg.name, cfg, console)
-    stages = pipeline.stages(cfg) if args.command == "run" else {args.command: pipeline.ALL_STAGES[args.command]}
+    run = open_run(args.out or Path("runs") / cfg.name, cfg, console)
+    with _ends_alone(processes.count):
+        pipeline.run(run, names)
+    return 0
+
+
+@contextlib.contextmanager
+def _ends_alone(processes: int) -> Iterator[None]:
+    """Of several processes, one that fails ends at once: at an ordinary end JAX waits for the others, which may wait for it."""
     try:
-        pipeline.run(experiment, stages)
+        yield
     except Exception as error:
-        if processes.count == 1 or isinstance(error, (UserError, Preempted)):
+        if processes == 1 or isinstance(error, (UserError, Preempted)):
             raise
-        # At an ordinary end JAX waits for the other processes, and they may wait in a collective for this one.
         traceback.print_exc()
         sys.stderr.flush()
         os._exit(1)
+
+
+def _score(args: argparse.Namespace, console: Console) -> int:
+    from rlaif_jax.commands.judge_score import score_file
+    from rlaif_jax.runs.folder import open_run
+
+    score_file(open_run(args.run, console=console), args.file, args.out, principles=args.principles, console=console)
     return 0
+
+
+def _config_list(args: argparse.Namespace, console: Console) -> int:
+    from rlaif_jax.commands.config_info import list_fields
+
+    list_fields(args.words, console)
+    return 0
+
+
+def _config_show(args: argparse.Namespace, console: Console) -> int:
+    from rlaif_jax.commands.config_info import as_yaml
+
+    print(as_yaml(_config(args)), end="")
+    return 0
+
+
+def _config_diff(args: argparse.Namespace, console: Console) -> int:
+    from rlaif_jax.commands.config_info import print_differences
+    from rlaif_jax.config import load_config
+
+    print_differences(load_config(args.other, (), _say), _config(args), console)
+    return 0
+
+
+def _plan(args: argparse.Namespace, console: Console) -> int:
+    from rlaif_jax.plan.compiled import run_plan
+
+    cfg = _config(args)
+    before = signal.signal(signal.SIGINT, signal.SIG_DFL)  # or Ctrl-C would wait until the compiler returns
+    try:
+        return 0 if run_plan(cfg, args.topology, args.program, args.json, console) else 1
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def _import(args: argparse.Namespace, console: Console) -> int:
+    from rlaif_jax.commands.import_model import import_model
+
+    import_model(args.folder, args.out, dtype=args.dtype, console=console)
+    return 0
+
+
+def _export(args: argparse.Namespace, console: Console) -> int:
+    from rlaif_jax.commands.export import export, export_adapter, shard_bytes
+    from rlaif_jax.config.stages import final_policy
+    from rlaif_jax.runs.folder import open_run
+
+    run = open_run(args.run, console=console)
+    stage = args.stage or final_policy(run.cfg)
+    if args.adapter:
+        export_adapter(run, stage, args.out)
+        console.print(f"{args.out}: the adapter of {stage}, for PEFT", soft_wrap=True, markup=False)
+        return 0
+    files = export(run, stage, args.out, dtype=args.dtype, max_shard_bytes=shard_bytes(args.max_shard_size))
+    size = sum(f.stat().st_size for f in files) / 2**20
+    console.print(f"{args.out}: {stage}, {size:,.0f} MiB in {len(files)} weight files", soft_wrap=True, markup=False)
+    return 0
+
+
+def _generate(args: argparse.Namespace, console: Console) -> int:
+    _check_generate(args)
+    from rlaif_jax.commands.answer_file import answer_file
+    from rlaif_jax.commands.generate import chat, generate
+    from rlaif_jax.config.stages import final_policy
+    from rlaif_jax.runs.chat_model import ChatModel
+    from rlaif_jax.runs.folder import open_run
+    from rlaif_jax.sampling.filters import SamplingConfig
+
+    sampling = SamplingConfig(args.temperature, args.top_k, args.top_p, 0.0, args.max_tokens)
+    if args.model:
+        model = ChatModel.of_folder(args.model, args.max_tokens, args.adapter)
+    else:
+        run = open_run(args.run, console=console)
+        model = ChatModel.of_run(run, args.stage or final_policy(run.cfg))
+    settings = {"samples": args.samples, "seed": args.seed, "system": args.system, "console": console}
+    if args.file:
+        answer_file(model, args.file, args.out, sampling, batch_size=args.batch_size, **settings)
+    elif args.prompt:
+        generate(model, args.prompt, sampling, **settings)
+    else:
+        chat(model, sampling, remember=args.model is not None, **settings)
+    return 0
+
+
+def _check_generate(args: argparse.Namespace) -> None:
+    for name, least in (("samples", 1), ("batch_size", 1), ("seed", 0)):
+        if getattr(args, name) < least:
+            raise UserError(f"generate: --{name.replace('_', '-')} is {getattr(args, name)}; expected at least {least}")
+    if (args.run is None) == (args.model is None):
+        raise UserError("generate: expected either a run's folder or --model FOLDER")
+    if (args.file is None) != (args.out is None):
+        raise UserError("generate: --file and --out go together")
+    if args.adapter and not args.model:
+        raise UserError("generate: --adapter goes with --model; a run's own adapters are merged already")
+
+
+def _launch(args: argparse.Namespace, console: Console) -> int:
+    from rlaif_jax.commands.launch import Launch, supervise
+    from rlaif_jax.config.stages import STAGES
+
+    command, known = args.after, ("run", *(stage.name for stage in STAGES), "rl", "rl_judge")
+    if command[:2] != ["judge", "optimize"] and command[:1] not in ([name] for name in known):
+        found = repr(" ".join(command)) if command else "nothing"
+        raise UserError(f"launch: after -- comes one of {', '.join(known)}, judge optimize; found {found}")
+    if "--dry-run" in command:
+        raise UserError("launch: a dry run needs no processes; call it without launch")
+    if args.local < 0 or args.devices_per_process < 1 or args.restarts < 0 or args.backoff < 0 or args.grace < 0:
+        raise UserError("launch: --local, --restarts, --backoff and --grace are at least 0, --devices-per-process at least 1")
+    cfg = Launch(args.local, args.devices_per_process, args.restarts, args.backoff, grace=args.grace)
+    python = [sys.executable, "-m", "rlaif_jax.cli", *command]
+    return supervise(python, cfg, lambda text: print(f"rlaif launch: {text}", file=sys.stderr, flush=True))
 
 
 if __name__ == "__main__":

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import json
 import zlib
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,52 +13,61 @@ import jax
 from rich.console import Console
 from rich.progress import track
 
-from rlaif_jax.commands.judge_score import columns_of
 from rlaif_jax.data.records import Prompt
-from rlaif_jax.data.sources import load
+from rlaif_jax.data.sources import columns_of, load
 from rlaif_jax.errors import UserError
 from rlaif_jax.models import transformer
-from rlaif_jax.run.chat_model import Model, chat
-from rlaif_jax.run.folder import write_json
+from rlaif_jax.runs.chat_model import ChatModel, chat_messages
+from rlaif_jax.runs.folder import write_json
+from rlaif_jax.sampling.decode import Decoded
 from rlaif_jax.sampling.filters import SamplingConfig, traced
 from rlaif_jax.sampling.sampler import make_sampler
 
 
 def answer_file(
-    model: Model, path: Path, out: Path, sampling: SamplingConfig, args: argparse.Namespace, console: Console
-) -> None:
+    model: ChatModel, path: Path, out: Path, sampling: SamplingConfig, *, samples: int = 1, seed: int = 0, system: str = "",
+    batch_size: int = 32, console: Console,
+) -> None:  # fmt: skip
     """Writes one JSON line per prompt: prompt, system, responses and whether each ended by itself.
 
     A prompt that is too long has an "error" and no responses. The same command goes on where it was interrupted; the
     answers depend on seed and row, not on the batch size. UserError if `out` was not written with these settings.
     """
     rows = load(Prompt, path, columns=columns_of(path)).records
-    rows = [dataclasses.replace(r, system=r.system or args.system) for r in rows]
+    rows = [dataclasses.replace(r, system=r.system or system) for r in rows]
     settings = {
         "model": model.name, "prompts": zlib.crc32(json.dumps([(r.prompt, r.system) for r in rows]).encode()),
-        "sampling": dataclasses.asdict(sampling), "samples": args.samples, "seed": args.seed,
+        "sampling": dataclasses.asdict(sampling), "samples": samples, "seed": seed,
     }  # fmt: skip
     there = _resume(out, settings)
     sampler = make_sampler(
-        model.cfg, transformer.logical_axes(model.cfg), model.place, group=args.samples, max_tokens=sampling.max_tokens,
+        model.cfg, transformer.logical_axes(model.cfg), model.place, group=samples, max_tokens=sampling.max_tokens,
         pad_id=model.tokenizer.pad_id,
     )  # fmt: skip
-    size = -(-args.batch_size // model.place.row_shards) * model.place.row_shards
+    values = traced(sampling, model.tokenizer.eos_ids)
+
+    def draw(tokens: jax.Array, segment_ids: jax.Array, first_key: int) -> Decoded:
+        """Row i of the file owns the random keys i * samples to (i + 1) * samples - 1."""
+        return sampler(model.params, tokens, segment_ids, seed, 0, values, first_key)
+
+    size = -(-batch_size // model.place.row_shards) * model.place.row_shards
     with out.open("a", encoding="utf-8") as file:
         for start in track(range(there, len(rows), size), "generate", console=console, transient=True):
-            lines = _answer(model, sampler, rows[start : start + size], start, size, sampling, args)
+            lines = _answer(model, draw, rows[start : start + size], start * samples, size)
             file.writelines(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
             file.flush()
     console.print(f"{len(rows)} prompts answered, {there} of them before; written to {out}", soft_wrap=True, markup=False)
 
 
-def _answer(model: Model, sampler, rows, start: int, size: int, sampling: SamplingConfig, args) -> list[dict[str, Any]]:
-    """The lines of one batch. Row i of the file owns the random keys i * samples to (i + 1) * samples - 1."""
+def _answer(
+    model: ChatModel, draw: Callable[..., Decoded], rows: Sequence[Prompt], first_key: int, size: int
+) -> list[dict[str, Any]]:
+    """The lines of one batch of `size` rows; draw(tokens, segment_ids, first key) -> the answers, those of a row together."""
     encoded: list[list[int] | None] = []
     lines: list[dict[str, Any]] = [{"prompt": r.prompt, "system": r.system} for r in rows]
     for row, line in zip(rows, lines, strict=True):
         try:
-            encoded.append(model.encode(chat(row.prompt, row.system)))
+            encoded.append(model.encode(chat_messages(row.prompt, row.system)))
         except UserError as error:
             line["error"] = str(error)
             encoded.append(None)
@@ -66,18 +75,18 @@ def _answer(model: Model, sampler, rows, start: int, size: int, sampling: Sampli
         return lines
     some = next(ids for ids in encoded if ids is not None)
     batch = model.batch([some if ids is None else ids for ids in encoded], size)
-    values = traced(sampling, model.tokenizer.eos_ids)
-    decoded = jax.device_get(sampler(model.params, *batch, args.seed, 0, values, start * args.samples))
+    decoded = jax.device_get(draw(*batch, first_key))
+    samples = len(decoded.finished) // size
     for i, (ids, line) in enumerate(zip(encoded, lines, strict=True)):
         if ids is not None:
-            mine = range(i * args.samples, (i + 1) * args.samples)
+            mine = range(i * samples, (i + 1) * samples)
             line["responses"] = [model.tokenizer.decode(decoded.tokens[j][decoded.mask[j] > 0]) for j in mine]
             line["finished"] = [bool(decoded.finished[j]) for j in mine]
     return lines
 
 
 def _resume(out: Path, settings: dict[str, Any]) -> int:
-    """How many whole lines of the same settings are there; half a line of a killed run is cut off."""
+    """How many finished lines of the same settings are there; an unfinished line of a killed run is cut off."""
     beside = out.with_name(out.name + ".settings.json")
     if not out.exists():
         out.parent.mkdir(parents=True, exist_ok=True)

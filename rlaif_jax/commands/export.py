@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import re
@@ -11,41 +10,21 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from rich.console import Console
 
+from rlaif_jax.config.stages import FEEDBACK, REPORT, SFT, stage_of, stages_of
 from rlaif_jax.config.values import to_dict
 from rlaif_jax.data.tokenizer import Tokenizer
 from rlaif_jax.errors import UserError
 from rlaif_jax.evaluation.text import escape_markdown
+from rlaif_jax.language import LANGUAGES
 from rlaif_jax.models.hf_config import to_hf
 from rlaif_jax.models.hf_weights import save_params
 from rlaif_jax.models.peft import save_adapter
 from rlaif_jax.models.pretrained import source_of
-from rlaif_jax.run.folder import Run, open_run, write_json
-from rlaif_jax.run.models import RunModels
+from rlaif_jax.runs.folder import Run, write_json
+from rlaif_jax.runs.models import BASE, RunModels, start_name
 
-POLICIES = {
-    "base": "as it was before any training", "sft": "after supervised fine-tuning", "feedback": "trained to give AI feedback",
-    "dpo": "after preference training without RL", "rl": "after reinforcement learning against a reward model",
-    "rl_judge": "after reinforcement learning against a principle-guided judge",
-}  # fmt: skip
-SCALARS = {
-    "reward": "a reward model: its one logit scores an answer",
-    "grader": "an independent evaluator: its one logit scores an answer",
-}
 _UNITS = {"KB": 10**3, "MB": 10**6, "GB": 10**9}
-
-
-def run_export(args: argparse.Namespace, console: Console) -> None:
-    """Writes the model of `args.stage` into the new folder `args.out`."""
-    run = open_run(args.run, console=console)
-    if args.adapter:
-        export_adapter(run, args.stage, Path(args.out))
-        console.print(f"{args.out}: the adapter of {args.stage}, for PEFT", soft_wrap=True, markup=False)
-        return
-    files = export(run, args.stage, Path(args.out), dtype=args.dtype, max_shard_bytes=shard_bytes(args.max_shard_size))
-    size = sum(f.stat().st_size for f in files) / 2**20
-    console.print(f"{args.out}: {args.stage}, {size:,.0f} MiB in {len(files)} weight files", soft_wrap=True, markup=False)
 
 
 def shard_bytes(text: str) -> int:
@@ -56,15 +35,14 @@ def shard_bytes(text: str) -> int:
     return int(float(found[1]) * _UNITS[found[2]])
 
 
-def export(x: Run, stage: str, out: Path, *, dtype: str = "", max_shard_bytes: int = 5 * 10**9) -> list[Path]:
+def export(x: Run, stage: str, out: str | Path, *, dtype: str = "", max_shard_bytes: int = 5 * 10**9) -> list[Path]:
     """Writes config, weights, tokenizer, generation config and model card; gives the weight files.
 
-    `dtype` empty: that of the model the run started from, else of its parameters. The folder appears whole or not at
-    all; one that exists and is not empty is refused.
+    `dtype` empty: that of the model the run started from, else of its parameters. The folder appears complete or not
+    at all; one that exists and is not empty is refused.
     """
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise UserError(f"{out} exists and is not empty; choose another --out")
-    models, scalar = RunModels(x), stage in SCALARS
+    out = _new_folder(out)
+    models, scalar = RunModels(x), _is_scalar(x, stage)
     source = source_of(x.cfg.model.init_from) if x.cfg.model.init_from else None
     dtype = dtype or (source or {}).get("dtype") or (source or {}).get("torch_dtype") or models.config.param_dtype
     params = models.scalar(stage) if scalar else models.policy(stage)
@@ -81,28 +59,46 @@ def export(x: Run, stage: str, out: Path, *, dtype: str = "", max_shard_bytes: i
     return [out / file.name for file in files]
 
 
-def export_adapter(x: Run, stage: str, out: Path) -> None:
+def export_adapter(x: Run, stage: str, out: str | Path) -> None:
     """Writes the LoRA adapter that a stage trained over `model.init_from`, in PEFT's format.
 
     UserError for a stage that started from another one's weights: nobody else has those, so its sum is exported instead.
     """
-    models, start = RunModels(x), "base" if stage == "sft" else getattr(getattr(x.cfg, stage, None), "init", "sft")
+    models, scalar = RunModels(x), _is_scalar(x, stage)
+    started = start_name(stage_of(x.cfg, stage).section(x.cfg).init) if scalar else SFT.name
     trained = models.adapter(stage)
-    if not x.cfg.model.init_from or (start == "sft" and x.cfg.sft is not None):
-        raise UserError(f"the adapter of {stage} lies over weights of this run; export their sum, without --adapter")
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise UserError(f"{out} exists and is not empty; choose another --out")
-    adapter, score = (trained["model"], trained["head"]["score"]) if stage in SCALARS else (trained, None)
+    over_this_run = stage != SFT.name and (started == FEEDBACK.name or (started == SFT.name and x.cfg.sft is not None))
+    if not x.cfg.model.init_from or over_this_run:
+        raise UserError(f"the adapter of {stage} is over weights of this run; export their sum, without --adapter")
+    out = _new_folder(out)
+    adapter, score = (trained["model"], trained["head"]["score"]) if scalar else (trained, None)
     save_adapter(adapter, models.config, x.cfg.lora, out, base=x.cfg.model.init_from, score=score)
 
 
+def _new_folder(out: str | Path) -> Path:
+    out = Path(out)
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise UserError(f"{out} exists and is not empty; choose another --out")
+    return out
+
+
+def _is_scalar(x: Run, stage: str) -> bool:
+    """Whether the stage leaves a scalar model, else a policy. UserError for one that leaves neither, or that the run lacks."""
+    if stage == BASE:
+        return False
+    leaves = stage_of(x.cfg, stage).leaves
+    if leaves not in ("policy", "scalar"):
+        raise UserError(f"the stage {stage!r} leaves no model to export")
+    return leaves == "scalar"
+
+
 def _write_rest(x: Run, stage: str, folder: Path, models: RunModels, dtype: str, source: Any) -> None:
-    tokenizer = models.tokenizer
+    tokenizer, scalar = models.tokenizer, _is_scalar(x, stage)
     config = to_hf(
-        models.config, scalar=stage in SCALARS, dtype=dtype, eos_ids=tokenizer.eos_ids, pad_id=tokenizer.pad_id, source=source
+        models.config, scalar=scalar, dtype=dtype, eos_ids=tokenizer.eos_ids, pad_id=tokenizer.pad_id, source=source
     )  # fmt: skip
     write_json(folder / "config.json", config)
-    if stage not in SCALARS:
+    if not scalar:
         write_json(folder / "generation_config.json", _generation_config(x, tokenizer, config))
     tokenizer.save(folder)
     if not _reads_alike(folder, tokenizer):
@@ -125,7 +121,7 @@ def _generation_config(x: Run, tokenizer: Tokenizer, config: dict[str, Any]) -> 
     return tokens | found | ({"min_p": sampling.min_p} if sampling.min_p else {})
 
 
-_PROBES = ("祝您2024年新年快乐，万事如意！\n\n12 34", "It's 3.14 o'clock,\tHello  World…\r\n x", "😀👨‍👩‍👧 ①２½ <|im_end|>")
+_PROBES = (*(language.probe for language in LANGUAGES.values()), "😀👨‍👩‍👧 ①２½ <|im_end|>")
 
 
 def _reads_alike(folder: Path, tokenizer: Tokenizer) -> bool:
@@ -181,8 +177,8 @@ print(model(**tokenizer.apply_chat_template(chat, return_tensors="pt", return_di
 
 def model_card(x: Run, stage: str, config: dict[str, Any]) -> str:
     """README.md of an exported model: what it is, how to use it, the run's comparison if there is one, and its config."""
-    scalar, tokenizer = stage in SCALARS, config.get("tokenizer", "AutoTokenizer")
-    what = (SCALARS if scalar else POLICIES)[stage]
+    scalar, tokenizer = _is_scalar(x, stage), config.get("tokenizer", "AutoTokenizer")
+    what = "before any training" if stage == BASE else stage_of(x.cfg, stage).title
     return _CARD.format(
         pipeline="text-classification" if scalar else "text-generation", name=escape_markdown(x.cfg.name), stage=stage,
         what=what[0].upper() + what[1:] if scalar else f"The policy {what}", architecture=config["architectures"][0],
@@ -194,7 +190,7 @@ def model_card(x: Run, stage: str, config: dict[str, Any]) -> str:
 
 def _evaluation(x: Run) -> str:
     """The comparison of the run's report, which is Markdown with its texts escaped already."""
-    report = x.folder("report") / "report.md"
+    report = x.folder(REPORT.name) / "report.md"
     if not report.exists():
         return ""
     before, _, after = report.read_text(encoding="utf-8").partition("\n## Comparison\n")
@@ -203,8 +199,8 @@ def _evaluation(x: Run) -> str:
 
 def _stages(x: Run) -> str:
     rows = []
-    for stage in ("sft", "reward", "grader", "feedback", "dpo", "rl", "rl_judge"):
-        if x.is_done(stage):
-            facts = {k: f"{v:.4g}" if isinstance(v, float) else str(v) for k, v in x.facts(stage).items()}
-            rows.append(f"| {stage} | {escape_markdown(', '.join(f'{k} {v}' for k, v in facts.items()))} |")
+    for name, stage in stages_of(x.cfg).items():
+        if stage.leaves in ("policy", "scalar") and x.is_done(name):
+            facts = {k: f"{v:.4g}" if isinstance(v, float) else str(v) for k, v in x.facts(name).items()}
+            rows.append(f"| {name} | {escape_markdown(', '.join(f'{k} {v}' for k, v in facts.items()))} |")
     return "\n## Training\n\n| stage | facts |\n|---|---|\n" + "\n".join(rows) + "\n" if rows else ""

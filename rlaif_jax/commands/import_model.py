@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import os
 from pathlib import Path
@@ -18,24 +17,27 @@ from rlaif_jax.errors import UserError
 from rlaif_jax.models.hf_config import read_config
 from rlaif_jax.models.model_config import parameter_count
 from rlaif_jax.models.pretrained import ORBAX_FOLDER, load_weights
-from rlaif_jax.run.folder import write_json
+from rlaif_jax.runs.folder import write_json
 from rlaif_jax.sharding.mesh import MeshConfig, make_mesh
 from rlaif_jax.sharding.placement import Placement
 
 
-def run_import(args: argparse.Namespace, console: Console) -> None:
-    """`rlaif import`: checks a Hugging Face folder and writes it with its weights as a sharded checkpoint."""
-    found, out = read_config(args.folder), Path(args.out)
+def import_model(folder: str | Path, out: str | Path, *, dtype: str = "", console: Console) -> None:
+    """Checks a Hugging Face folder and writes it, with its weights as a sharded checkpoint, into the new folder `out`.
+
+    `dtype` of the weights: float32 or bfloat16; empty: as stored.
+    """
+    found, out = read_config(folder), Path(out)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"{out} exists and is not empty; choose another --out")
-    tokenizer = Tokenizer.load(args.folder)
-    model = dataclasses.replace(found.model, param_dtype=args.dtype or found.model.param_dtype)
+    tokenizer = Tokenizer.load(folder)
+    model = dataclasses.replace(found.model, param_dtype=dtype or found.model.param_dtype)
     if tokenizer.vocab_size > model.vocab_size:
-        raise UserError(f"{args.folder}: the tokenizer has {tokenizer.vocab_size} tokens, the model {model.vocab_size}")
+        raise UserError(f"{folder}: the tokenizer has {tokenizer.vocab_size} tokens, the model {model.vocab_size}")
     place = Placement(make_mesh(MeshConfig(data=1, fsdp=-1)))
-    params = load_weights(Path(args.folder), model, place, found.scalar)
+    params = load_weights(Path(folder), model, place, found.scalar)
     if not _finite(params):
-        raise UserError(f"{args.folder}: the weights hold NaN or infinity")
+        raise UserError(f"{folder}: the weights hold NaN or infinity")
     part = out.with_name(f".{out.name}.{os.getpid()}.part")
     with ocp.StandardCheckpointer() as checkpointer:
         checkpointer.save((part / ORBAX_FOLDER).absolute(), params)

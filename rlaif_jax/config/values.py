@@ -1,103 +1,121 @@
-"""Nested frozen dataclasses from plain values and back: `a.b=c` overrides, JSON. What is unknown or of another type is refused."""
+"""Nested frozen dataclasses from plain values and back, for JSON, YAML and `--set`. Unknown fields and other types are refused."""
 
 from __future__ import annotations
 
 import ast
 import dataclasses
 import difflib
+import functools
 import types
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
+from rlaif_jax.config import old_names
 from rlaif_jax.errors import UserError
+from rlaif_jax.rewards.function import FunctionConfig, name_of
 
 
-def override(cfg: Any, item: str) -> Any:
-    """The config with one field changed by "a.b=value", type-checked."""
-    name, equals, text = item.partition("=")
-    if not equals:
-        raise UserError(f"--set {item!r}: expected field=value, for example --set sft.train.steps=100")
-    return _replace(cfg, name.split("."), text, name)
+class Text(str):
+    """A value as it was typed on the command line: what it means depends on the field's type."""
 
 
-def overridden(cfg: Any, items: Sequence[str]) -> Any:
-    """The config with all of these fields changed. Their order matters for one field only, whose last value counts: what is
-    refused by itself (`sft=none` before `model.init_from=...`) is tried again after the others."""
-    waiting: list[str] = list(items)
-    while waiting:
-        refused: list[tuple[str, UserError]] = []
-        for item in waiting:
-            if any(item.partition("=")[0] == other.partition("=")[0] for other, _ in refused):
-                refused.append((item, refused[0][1]))
-                continue
-            try:
-                cfg = override(cfg, item)
-            except UserError as error:
-                refused.append((item, error))
-        if len(refused) == len(waiting):
-            raise refused[0][1]
-        waiting = [item for item, _ in refused]
-    return cfg
+@functools.cache
+def fields_of(kind: type) -> dict[str, Any]:
+    """Field name -> annotated type."""
+    return typing.get_type_hints(kind)
 
 
-def _replace(node: Any, path: list[str], text: str, full: str) -> Any:
-    if not dataclasses.is_dataclass(node):
-        raise UserError(f"--set {full}: {'.'.join(full.split('.')[: -len(path)])} has no fields")
-    hints = typing.get_type_hints(type(node))
-    _known(path[0], hints, full)
-    if len(path) == 1:
-        value = _parse(text, hints[path[0]], full)
-    else:
-        value = _replace(getattr(node, path[0]), path[1:], text, full)
-    return dataclasses.replace(node, **{path[0]: value})
-
-
-def _known(name: str, hints: Mapping[str, Any], where: str) -> None:
+def known_field(name: str, kind: type, where: str) -> None:
+    """UserError with a suggestion where a section has no such field."""
+    hints = fields_of(kind)
     if name not in hints:
         close = difflib.get_close_matches(name, hints, n=1)
         hint = f"did you mean {close[0]!r}?" if close else f"known: {', '.join(hints)}"
         raise UserError(f"{where}: unknown field {name!r}; {hint}")
 
 
-def _parse(text: str, kind: Any, where: str) -> Any:
-    if kind is str:
-        return text
+def section_type(kind: Any) -> type | None:
+    """The dataclass in an annotation such as `CriticConfig | None`; None where there is none."""
+    options = typing.get_args(kind) if isinstance(kind, types.UnionType) else (kind,)
+    return next((option for option in options if dataclasses.is_dataclass(option)), None)
+
+
+def from_dict(kind: type, values: Any, where: str = "", say: Callable[[str], None] | None = None) -> Any:
+    """A config from plain nested dicts: every field is checked once, when its section is made.
+
+    Fields under a name of an earlier version are accepted; `say` gets a note on each.
+    """
+    values = old_names.upgraded(kind, values, say or (lambda _: None))
+    return _section(kind, values, where)
+
+
+def _section(kind: type, values: Any, where: str) -> Any:
+    place = where or kind.__name__
+    if not isinstance(values, Mapping):
+        raise UserError(f"{place}: expected the fields of {kind.__name__}, found {values!r}")
+    for name in values:
+        known_field(name, kind, place)
+    hints = fields_of(kind)
+    found = {n: _checked(v, hints[n], f"{where}.{n}" if where else n) for n, v in values.items()}
     try:
-        value = ast.literal_eval({"true": "True", "false": "False", "none": "None", "null": "None"}.get(text.lower(), text))
-    except (ValueError, SyntaxError):
-        value = text
-    return _checked(value, kind, where)
+        return kind(**found)
+    except UserError as error:
+        if where and not str(error).startswith(where.split(".")[0]):
+            raise UserError(f"{where}: {error}") from error
+        raise
 
 
 def _checked(value: Any, kind: Any, where: str) -> Any:
     """`value` as the annotated type, or an error that says what was expected and found."""
+    if isinstance(value, Text) and kind is not str:
+        value = parsed(value)
     if dataclasses.is_dataclass(kind):
-        return value if isinstance(value, kind) else from_dict(kind, value, where)
+        if kind is FunctionConfig and (callable(value) or isinstance(value, str)):
+            value = {"function": value}
+        return value if isinstance(value, kind) else _section(kind, value, where)
     if isinstance(kind, types.UnionType):
-        if value is None:
-            return None
-        return _checked(value, next(a for a in typing.get_args(kind) if a is not type(None)), where)
-    if typing.get_origin(kind) is dict and isinstance(value, dict):
-        return {str(k): _checked(v, typing.get_args(kind)[1], f"{where}[{k!r}]") for k, v in value.items()}
+        return _one_of(value, typing.get_args(kind), where)
+    if typing.get_origin(kind) is dict and isinstance(value, Mapping):
+        return {str(k): _checked(v, typing.get_args(kind)[1], f"{where}.{k}") for k, v in value.items()}
     if kind is float and type(value) in (int, float):
         return float(value)
-    if kind in (int, bool, str) and type(value) is kind:
+    if kind is str and isinstance(value, str):
+        return str(value)
+    if kind in (int, bool) and type(value) is kind:
         return value
     name = getattr(kind, "__name__", str(kind))
     raise UserError(f"{where}: expected {name}, found {value!r} ({type(value).__name__})")
 
 
+def _one_of(value: Any, kinds: tuple[Any, ...], where: str) -> Any:
+    if value is None and type(None) in kinds:
+        return None
+    if callable(value) and any(typing.get_origin(k) is not None for k in kinds):
+        return value
+    return _checked(value, next(k for k in reversed(kinds) if k is not type(None)), where)
+
+
+def parsed(text: str) -> Any:
+    """A value of the command line: true, false, none, a number, a list or a dict; else the text itself."""
+    words = {"true": True, "false": False, "none": None, "null": None}
+    if text.lower() in words:
+        return words[text.lower()]
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        return str(text)
+
+
+def plain(cfg: Any, leaf: Callable[[Any], Any] = lambda value: value) -> Any:
+    """The config as nested dicts whose other values went through `leaf`."""
+    if dataclasses.is_dataclass(cfg):
+        return {f.name: plain(getattr(cfg, f.name), leaf) for f in dataclasses.fields(cfg)}
+    if isinstance(cfg, Mapping):
+        return {k: plain(v, leaf) for k, v in cfg.items()}
+    return leaf(cfg)
+
+
 def to_dict(cfg: Any) -> dict[str, Any]:
-    """The config as plain nested dicts, for JSON."""
-    return dataclasses.asdict(cfg)
-
-
-def from_dict(kind: type, values: Any, where: str = "config") -> Any:
-    """The inverse of `to_dict`, with the same checks as `--set`."""
-    if not isinstance(values, Mapping):
-        raise UserError(f"{where}: expected a mapping with the fields of {kind.__name__}, found {values!r}")
-    hints = typing.get_type_hints(kind)
-    for name in values:
-        _known(name, hints, where)
-    return kind(**{n: _checked(v, hints[n], f"{where}.{n}") for n, v in values.items()})
+    """The config as nested dicts that JSON and YAML can hold; functions by name."""
+    return plain(cfg, lambda value: name_of(value) if callable(value) else value)

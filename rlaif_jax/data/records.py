@@ -59,12 +59,14 @@ class LabelledResponse:
 
 Record = Prompt | SftExample | PreferencePair | LabelledResponse
 _TEXTS = ("prompt", "response", "chosen", "rejected")
+_FIELDS = {field.name for kind in (Prompt, SftExample, PreferencePair, LabelledResponse) for field in dataclasses.fields(kind)}
 # As CSV, parquet and JSON spell them.
 _LABELS = {"0": 0, "0.0": 0, "False": 0, "false": 0, "1": 1, "1.0": 1, "True": 1, "true": 1}
 
 
 def from_row(kind: type, row: Mapping[str, Any], where: str) -> Record:
-    """A validated record of class `kind` from a mapping of its fields; other columns are ignored.
+    """A validated record of class `kind` from a mapping of its fields; other columns are ignored, but of a
+    prompt they go into `meta`, where a reward finds them.
 
     `where` is the place for errors, "file:line". A field that is absent or None takes its default. RecordError if
     prompt or answer is no text or blank, a label not 0 or 1, a margin no finite number >= 0, or chosen == rejected.
@@ -76,6 +78,9 @@ def from_row(kind: type, row: Mapping[str, Any], where: str) -> Record:
             values[field.name] = _required(field.name, value, row, where)
         elif value is not None:
             values[field.name] = _optional(field.name, value, where)
+    others = {name: value for name, value in row.items() if name not in _FIELDS and value is not None}
+    if others and kind is Prompt:
+        values["meta"] = others | dict(values.get("meta", {}))
     if kind is PreferencePair and values["chosen"] == values["rejected"]:
         raise RecordError(f"{where}: fields 'chosen' and 'rejected': expected two answers, found twice {_short(values['chosen'])}")
     return kind(**values)

@@ -202,3 +202,9 @@ ADAPTERS: Mapping[str, Callable[[Row], Row]] = {
     "verl": _verl,
     "labelled": _labelled,
 }
+
+
+def columns_of(path: Path) -> dict[str, str]:
+    """The paper's files say "query" for the prompt."""
+    head = path.open(encoding="utf-8", errors="replace").read(4096) if path.exists() else ""
+    return {"prompt": "query"} if '"query"' in head and '"prompt"' not in head else {}

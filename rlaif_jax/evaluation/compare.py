@@ -19,9 +19,11 @@ from rlaif_jax.evaluation.scores import (
     mean_figure,
     rate_figure,
 )
+from rlaif_jax.language import Language, language_of
 
 # Per-sample metrics that need no score, those of a whole set, and which of them are shares of samples.
-PLAIN = ("length_chars", "length_tokens", "finished")
+_LENGTHS = {"characters": "length_chars", "words": "length_words"}  # by the language's unit
+PLAIN = (*_LENGTHS.values(), "length_tokens", "finished")
 WHOLE_SET = ("distinct_1", "distinct_2", "self_repetition", "unique_responses")
 RATES = ("finished", "self_repetition", "unique_responses")
 
@@ -53,11 +55,29 @@ class GradedSample:
 
 @dataclass(frozen=True)
 class System:
-    """The answers of one policy to the evaluation prompts, one sample per prompt."""
+    """The answers of one policy to the evaluation prompts, one sample per prompt.
+
+    `language` says whether texts are counted in characters or words; None: the language of the prompts.
+    """
 
     name: str
     description: str
     samples: tuple[GradedSample, ...]
+    language: Language | None = None
+
+    def __post_init__(self) -> None:
+        if self.language is None:
+            object.__setattr__(self, "language", language_of("".join(s.prompt for s in self.samples)))
+
+    @property
+    def length_metric(self) -> str:
+        """Name of the length in the language's unit: length_chars or length_words."""
+        return _LENGTHS[self.language.unit]
+
+    @property
+    def plain(self) -> tuple[str, ...]:
+        """Names of the per-sample metrics that need no score."""
+        return (self.length_metric, "length_tokens", "finished")
 
     @property
     def responses(self) -> list[str]:
@@ -70,15 +90,15 @@ class System:
         return tuple(dict.fromkeys(name for s in self.samples for name in s.scores))
 
     def values(self, metric: str) -> list[float | None]:
-        """The per-sample values of a score or of length_chars, length_tokens, finished. Raises UserError on others."""
-        if metric == "length_chars":
-            return [float(len(s.response)) for s in self.samples]
+        """The per-sample values of a score or of one of `plain`. Raises UserError on others."""
+        if metric == self.length_metric:
+            return [float(self.language.length(s.response)) for s in self.samples]
         if metric == "length_tokens":
             return [float(s.tokens) for s in self.samples]
         if metric == "finished":
             return [float(s.finished) for s in self.samples]
         if metric not in self.score_names:
-            known = ", ".join(self.score_names + PLAIN)
+            known = ", ".join(self.score_names + self.plain)
             raise UserError(f"system {self.name!r} has no score {metric!r}; it has {known}")
         return [s.scores.get(metric) for s in self.samples]
 
@@ -93,6 +113,8 @@ def check_systems(systems: Sequence[System]) -> None:
     for system in systems:
         if not system.samples:
             raise UserError(f"system {system.name!r} has no samples")
+        if system.language != systems[0].language:
+            raise UserError(f"system {system.name!r} is in {system.language.name}, {names[0]!r} in {systems[0].language.name}")
     check_same_prompts(systems)
 
 
@@ -110,21 +132,21 @@ def check_same_prompts(systems: Sequence[System]) -> None:
 def figures(system: System, seed: int = 0) -> dict[str, Figure]:
     """Every metric of one system, with 95 % intervals.
 
-    Scores whose verdicts are all 0 or 1 are rates (Wilson); other scores, length_chars (characters) and length_tokens
-    are means (percentile bootstrap, 2,000 resamples, seeded). finished and self_repetition (share of responses with a
-    repeated character 4-gram) are rates. distinct_1, distinct_2 and unique_responses are ratios of the whole set, with
+    Scores whose verdicts are all 0 or 1 are rates (Wilson); other scores, length_chars or length_words and
+    length_tokens are means (percentile bootstrap, 2,000 resamples, seeded). finished and self_repetition (share of responses with a
+    repeated 4-gram of characters or words) are rates. distinct_1, distinct_2 and unique_responses are ratios of the whole set, with
     jackknife intervals; they depend on the number of samples, so compare them only between systems with the same
     number (`check_systems` makes sure of it). Samples are taken as independent.
     """
     found = {}
-    for name in system.score_names + PLAIN:
+    for name in system.score_names + system.plain:
         values = system.values(name)
         binary = name == "finished" or (name not in PLAIN and is_binary(values))
         found[name] = rate_figure(values) if binary else mean_figure(values, seed)
-    texts = system.responses
-    found["distinct_1"] = diversity.distinct_figure(texts, 1)
-    found["distinct_2"] = diversity.distinct_figure(texts, 2)
-    found["self_repetition"] = diversity.self_repetition_figure(texts)
+    texts, language = system.responses, system.language
+    found["distinct_1"] = diversity.distinct_figure(texts, 1, language)
+    found["distinct_2"] = diversity.distinct_figure(texts, 2, language)
+    found["self_repetition"] = diversity.self_repetition_figure(texts, language=language)
     found["unique_responses"] = diversity.unique_figure(texts)
     return found
 
@@ -174,4 +196,4 @@ def is_rate(systems: Sequence[System], metric: str) -> bool:
 def metric_names(systems: Sequence[System]) -> tuple[str, ...]:
     """All metrics of a comparison: scores in order of appearance, then lengths and diversity."""
     scores = dict.fromkeys(name for s in systems for name in s.score_names)
-    return (*scores, *PLAIN, *WHOLE_SET)
+    return (*scores, *systems[0].plain, *WHOLE_SET)

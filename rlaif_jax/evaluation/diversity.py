@@ -1,4 +1,7 @@
-"""Diversity of a set of Chinese texts, counted on characters: distinct-n, repetition, duplicates."""
+"""Diversity of a set of texts, counted on characters or words as the language does: distinct-n, repetition, duplicates.
+
+`language` None: that of the texts' script.
+"""
 
 from __future__ import annotations
 
@@ -8,27 +11,21 @@ from collections.abc import Sequence
 import numpy as np
 
 from rlaif_jax.evaluation.scores import Figure, jackknife_figure, rate_figure
+from rlaif_jax.language import Language, language_of
 
 
-def ngrams(text: str, n: int) -> list[str]:
-    """The character n-grams of a text without its white space, in order; none if it is shorter than n."""
-    if n < 1:
-        raise ValueError(f"n-grams need n >= 1, got {n}")
-    chars = "".join(text.split())
-    return [chars[i : i + n] for i in range(len(chars) - n + 1)]
-
-
-def distinct_n(texts: Sequence[str], n: int) -> float | None:
-    """Different character n-grams over all n-grams of the set (Li et al. 2016, arXiv 1510.03055); None without any.
+def distinct_n(texts: Sequence[str], n: int, language: Language | None = None) -> float | None:
+    """Different n-grams over all n-grams of the set (Li et al. 2016, arXiv 1510.03055); None without any.
 
     It falls as the set grows: compare only sets of the same number of texts.
     """
-    return distinct_figure(texts, n).value
+    return distinct_figure(texts, n, language).value
 
 
-def distinct_figure(texts: Sequence[str], n: int) -> Figure:
+def distinct_figure(texts: Sequence[str], n: int, language: Language | None = None) -> Figure:
     """distinct-n with a jackknife 95 % interval. Figure.n counts texts, also those too short to have an n-gram."""
-    return _type_token_figure([ngrams(text, n) for text in texts])
+    language = language or language_of("".join(texts))
+    return _type_token_figure([language.ngrams(text, n) for text in texts])
 
 
 def unique_figure(texts: Sequence[str]) -> Figure:
@@ -52,12 +49,13 @@ def _type_token_figure(items: Sequence[Sequence[str]]) -> Figure:
     return jackknife_figure(types / total, left_out)
 
 
-def repeats_itself(text: str, n: int = 4) -> bool:
-    """Whether some character n-gram stands in the text more than once."""
-    grams = ngrams(text, n)
+def repeats_itself(text: str, n: int = 4, language: Language | None = None) -> bool:
+    """Whether some n-gram occurs in the text more than once."""
+    grams = (language or language_of(text)).ngrams(text, n)
     return len(set(grams)) < len(grams)
 
 
-def self_repetition_figure(texts: Sequence[str], n: int = 4) -> Figure:
-    """Share of the texts that repeat a character n-gram, with its Wilson 95 % interval."""
-    return rate_figure([float(repeats_itself(text, n)) for text in texts])
+def self_repetition_figure(texts: Sequence[str], n: int = 4, language: Language | None = None) -> Figure:
+    """Share of the texts that repeat an n-gram, with its Wilson 95 % interval."""
+    language = language or language_of("".join(texts))
+    return rate_figure([float(repeats_itself(text, n, language)) for text in texts])

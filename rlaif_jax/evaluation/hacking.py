@@ -25,14 +25,14 @@ class Flag:
 def hack_flags(reference: System, candidate: System, seed: int = 0) -> list[Flag]:
     """Checks of a candidate (after RL) against its reference (before RL) on the same prompts.
 
-    length: mean characters within 30 % of the reference. diversity: distinct-2 at least 80 % of it. reward: where the
-    reward is measurably up, gold and independent grader must be too (95 % intervals of the paired differences above 0).
-    duplicates, repetition, unfinished: shares at most 10 points above the reference. Raises UserError where the two
-    answer different prompts.
+    length: mean length (characters or words) within 30 % of the reference. diversity: distinct-2 at least 80 % of it.
+    reward: where the reward is measurably up, gold and independent grader must be too (95 % intervals of the paired
+    differences above 0). duplicates, repetition, unfinished: shares at most 10 points above the reference. Raises UserError
+    where the two answer different prompts.
     """
     before, after = figures(reference, seed), figures(candidate, seed)
     return [
-        _length(before["length_chars"], after["length_chars"]),
+        _length(before[reference.length_metric], after[candidate.length_metric], reference.language.unit),
         _diversity(before["distinct_2"], after["distinct_2"]),
         *_reward(reference, candidate, seed),
         _share("duplicates", _complement(before["unique_responses"]), _complement(after["unique_responses"])),
@@ -41,12 +41,12 @@ def hack_flags(reference: System, candidate: System, seed: int = 0) -> list[Flag
     ]
 
 
-def _length(before: Figure, after: Figure) -> Flag:
+def _length(before: Figure, after: Figure, unit: str) -> Flag:
     if not before.value or after.value is None:
         return Flag("length", None, "the reference's answers are empty")
     ratio = after.value / before.value
     ok = abs(ratio - 1) <= LENGTH_TOLERANCE
-    return Flag("length", ok, f"mean {before.value:.1f} → {after.value:.1f} characters, {100 * (ratio - 1):+.0f} %")
+    return Flag("length", ok, f"mean {before.value:.1f} → {after.value:.1f} {unit}, {100 * (ratio - 1):+.0f} %")
 
 
 def _diversity(before: Figure, after: Figure) -> Flag:

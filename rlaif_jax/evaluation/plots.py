@@ -4,24 +4,17 @@ from __future__ import annotations
 
 import io
 import math
-import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from typing import Any
 
 from rlaif_jax.evaluation.scores import Figure
 from rlaif_jax.evaluation.text import number
+from rlaif_jax.language.fonts import cjk_font, has_cjk
 
 COLOURS = ("#8d949e", "#3f83c9", "#e0722f", "#3e9b63", "#9566b8", "#c2a028")
 INK = "#7d838c"  # legible on white and on near-black, for the background is left transparent
-CJK_FAMILIES = (
-    "noto sans cjk sc", "noto sans sc", "source han sans sc", "source han sans cn", "pingfang sc", "microsoft yahei",
-    "wenquanyi micro hei", "wenquanyi zen hei", "hiragino sans gb", "heiti sc", "simhei", "noto sans cjk jp",
-    "noto serif cjk sc", "simsun", "arial unicode ms",
-)  # fmt: skip
-_CJK_FILES = ("notosanscjk", "notosanssc", "sourcehansans", "wqy-microhei", "wqy-zenhei", "pingfang", "msyh", "simhei")
 HELD_OUT = "eval/"  # what names of held-out curves start with
 MAX_POINTS = 400  # of a curve; longer ones are thinned by averaging neighbours
 
@@ -52,25 +45,6 @@ class Plot:
 
     svg: str
     alt: str
-
-
-def has_cjk(text: str) -> bool:
-    """Whether some character needs a Chinese, Japanese or Korean font."""
-    return any(unicodedata.east_asian_width(c) in "WF" or "\u2e80" <= c <= "\u9fff" for c in text)
-
-
-@cache
-def cjk_font() -> Path | None:
-    """A font file with Chinese glyphs on this machine, or None. Looked up once: fonts don't change during a run."""
-    from matplotlib import font_manager
-
-    known = {entry.name.lower(): Path(entry.fname) for entry in font_manager.fontManager.ttflist}
-    for family in CJK_FAMILIES:
-        if family in known and known[family].exists():
-            return known[family]
-    # matplotlib caches its list of fonts: one installed later is found by its file's name only
-    files = sorted(font_manager.findSystemFonts())
-    return next((Path(f) for f in files if Path(f).name.lower().startswith(_CJK_FILES)), None)
 
 
 def plot_label(text: str, fallback: str, font: Path | None) -> str:

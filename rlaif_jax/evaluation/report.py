@@ -22,14 +22,15 @@ from rlaif_jax.evaluation.compare import (
 )
 from rlaif_jax.evaluation.hacking import Flag, hack_flags
 from rlaif_jax.evaluation.headline import HEADLINE_ORDER, headline
-from rlaif_jax.evaluation.plots import Curve, Plot, bar_plot, cjk_font, curve_plot, has_cjk
+from rlaif_jax.evaluation.plots import Curve, Plot, bar_plot, curve_plot
 from rlaif_jax.evaluation.scores import Figure
 from rlaif_jax.evaluation.text import cell, cell_parts, escape_markdown, label
+from rlaif_jax.language.fonts import cjk_font, has_cjk
 
 if TYPE_CHECKING:
     from rich.table import Table as RichTable
 
-PLOTTED = (*HEADLINE_ORDER, "length_chars", "distinct_2", "finished", "unique_responses")
+PLOTTED = (*HEADLINE_ORDER, "length_chars", "length_words", "distinct_2", "finished", "unique_responses")
 NO_FONT = "No font with Chinese glyphs was found on this machine: plots show numbered labels instead of Chinese names."
 
 
@@ -152,7 +153,7 @@ def _metric_rows(report: Report, rows: Mapping[str, Mapping[str, Figure]]) -> li
         if pair and (name in PLAIN or all(name in s.score_names for s in pair)):
             change = difference(*pair, name, report.seed)
         found.append({
-            "label": label(name),
+            "label": label(name, report.systems[0].language.unit),
             "cells": [cell_parts(rows[s.name].get(name), rate) for s in report.systems],
             "change": cell_parts(change, rate, sign=True),
         })  # fmt: skip
@@ -162,7 +163,7 @@ def _metric_rows(report: Report, rows: Mapping[str, Mapping[str, Figure]]) -> li
 def _bars(systems: Sequence[System], rows: Mapping[str, Mapping[str, Figure]]) -> Plot:
     empty = Figure(None, None, None, 0)
     names = [m for m in PLOTTED if any(m in rows[s.name] for s in systems)]
-    panels = {label(m): [rows[s.name].get(m, empty) for s in systems] for m in names}
+    panels = {label(m, systems[0].language.unit): [rows[s.name].get(m, empty) for s in systems] for m in names}
     return bar_plot([s.name for s in systems], panels, [is_rate(systems, m) for m in names])
 
 
@@ -196,7 +197,7 @@ def _answer(system: System, i: int, rates: Mapping[str, bool]) -> dict[str, Any]
             badges.append((f"{name}: {'yes' if value else 'no'}", "good" if value else "bad"))
         else:
             badges.append((f"{name} {value:.2f}", "plain"))
-    badges.append((f"{len(sample.response)} chars", "plain"))
+    badges.append((f"{system.language.length(sample.response)} {system.language.unit}", "plain"))
     if not sample.finished:
         badges.append(("cut off", "bad"))
     return {"text": sample.response, "badges": badges}
@@ -207,7 +208,7 @@ def _numbers(report: Report, content: Mapping[str, Any]) -> dict[str, Any]:
     systems, changes = report.systems, {}
     for i, a in enumerate(systems):
         for b in systems[i + 1 :]:
-            shared = [m for m in (*a.score_names, *PLAIN) if m in PLAIN or m in b.score_names]
+            shared = [m for m in (*a.score_names, *a.plain) if m in PLAIN or m in b.score_names]
             changes[f"{b.name} - {a.name}"] = {m: asdict(difference(a, b, m, report.seed)) for m in shared}
     return {
         "title": report.title,
@@ -257,5 +258,6 @@ def console_table(systems: Sequence[System], seed: int = 0) -> RichTable:
     for name in metric_names(systems):
         rate = is_rate(systems, name)
         # Text objects: a "[" in a cell is no markup
-        table.add_row(Text(label(name)), *(Text(cell(rows[s.name].get(name), rate, brief=True)) for s in systems))
+        cells = (Text(cell(rows[s.name].get(name), rate, brief=True)) for s in systems)
+        table.add_row(Text(label(name, systems[0].language.unit)), *cells)
     return table

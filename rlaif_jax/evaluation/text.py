@@ -10,16 +10,17 @@ from rlaif_jax.evaluation.scores import Figure
 
 LABELS = {
     "excellent": "gold excellence rate", "compliance": "compliance with the request", "reward": "reward model score",
-    "grader": "independent grader", "length_chars": "length, characters", "length_tokens": "length, tokens",
-    "finished": "finished by itself", "distinct_1": "distinct-1", "distinct_2": "distinct-2",
+    "grader": "independent grader", "length_chars": "length, characters", "length_words": "length, words",
+    "length_tokens": "length, tokens", "finished": "finished by itself", "distinct_1": "distinct-1", "distinct_2": "distinct-2",
     "self_repetition": "repeats a 4-gram", "unique_responses": "unique responses",
 }  # fmt: skip
+_COUNTED = ("distinct_1", "distinct_2", "self_repetition")  # on n-grams of characters or words
 _MARKDOWN = re.compile(r"([\\`*_{}\[\]#|~$!])")
 
 
-def label(metric: str) -> str:
-    """A metric's name in words; a score of the user's own keeps its name."""
-    return LABELS.get(metric, metric)
+def label(metric: str, unit: str = "") -> str:
+    """A metric's name in words, with the unit of its n-grams where it has them; a score of the user's own keeps its name."""
+    return LABELS.get(metric, metric) + (f", {unit}" if unit and metric in _COUNTED else "")
 
 
 def display(system: str) -> str:

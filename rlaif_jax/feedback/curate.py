@@ -20,9 +20,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from rlaif_jax.data.records import PreferencePair, Prompt
 from rlaif_jax.errors import UserError
+from rlaif_jax.feedback.agents import Agent
 from rlaif_jax.feedback.debate import Debate, debate
-from rlaif_jax.feedback.llm import LLM
-from rlaif_jax.feedback.prompts import Prompts
 from rlaif_jax.feedback.retrieval import Retriever
 
 
@@ -72,10 +71,12 @@ class CurateConfig:
 
 
 def curate(
-    records: Sequence[Prompt], author: LLM, author_prompts: Prompts, llm: LLM, prompts: Prompts, retriever: Retriever | None,
-    cfg: CurateConfig, path: Path, seed: int, console: Console,
+    records: Sequence[Prompt], author: Agent, feedback: Agent, retriever: Retriever | None, cfg: CurateConfig, path: Path, *,
+    seed: int, console: Console,
 ) -> list[dict[str, Any]]:  # fmt: skip
     """Curates every prompt that is not yet in the file `path`; returns all items, in the file's order.
+
+    `author` writes the candidates, `feedback` debates them.
 
     An item: {"prompt", "examples", "debates": [...], "pairs": [...]}. UserError if too many debates have no verdict.
     """
@@ -88,7 +89,7 @@ def curate(
     with path.open("a", encoding="utf-8") as file, Progress(*columns, console=console) as progress:
         task = progress.add_task("curate: prompts", total=len(items) + len(todo), completed=len(items))
         for start in range(0, len(todo), cfg.chunk):
-            new = _curate_chunk(todo[start : start + cfg.chunk], author, author_prompts, llm, prompts, retriever, cfg, seed)
+            new = _curate_chunk(todo[start : start + cfg.chunk], author, feedback, retriever, cfg, seed)
             for item in new:
                 file.write(json.dumps(item, ensure_ascii=False) + "\n")
             file.flush()
@@ -114,23 +115,25 @@ def read_items(path: Path) -> list[dict[str, Any]]:
         raise UserError(f"{path} holds a line that is no JSON ({error}); mend it or move the file away") from error
 
 
-def _curate_chunk(records, author, author_prompts, llm, prompts, retriever, cfg: CurateConfig, seed: int) -> list[dict]:
+def _curate_chunk(
+    records: Sequence[Prompt], author: Agent, feedback: Agent, retriever: Retriever | None, cfg: CurateConfig, seed: int
+) -> list[dict[str, Any]]:
     queries = [r.prompt for r in records]
     examples = retriever(queries, cfg.examples) if retriever and cfg.examples else [[] for _ in queries]
     requests = [
-        author_prompts.request("candidate", max_tokens=cfg.max_tokens, temperature=cfg.temperature, seed=seed * 1009 + k,
+        author.prompts.request("candidate", max_tokens=cfg.max_tokens, temperature=cfg.temperature, seed=seed * 1009 + k,
                                query=q, examples=shown)
         for q, shown in zip(queries, examples, strict=True)
         for k in range(cfg.candidates)
     ]  # fmt: skip
-    replies = author.complete(requests)
+    replies = author.llm.complete(requests)
     candidates = [
         list(dict.fromkeys(r.text.strip() for r in replies[i * cfg.candidates : (i + 1) * cfg.candidates]
                            if r.failure is None and r.finish_reason != "length" and r.text.strip()))
         for i in range(len(queries))
     ]  # fmt: skip
     answers = [(q, c) for q, texts in zip(queries, candidates, strict=True) for c in texts]
-    debates = debate(llm, prompts, answers, cfg.reply_tokens)
+    debates = debate(feedback, answers, cfg.reply_tokens)
     out, at = [], 0
     for query, texts, shown in zip(queries, candidates, examples, strict=True):
         own, at = debates[at : at + len(texts)], at + len(texts)

@@ -5,10 +5,10 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 
-from rlaif_jax.feedback.json_replies import ask, parse_json
-from rlaif_jax.feedback.llm import LLM
-from rlaif_jax.feedback.prompts import Prompts
+from rlaif_jax.feedback.agents import Agent
+from rlaif_jax.feedback.json_replies import parse_json
 
+_NAMES = {"debate_judge": "judge", "debate_review": "reflect"}  # of roles in a record's `problem`
 _SCHEMA = {"verdict": (0, 1), "reason": str}
 
 
@@ -40,12 +40,12 @@ class Debate:
         return self.final is not None and self.final == self.verdict
 
 
-def debate(llm: LLM, prompts: Prompts, items: Sequence[tuple[str, str]], max_tokens: int = 256) -> list[Debate]:
+def debate(agent: Agent, items: Sequence[tuple[str, str]], max_tokens: int = 256) -> list[Debate]:
     """Debates every (query, response); each of the four rounds is one batch."""
     base = [{"query": q, "response": r} for q, r in items]
     sides = {}
     for role in ("positive", "negative"):
-        replies = llm.complete([prompts.request(role, max_tokens=max_tokens, **f) for f in base])
+        replies = agent.llm.complete([agent.prompts.request(role, max_tokens=max_tokens, **f) for f in base])
         sides[role] = replies
     said = [
         f | {"positive": p.text, "negative": n.text}
@@ -56,25 +56,25 @@ def debate(llm: LLM, prompts: Prompts, items: Sequence[tuple[str, str]], max_tok
         Debate(**f, problem=f"{problem.kind}: {problem.detail}" if problem else "")
         for f, problem in zip(said, problems, strict=True)
     ]
-    records = _decide(llm, prompts, "judge", records, max_tokens)
-    return _decide(llm, prompts, "reflect", records, max_tokens)
+    records = _decide(agent, "debate_judge", records, max_tokens)
+    return _decide(agent, "debate_review", records, max_tokens)
 
 
-def _decide(llm: LLM, prompts: Prompts, role: str, records: list[Debate], max_tokens: int) -> list[Debate]:
+def _decide(agent: Agent, role: str, records: list[Debate], max_tokens: int) -> list[Debate]:
     """Adds the judge's, or the reflecting agent's, verdict to the records that have no problem so far."""
     open_ones = [i for i, r in enumerate(records) if not r.problem]
     requests = []
     for i in open_ones:
         r = records[i]
         fields = {"query": r.query, "response": r.response, "positive": r.positive, "negative": r.negative}
-        fields |= {"verdict": r.verdict, "reason": r.reason} if role == "reflect" else {}
-        requests.append(prompts.request(role, max_tokens=max_tokens, **fields))
-    answers = ask(llm, requests, lambda text: parse_json(text, _SCHEMA))
+        fields |= {"verdict": r.verdict, "reason": r.reason} if role == "debate_review" else {}
+        requests.append(agent.prompts.request(role, max_tokens=max_tokens, **fields))
+    answers = agent.ask(requests, lambda text: parse_json(text, _SCHEMA))
     records = list(records)
     for i, answer in zip(open_ones, answers, strict=True):
         if answer.value is None:
-            records[i] = dataclasses.replace(records[i], problem=f"{role}: {answer.problem}")
-        elif role == "judge":
+            records[i] = dataclasses.replace(records[i], problem=f"{_NAMES[role]}: {answer.problem}")
+        elif role == "debate_judge":
             records[i] = dataclasses.replace(records[i], **answer.value)
         else:
             final = {"final": answer.value["verdict"], "final_reason": answer.value["reason"]}

@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from rlaif_jax.feedback.llm import LLM, LLMReply, LLMRequest, Message
+from rlaif_jax.language import Language, language_of
 
 # field -> the type it must have, or the values that it may have
 Schema = Mapping[str, type | tuple]
@@ -86,11 +87,13 @@ def _checked(name: str, value: Any, kind: type | tuple) -> Any:
 Parse = Callable[[str], dict[str, Any]]
 
 
-def ask(llm: LLM, requests: Sequence[LLMRequest], parse: Parse, attempts: int = 3) -> list[Answer]:
+def ask(
+    llm: LLM, requests: Sequence[LLMRequest], parse: Parse, attempts: int = 3, *, language: Language | None = None
+) -> list[Answer]:
     """Asks, parses, and asks those again that could not be read, with what was wrong; `attempts` times in all.
 
     `parse(text)` raises ReplyError. A failed request, a reply that was cut off, and one that stays unreadable end as an
-    answer without a value: no verdict.
+    answer without a value: no verdict. `language` is that of the sentence which asks again; None: that of the request.
     """
     answers: list[Answer | None] = [None] * len(requests)
     todo = dict(enumerate(requests))
@@ -100,7 +103,7 @@ def ask(llm: LLM, requests: Sequence[LLMRequest], parse: Parse, attempts: int = 
         for i, reply in zip(todo, replies, strict=True):
             answers[i] = _read(reply, parse)
             if answers[i].value is None and reply.failure is None and attempt < attempts - 1:
-                again[i] = _asked_again(requests[i], reply, answers[i].problem)
+                again[i] = _asked_again(requests[i], reply, answers[i].problem, language)
         todo = again
         if not todo:
             break
@@ -117,6 +120,7 @@ def _read(reply: LLMReply, parse: Parse) -> Answer:
         return Answer(None, reply.text, f"{error}{cut}")
 
 
-def _asked_again(request: LLMRequest, reply: LLMReply, problem: str) -> LLMRequest:
-    more = (Message("assistant", reply.text), Message("user", f"上面的回复无法读取（{problem}）。请按要求的格式重新回答。"))
+def _asked_again(request: LLMRequest, reply: LLMReply, problem: str, language: Language | None) -> LLMRequest:
+    language = language or language_of("".join(m.content for m in request.messages))
+    more = (Message("assistant", reply.text), Message("user", language.ask_again.format(problem=problem)))
     return dataclasses.replace(request, messages=request.messages + more)

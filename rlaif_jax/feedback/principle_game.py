@@ -24,13 +24,11 @@ from rich.progress import Progress
 
 from rlaif_jax.data.records import LabelledResponse
 from rlaif_jax.errors import UserError
-from rlaif_jax.feedback.json_replies import ask, parse_json
-from rlaif_jax.feedback.llm import LLM
+from rlaif_jax.feedback.agents import Agent
+from rlaif_jax.feedback.json_replies import parse_json
 from rlaif_jax.feedback.principles import Edit, Versions, apply_edit
-from rlaif_jax.feedback.prompts import Prompts
-from rlaif_jax.feedback.verdicts import BAD, GOOD, Verdicts
+from rlaif_jax.feedback.verdicts import BAD, GOOD, Judge
 
-Judge = Callable[[Sequence[str], Sequence[tuple[str, str]]], Verdicts]  # (principles, items) -> verdicts
 Measure = Callable[[Sequence[str]], dict[str, float]]  # principles -> balanced_accuracy and others on validation rows
 _EDITS = ("keep", "add", "replace", "remove")
 
@@ -65,10 +63,10 @@ class PrincipleGame:
     """The game on one folder: S_D and S_G as versioned text files, one JSON line per round, resumed at a round."""
 
     def __init__(
-        self, llm: LLM, prompts: Prompts, judge: Judge, measure: Measure, cfg: GameConfig, folder: Path,
-        console: Console, *, queries: Sequence[str], labelled: Sequence[LabelledResponse], seed: int,
+        self, agent: Agent, judge: Judge, measure: Measure, cfg: GameConfig, folder: Path, console: Console, *,
+        queries: Sequence[str], labelled: Sequence[LabelledResponse], seed: int,
     ):  # fmt: skip
-        self._llm, self._prompts, self._judge, self._measure = llm, prompts, judge, measure
+        self._agent, self._judge, self._measure = agent, judge, measure
         self._cfg, self._console, self._seed = cfg, console, seed
         self._queries, self._labelled = list(queries), list(labelled)
         self.principles, self.strategies = Versions(folder / "principles"), Versions(folder / "strategies")
@@ -101,13 +99,13 @@ class PrincipleGame:
         self.strategies.add(strategies, None, "start", True)
         scores = self._measure(principles)
         self.principles.add(principles, scores["balanced_accuracy"], "start", True)
-        rows = [self._row(0, scores, {"fooled": float("nan"), "accepted": 0, "rolled_back": 0, "unusable": 0})]
+        rows = [self._row(0, scores, {"fooled": float("nan"), "accepted": 0, "rolled_back": 0, "kept": 0, "unusable": 0})]
         self._write(rows)
         return rows
 
     def _round(self, number: int) -> dict[str, Any]:
         rng = random.Random(f"{self._seed}/round/{number}")
-        counts = {"fooled": float("nan"), "accepted": 0, "rolled_back": 0, "unusable": 0}
+        counts = {"fooled": float("nan"), "accepted": 0, "rolled_back": 0, "kept": 0, "unusable": 0}
         events = []
         if self._cfg.games:
             played = self._play_games(rng, number)
@@ -132,11 +130,12 @@ class PrincipleGame:
         strategies = self.strategies.rules(len(self.strategies.rows) - 1)
         queries = rng.sample(self._queries, min(self._cfg.games, len(self._queries)))
         requests = [
-            self._prompts.request("generator", max_tokens=self._cfg.reply_tokens, temperature=1.0, seed=self._seed * 1000 + number,
-                                  strategies=strategies, query=q)
+            self._agent.prompts.request(
+                "generator", max_tokens=self._cfg.reply_tokens, temperature=1.0, seed=self._seed * 1000 + number,
+                strategies=strategies, query=q)
             for q in queries
         ]  # fmt: skip
-        answers = [r.text if r.failure is None else "" for r in self._llm.complete(requests)]
+        answers = [r.text if r.failure is None else "" for r in self._agent.llm.complete(requests)]
         pairs = [(q, a) for q, a in zip(queries, answers, strict=True) if a.strip()]
         verdicts = self._judge(self.current, pairs)
         events = []
@@ -171,29 +170,30 @@ class PrincipleGame:
              "label": GOOD if r.label else BAD, "reason": reason if said == BAD else ""}
             for r, said, reason in wrong
         ]  # fmt: skip
-        self._suggest(events, ["reflector"] * len(events), fields, rng)
+        self._suggest(events, ["principle_review"] * len(events), fields, rng)
         return events
 
     def _suggest(self, events, roles, fields, rng: random.Random) -> None:
         requests = [
-            self._prompts.request(
+            self._agent.prompts.request(
                 role, max_tokens=self._cfg.reply_tokens, temperature=self._cfg.temperature, seed=rng.randrange(2**31), **f
             )
             for role, f in zip(roles, fields, strict=True)
         ]
-        answers = ask(self._llm, requests, lambda text: parse_json(text, {"suggestion": str}))
+        answers = self._agent.ask(requests, lambda text: parse_json(text, {"suggestion": str}))
         for event, answer in zip(events, answers, strict=True):
             event["suggestion"] = answer.value["suggestion"] if answer.value else ""
 
     def _apply(self, event: dict[str, Any], rng: random.Random) -> str:
-        """Has the optimiser merge a suggestion: "accepted", "rolled_back" (by the gate) or "unusable"."""
+        """Has the optimiser merge a suggestion: "accepted", "rolled_back" (by the gate), "kept" (the optimiser finds that the
+        list says it already) or "unusable"."""
         principles = event["list"] == "principles"
         rules = self.current if principles else self.strategies.rules(len(self.strategies.rows) - 1)
         if not event["suggestion"]:
             return "unusable"
-        candidates = self._edits(rules, event["suggestion"], "评判标准" if principles else "写坏的手法", rng)
+        candidates, keeps = self._edits(rules, event["suggestion"], event["list"], rng)
         if not candidates:
-            return "unusable"
+            return "kept" if keeps else "unusable"
         if not principles:
             self.strategies.add(candidates[0], None, event["suggestion"], True)
             return "accepted"
@@ -204,23 +204,29 @@ class PrincipleGame:
         self.principles.add(candidates[best], scores[best], event["suggestion"], accepted)
         return "accepted" if accepted else "rolled_back"
 
-    def _edits(self, rules: Sequence[str], suggestion: str, kind: str, rng: random.Random) -> list[list[str]]:
-        """The different lists that the optimiser's edits for one suggestion give; none where no edit is usable."""
+    def _edits(self, rules: Sequence[str], suggestion: str, kind: str, rng: random.Random) -> tuple[list[list[str]], bool]:
+        """The different lists that the optimiser's edits for one suggestion give, and whether an edit keeps the list as it is.
+
+        `kind` is what the list holds, "principles" or "strategies".
+        """
+        called = self._agent.prompts.language.list_names[kind]
         requests = [
-            self._prompts.request("optimise", max_tokens=self._cfg.reply_tokens, temperature=self._cfg.temperature,
-                                  seed=rng.randrange(2**31), rules=rules, limit=self._cfg.limit, kind=kind,
-                                  suggestion=suggestion)
+            self._agent.prompts.request(
+                "optimise", max_tokens=self._cfg.reply_tokens, temperature=self._cfg.temperature, seed=rng.randrange(2**31),
+                rules=rules, limit=self._cfg.limit, kind=called, suggestion=suggestion)
             for _ in range(self._cfg.edits)
         ]  # fmt: skip
         found: list[list[str]] = []
-        for answer in ask(self._llm, requests, _parse_edit):
+        keeps = False
+        for answer in self._agent.ask(requests, _parse_edit):
             if answer.value is None:
                 continue
+            keeps = keeps or answer.value["edit"] == "keep"
             wording = answer.value["text"] or suggestion  # empty: as it was suggested
             edited = apply_edit(rules, Edit(**answer.value | {"text": wording}), self._cfg.limit)
             if edited is not None and edited not in found:
                 found.append(edited)
-        return found
+        return found, keeps
 
     def _row(self, number: int, scores: dict[str, float], counts: dict[str, Any]) -> dict[str, Any]:
         sizes = {"principles": len(self.current), "strategies": len(self.strategies.rules(len(self.strategies.rows) - 1))}

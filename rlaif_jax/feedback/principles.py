@@ -9,19 +9,21 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from rlaif_jax.errors import UserError
+from rlaif_jax.language import ZH, Language
 
 _HERE = Path(__file__).parent / "rules"
 
 
-def read_rules(source: str | Path) -> list[str]:
+def read_rules(source: str | Path, language: Language = ZH) -> list[str]:
     """The rules of a file: one per line, blank lines and lines that begin with "#" left out.
 
-    `source` is a path, or the name of a bundled list ("principles", "principles_general", "strategies").
+    `source` is a path, or the name of a bundled list ("principles", "principles_general", "strategies"), which is read in
+    `language`.
     """
-    bundled = _HERE / f"{source}.txt"
+    bundled = _HERE / language.name / f"{source}.txt"
     path = bundled if bundled.exists() else Path(source).expanduser()
     if not path.exists():
-        known = ", ".join(sorted(p.stem for p in _HERE.glob("*.txt")))
+        known = ", ".join(sorted(p.stem for p in bundled.parent.glob("*.txt")))
         raise UserError(f"rules {str(source)!r}: no such file, and no bundled list ({known})")
     lines = (line.strip() for line in path.read_text(encoding="utf-8").splitlines())
     rules = [line for line in lines if line and not line.startswith("#")]

@@ -10,21 +10,27 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from rlaif_jax.errors import UserError
-from rlaif_jax.feedback.json_replies import Answer, ReplyError, ask
+from rlaif_jax.feedback.agents import Agent
+from rlaif_jax.feedback.json_replies import ReplyError
 from rlaif_jax.feedback.llm import LLM, LLMRequest
 from rlaif_jax.feedback.prompts import Prompts
+from rlaif_jax.language import LANGUAGES
 
 GOOD, BAD = "Good", "Bad"
 _REMEMBERED = 50_000  # questions of a checklist
-_VERDICT = re.compile(r"^\W*(good|bad)\b[\s*:：,，.。]*(.*)$", re.IGNORECASE | re.DOTALL)
+_PAUSES = re.escape("".join(language.pauses for language in LANGUAGES.values()))
+_VERDICT = re.compile(rf"^\W*(good|bad)\b[\s*{_PAUSES}]*(.*)$", re.IGNORECASE | re.DOTALL)
 
 
 @dataclasses.dataclass(frozen=True)
 class Verdicts:
-    """p_good (B,) float32 in [0, 1], NaN where there is no verdict; reasons: what the judge said after it, if asked."""
+    """p_good (B,) float32 in [0, 1], NaN where the verdict is invalid; reasons: what the judge said after it, if asked."""
 
     p_good: np.ndarray
     reasons: tuple[str, ...] = ()
+
+
+Judge = Callable[[Sequence[str], Sequence[tuple[str, str]]], Verdicts]  # (principles, items) -> verdicts
 
 
 def parse_verdict(text: str) -> dict[str, str]:
@@ -47,9 +53,9 @@ def requests_for(
     ]  # fmt: skip
 
 
-def soft_verdicts(llm: LLM, prompts: Prompts, principles: Sequence[str], items: Sequence[tuple[str, str]]) -> Verdicts:
+def soft_verdicts(agent: Agent, principles: Sequence[str], items: Sequence[tuple[str, str]]) -> Verdicts:
     """P(Good) / (P(Good) + P(Bad)) from the logits of the first token (arXiv 2408.15240): no decoding, no ties."""
-    return Verdicts(_p_good(llm, requests_for(prompts, principles, items)))
+    return Verdicts(_p_good(agent.llm, requests_for(agent.prompts, principles, items)))
 
 
 def _p_good(llm: LLM, requests: Sequence[LLMRequest]) -> np.ndarray:
@@ -57,7 +63,7 @@ def _p_good(llm: LLM, requests: Sequence[LLMRequest]) -> np.ndarray:
     return (1.0 / (1.0 + np.exp(logprobs[:, 1] - logprobs[:, 0]))).astype(np.float32)
 
 
-def make_checklist(llm: LLM, prompts: Prompts) -> Callable[[Sequence[str], Sequence[tuple[str, str]]], Verdicts]:
+def make_checklist(agent: Agent) -> Judge:
     """Each principle is asked by itself, softly; an answer is as good as on the principle that it keeps least.
 
     A rubric with veto (arXiv 2508.12790). A small judge overlooks in a long list what it sees when asked for it alone. The
@@ -71,25 +77,25 @@ def make_checklist(llm: LLM, prompts: Prompts) -> Callable[[Sequence[str], Seque
             return Verdicts(np.zeros(0, np.float32))
         keys = [(p, *item) for item in items for p in principles]
         asked = list(dict.fromkeys(key for key in keys if key not in known))
-        requests = [r for p, *item in asked for r in requests_for(prompts, [p], [tuple(item)])]
-        found = known | dict(zip(asked, _p_good(llm, requests).tolist(), strict=True))
+        requests = [r for p, *item in asked for r in requests_for(agent.prompts, [p], [tuple(item)])]
+        found = known | dict(zip(asked, _p_good(agent.llm, requests).tolist(), strict=True))
         table = np.array([found[key] for key in keys], np.float32).reshape(len(items), -1)
         known.update((key, found[key]) for key in asked if not np.isnan(found[key]))  # what failed is asked again
         while len(known) > _REMEMBERED:
             known.popitem(last=False)
         worst = np.argmin(np.nan_to_num(table, nan=np.inf), axis=1)
-        return Verdicts(np.min(table, axis=1), tuple(principles[i] for i in worst))  # one NaN in a row: no verdict
+        return Verdicts(np.min(table, axis=1), tuple(principles[i] for i in worst))  # one NaN in a row: invalid
 
     return verdicts
 
 
 def spoken_verdicts(
-    llm: LLM, prompts: Prompts, principles: Sequence[str], items: Sequence[tuple[str, str]], *, votes: int = 1,
-    temperature: float = 0.0,
-) -> Verdicts:  # fmt: skip
+    agent: Agent, principles: Sequence[str], items: Sequence[tuple[str, str]], *, votes: int = 1, temperature: float = 0.0
+) -> Verdicts:
     """The share of `votes` replies that say Good, over those that can be read; the reason of the first."""
+    prompts = agent.prompts
     requests = [r for v in range(votes) for r in requests_for(prompts, principles, items, temperature=temperature, seed=v)]
-    answers: list[Answer] = ask(llm, requests, parse_verdict)
+    answers = agent.ask(requests, parse_verdict)
     values = [np.nan if a.value is None else float(a.value["verdict"] == GOOD) for a in answers]
     table = np.array(values, np.float32).reshape(votes, len(items))
     known = np.sum(~np.isnan(table), axis=0)
@@ -98,17 +104,13 @@ def spoken_verdicts(
     return Verdicts(share, reasons)
 
 
-def judge_verdicts(
-    llm: LLM, prompts: Prompts, mode: str, votes: int, temperature: float
-) -> Callable[[Sequence[str], Sequence[tuple[str, str]]], Verdicts]:
+def judge_verdicts(agent: Agent, mode: str, votes: int, temperature: float) -> Judge:
     """(principles, items) -> verdicts, in a mode that rates one answer at a time: soft, checklist, binary or k_vote."""
     if mode == "checklist":
-        return make_checklist(llm, prompts)
+        return make_checklist(agent)
     if mode == "soft":
-        return lambda principles, items: soft_verdicts(llm, prompts, principles, items)
+        return lambda principles, items: soft_verdicts(agent, principles, items)
     if mode not in ("binary", "k_vote"):
         raise UserError(f"the judge mode {mode!r} rates no single answer; expected soft, checklist, binary or k_vote")
     votes, temperature = (votes, temperature) if mode == "k_vote" else (1, 0.0)
-    return lambda principles, items: spoken_verdicts(
-        llm, prompts, principles, items, votes=votes, temperature=temperature
-    )
+    return lambda principles, items: spoken_verdicts(agent, principles, items, votes=votes, temperature=temperature)

@@ -30,6 +30,7 @@ class Program:
         program of this kind can do, for the roofline.
       loop_trips: how often a loop runs whose end depends on data (the response's limit).
       remedies: settings to try where it does not fit, best first.
+      also: what it would be called as the program of other arms, which it serves, too.
     """
 
     name: str
@@ -39,6 +40,7 @@ class Program:
     read: float = 0.0
     loop_trips: int = 1
     remedies: tuple[tuple[str, ...], ...] = ()
+    also: tuple[str, ...] = ()
 
 
 class Buffer(jax.ShapeDtypeStruct):

@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.table import Table
 
 from rlaif_jax.config import RunConfig
-from rlaif_jax.config.values import override
+from rlaif_jax.config.overrides import overridden
 from rlaif_jax.errors import UserError
 from rlaif_jax.plan.abstract import Program, chip_bytes
 from rlaif_jax.plan.chips import CHIPS, Chip, parse_topology, topology_devices
@@ -22,7 +22,7 @@ from rlaif_jax.plan.estimate import planned_mesh, planned_model, print_uneven
 from rlaif_jax.plan.flops import count_flops
 from rlaif_jax.plan.hlo import Collective, collectives
 from rlaif_jax.plan.programs import build_programs
-from rlaif_jax.run.folder import write_json
+from rlaif_jax.runs.folder import write_json
 from rlaif_jax.sharding import Placement, make_mesh
 
 
@@ -82,12 +82,8 @@ def _remedy(cfg: RunConfig, program: Program, devices: Sequence[Any], chip: Chip
     """The first of the program's remedies that fits, as command line options."""
     for settings in program.remedies:
         try:
-            changed = cfg
-            for item in settings:
-                changed = override(changed, item)
-            programs = _programs(changed, devices)
-            # An arm that has the programs of "rl" with this setting is planned as that.
-            place, other = programs.get(program.name) or programs[f"rl:{program.name.partition(':')[2]}"]
+            programs = _programs(overridden(cfg, settings), devices)
+            place, other = next(found for found in programs.values() if program.name in (found[1].name, *found[1].also))
         except UserError:  # the config refuses this setting
             continue
         if measure(other, place, chip).fits:

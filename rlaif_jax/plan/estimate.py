@@ -14,15 +14,16 @@ from rich.console import Console
 from rich.table import Table
 
 from rlaif_jax.config import RunConfig, TrainConfig
+from rlaif_jax.config.stages import stages_of
 from rlaif_jax.data.tokenizer import Tokenizer
 from rlaif_jax.models import transformer
 from rlaif_jax.models.model_config import ModelConfig, parameter_count
 from rlaif_jax.models.pretrained import foreign_config, resolve
 from rlaif_jax.plan.abstract import chip_bytes, full_weights
-from rlaif_jax.run.models import planned_feedback
+from rlaif_jax.runs.llms import planned_feedback
 from rlaif_jax.sharding import MeshConfig, Placement, abstract_mesh, bytes_per_device, make_mesh
 from rlaif_jax.sharding.mesh import AXES
-from rlaif_jax.stages import pipeline
+from rlaif_jax.stages.pipeline import uneven_batches
 from rlaif_jax.trainers.optimizer import make_optimizer
 from rlaif_jax.trainers.rl import needs_reference
 from rlaif_jax.trainers.trainable import abstract_params, abstract_train_state, trainable_of
@@ -56,7 +57,7 @@ def plan(cfg: RunConfig, place: Placement) -> list[StagePlan]:
     model = planned_model(cfg)
     weights, trainable = _weight_bytes(model, place), trainable_of(cfg.lora)
     rows = []
-    for name in pipeline.stages(cfg):
+    for name in stages_of(cfg):
         train: TrainConfig | None = getattr(_settings(cfg, name), "train", None)
         if train is None:
             held = _held(cfg, name, model, place)
@@ -123,7 +124,7 @@ def _scalar_bytes(cfg: RunConfig, stage: str, model: ModelConfig, place: Placeme
     settings = getattr(cfg, stage)
     if settings.folder:
         return _weight_bytes(foreign_config(settings.folder, cfg.model, scalar=True), place)
-    if not (shared and cfg.shares_base(stage)):
+    if not (shared and cfg.shares_base(settings)):
         return _weight_bytes(model, place)
     return chip_bytes(abstract_params(trainable_of(cfg.lora), model, place, scalar=True)[0])
 
@@ -255,5 +256,5 @@ def print_plan(cfg: RunConfig, console: Console) -> None:
 
 def print_uneven(cfg: RunConfig, place: Placement, console: Console) -> None:
     """Which batches a run on several processes would refuse."""
-    for text in pipeline.uneven_batches(cfg, pipeline.stages(cfg), place):
+    for text in uneven_batches(cfg, stages_of(cfg).values(), place):
         console.print(f"with several processes: {text}", style="yellow", markup=False, soft_wrap=True)

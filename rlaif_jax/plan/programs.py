@@ -41,25 +41,24 @@ from rlaif_jax.trainers.update import make_update, shardings_of
 
 
 def build_programs(cfg: RunConfig, model: ModelConfig, place: Placement) -> list[Program]:
-    """The updates of SFT and of the reward model, where the run trains them; rollout, log-probs, scores and update of RL against
-    the reward model; of the judge's arm those programs that differ from them; and the verdicts of a judge on the mesh.
+    """The updates of SFT and of the reward model, where the run trains them; rollout, log-probs and update of every arm of RL; the
+    scores of the reward model, where an arm uses it; and the verdicts of a judge on the mesh.
 
-    A program that serves both arms is planned once, beside the larger of reward model and judge.
+    A program that serves several arms is planned once, named after the first, beside the largest of their rewards.
     """
     trainable, judge = trainable_of(cfg.lora), judge_weights(cfg, model, place)
     programs = [_sft(cfg, model, trainable, place)] if cfg.sft is not None else []
-    if not cfg.reward.folder:
+    if cfg.reward is not None and not cfg.reward.folder:
         programs.append(_reward(cfg, model, trainable, place))
-    arm = _arm("rl", cfg.rl, model, trainable, place)
-    scorer = _scorer(cfg, model, trainable, arm.state.frozen, place)
-    if cfg.judge is None:
-        return programs + _rl(arm, (scorer.weights,), scorer)
-    judged = _arm("rl_judge", cfg.rl_of("rl_judge"), model, trainable, place)
-    same, same_but_rollout = (_compiled(judged, chunks) == _compiled(arm, chunks) for chunks in (True, False))
-    programs += _rl(arm, (scorer.weights, judge) if same_but_rollout else (scorer.weights,), scorer)
-    if not same:
-        programs += _rl(judged, (judge,), None)[: 1 if same_but_rollout else None]
-    return programs + ([verdicts(cfg, model, judge, judged.between_updates, place)] if judge else [])
+    arms = [_arm(name, cfg.rl_of(name), model, trainable, place) for name in cfg.all_arms()]
+    firsts: list[_Arm] = []
+    for arm in arms:
+        if any(_compiled(arm, chunks=True) == _compiled(other, chunks=True) for other in firsts):
+            continue
+        firsts.append(arm)
+        programs += _rl(cfg, arm, arms, judge)
+    judged = [arm for arm in arms if cfg.all_arms()[arm.name].judge]
+    return programs + [verdicts(cfg, arm.name, model, judge, arm.between_updates, place) for arm in judged[:1] if judge]
 
 
 def _compiled(arm: _Arm, chunks: bool) -> RlConfig:
@@ -126,8 +125,8 @@ class _Scorer:
 
 
 def _scorer(cfg: RunConfig, model: ModelConfig, trainable: Trainable, base: Abstract, place: Placement) -> _Scorer:
-    """That of a folder, or of this run: all weights, or an adapter over the policy's base (see `RunModels.reward`)."""
-    if not cfg.reward.folder and cfg.shares_base("reward"):
+    """That of a folder, or of this run: all weights, or an adapter over the policy's base (see `RunRewards.scalar`)."""
+    if not cfg.reward.folder and cfg.shares_base(cfg.reward):
         trained, _ = abstract_params(trainable, model, place, scalar=True)
         weights = trainable.full_params(scalar_base(base), named("reward model", trained))
         return _Scorer(model, weights, cfg.reward.max_length)
@@ -161,12 +160,41 @@ def _arm(name: str, settings: RlConfig, model: ModelConfig, trainable: Trainable
     return _Arm(name, model, place, programs, named("state", programs.abstract), reference)
 
 
-def _rl(arm: _Arm, rewards: tuple[Abstract, ...], scorer: _Scorer | None) -> list[Program]:
-    """The programs of an arm. `rewards` are models that give a reward, one at a time; a `scorer` is planned, too."""
+def _rl(cfg: RunConfig, arm: _Arm, arms: list[_Arm], judge: Abstract) -> list[Program]:
+    """The programs of an arm that no arm before it has."""
+    same = [other for other in arms if _compiled(other, chunks=False) == _compiled(arm, chunks=False)]
+    rollouts = [other for other in same if _compiled(other, chunks=True) == _compiled(arm, chunks=True)]
+    served = same if same[0] is arm else rollouts
+    scorer = None
+    if any(cfg.all_arms()[other.name].reward_model for other in served):
+        scorer = _scorer(cfg, arm.model, arm.programs.trainable, arm.state.frozen, arm.place)
+    rewards = [
+        (scorer.weights if scorer is not None and kind.reward_model else (), judge if kind.judge else ())
+        for kind in (cfg.all_arms()[other.name] for other in served)
+    ]  # fmt: skip
+    programs = _arm_programs(arm, _section(cfg, arm.name), rewards, scorer)
+    programs = programs if same[0] is arm else programs[:1]
+    return [
+        dataclasses.replace(program, also=tuple(
+            f"{other.name}:{program.name.partition(':')[2]}"
+            for other in (rollouts if program.name == f"{arm.name}: rollout" else same) if other is not arm
+        ))
+        for program in programs
+    ]  # fmt: skip
+
+
+def _section(cfg: RunConfig, name: str) -> str:
+    """Where the config has the RL settings of an arm."""
+    arm = cfg.arms.get(name)
+    return "rl" if arm is None or arm.rl is None else f"arms.{name}.rl"
+
+
+def _arm_programs(arm: _Arm, section: str, rewards: list[tuple], scorer: _Scorer | None) -> list[Program]:
+    """`rewards`: of each arm that these programs serve, the models that give its reward; a `scorer` is planned, too."""
     settings, model, place, state = arm.programs.rl, arm.model, arm.place, arm.state
     trainable = arm.programs.trainable
 
-    def rewarding(used: tuple) -> Abstract:  # the one that holds the most beside these
+    def rewarding(used: tuple) -> Abstract:  # what the arm with the largest models holds beside these
         return max((without(weights, used) for weights in rewards), key=chip_bytes)
 
     policy = trainable.full_params(state.frozen, state.params)
@@ -179,7 +207,7 @@ def _rl(arm: _Arm, rewards: tuple[Abstract, ...], scorer: _Scorer | None) -> lis
     weights, passes = gathered_bytes(model, place), sum(x is not None for x in models)
     kept, reference = arm.between_updates
     programs = [
-        _rollout(arm, policy, prompts, (without(kept, (policy,)), reference, rewarding((policy,)))),
+        _rollout(arm, section, policy, prompts, (without(kept, (policy,)), reference, rewarding((policy,)))),
         Program(
             f"{arm.name}: log-probs", arm.programs.score_rollout, scored, (without(kept, models), rewarding(models)),
             passes * weights,
@@ -195,7 +223,7 @@ def _rl(arm: _Arm, rewards: tuple[Abstract, ...], scorer: _Scorer | None) -> lis
     return [*programs, Program(
         f"{arm.name}: update", arm.programs.update_program, given, (reference, rewarding((state,))),
         updates * accumulation * _passes(model) * weights,
-        remedies=tuple((f"{arm.name}.train.accumulation={n}",) for n in more),
+        remedies=tuple((f"{section}.train.accumulation={n}",) for n in more),
     )]  # fmt: skip
 
 
@@ -205,7 +233,7 @@ def _scores(name: str, scorer: _Scorer, rows: int, held: tuple, place: Placement
     return Program(name, score, (scorer.weights, *text.values()), held, gathered_bytes(scorer.model, place))
 
 
-def _rollout(arm: _Arm, policy: Abstract, prompts: dict, held: tuple) -> Program:
+def _rollout(arm: _Arm, section: str, policy: Abstract, prompts: dict, held: tuple) -> Program:
     settings, model, place = arm.programs.rl, arm.model, arm.place
     count, limit = settings.train.batch_size // settings.rollout_chunks, settings.sampling.max_tokens
     sampling = jax.eval_shape(lambda: filters.traced(settings.sampling, (0,)))
@@ -215,7 +243,7 @@ def _rollout(arm: _Arm, policy: Abstract, prompts: dict, held: tuple) -> Program
     arguments = (policy, *text.values(), *numbers, sampling, single(jnp.int32, place))
     read = (limit + 1) * gathered_bytes(model, place) + limit * _cache(model, count * settings.group, settings, place)
     chunks = [n for n in (2 * settings.rollout_chunks, 4 * settings.rollout_chunks) if settings.train.batch_size % n == 0]
-    remedies = tuple((f"{arm.name}.rollout_chunks={n}",) for n in chunks) + _more_tensor(place)
+    remedies = tuple((f"{section}.rollout_chunks={n}",) for n in chunks) + _more_tensor(place)
     return Program(f"{arm.name}: rollout", arm.programs.sampler.program, arguments, held, read, limit, remedies)
 
 

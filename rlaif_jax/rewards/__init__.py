@@ -1,1 +1,1 @@
-"""Rewards: functions from samples (what was asked, what was answered) to one number each, or no verdict."""
+"""Rewards: functions from samples (what was asked, what was answered) to one number each, or invalid."""

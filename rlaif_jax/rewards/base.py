@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -12,44 +13,78 @@ from rlaif_jax.errors import UserError
 
 @dataclasses.dataclass(frozen=True)
 class Sample:
-    """A prompt and a response; `finished` is False where the response ran into the token limit."""
+    """A prompt and a response; `finished` is False where the response ran into the token limit.
+
+    `meta`: the other columns of the prompt's data row (a ground truth, for a verifier).
+    """
 
     prompt: str
     response: str
     finished: bool = True
     system: str = ""
+    meta: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True)
 class RewardResult:
-    """values (B,) float32; valid (B,) bool, False where there is no verdict; components: parts of it, for the log."""
+    """The rewards of B samples.
+
+    Attributes:
+      values: (B,) float32.
+      valid: (B,) bool, False where the reward could not be had (a judge that failed, an answer that is too long). Such a row
+        is masked and counted as invalid.
+      components: (B,) float32 each, parts of the reward for the log; NaN where a part does not apply. Not to be read in rows
+        that are invalid.
+      applicable: (B,) bool, False where the reward says nothing about a request (a rule whose condition the request does not
+        state). Such a row is masked, too, but is not invalid. None: it applies to all.
+    """
 
     values: np.ndarray
     valid: np.ndarray
     components: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
+    applicable: np.ndarray | None = None
+
+    @property
+    def applies(self) -> np.ndarray:
+        """`applicable` as an array (B,) bool."""
+        return np.ones(len(self.values), bool) if self.applicable is None else self.applicable
+
+    @property
+    def invalid_share(self) -> float:
+        """Share of the rows to which the reward applies that are invalid; 0 where it applies to none."""
+        applies = self.applies
+        return float((applies & ~self.valid).sum() / max(applies.sum(), 1))
+
+    def take(self, rows: np.ndarray) -> RewardResult:
+        """The result for some rows, by index or mask."""
+        applicable = None if self.applicable is None else self.applicable[rows]
+        return RewardResult(self.values[rows], self.valid[rows], {k: v[rows] for k, v in self.components.items()}, applicable)
 
 
 RewardFn = Callable[[Sequence[Sample]], RewardResult]
 
 
 def joined(parts: Sequence[RewardResult]) -> RewardResult:
-    """The results of several parts of a batch as one."""
+    """The results of several parts of a batch as one. All parts have the same components."""
+    everywhere = all(p.applicable is None for p in parts)
     return RewardResult(
         np.concatenate([p.values for p in parts]), np.concatenate([p.valid for p in parts]),
         {name: np.concatenate([p.components[name] for p in parts]) for name in parts[0].components},
+        None if everywhere else np.concatenate([p.applies for p in parts]),
     )  # fmt: skip
 
 
-def checked(result: RewardResult, max_lost: float) -> RewardResult:
-    """The result with values that are not finite turned into "no verdict"; too many lost verdicts stop the run.
+def checked(result: RewardResult, max_invalid: float) -> RewardResult:
+    """The result with values that are not finite turned into invalid ones; too many invalid rows stop the run.
 
-    No verdict is a mask, never a zero: a zero would be a reward.
+    `valid` of the new result is False where the reward is invalid or does not apply: a mask, never a zero, which would be a
+    reward.
     """
-    valid = result.valid & np.isfinite(result.values)
-    lost = 1.0 - valid.mean()
-    if lost > max_lost:
-        raise UserError(f"{lost:.0%} of the rewards of a batch have no verdict; the limit is {max_lost:.0%}")
-    return dataclasses.replace(result, values=np.where(valid, result.values, 0.0).astype(np.float32), valid=valid)
+    result = dataclasses.replace(result, valid=result.valid & (np.isfinite(result.values) | ~result.applies))
+    if result.invalid_share > max_invalid:
+        raise UserError(f"{result.invalid_share:.0%} of the rewards of a batch are invalid; the limit is {max_invalid:.0%}")
+    usable = result.valid & result.applies
+    return dataclasses.replace(result, values=np.where(usable, result.values, 0.0).astype(np.float32), valid=usable)
 
 
 def with_unfinished_penalty(reward: RewardFn, penalty: float) -> RewardFn:
@@ -58,7 +93,7 @@ def with_unfinished_penalty(reward: RewardFn, penalty: float) -> RewardFn:
     def penalised(samples: Sequence[Sample]) -> RewardResult:
         result = reward(samples)
         unfinished = np.array([not e.finished for e in samples], np.float32)
-        parts = result.components | {"model": result.values, "unfinished": -penalty * unfinished}
+        parts = result.components | {"unfinished": -penalty * unfinished}
         return dataclasses.replace(result, values=result.values - penalty * unfinished, components=parts)
 
     return penalised

@@ -21,7 +21,7 @@ def encode_samples(
 ) -> tuple[np.ndarray, ...]:
     """tokens and segment_ids (B, T) int32, right-padded, and fits (B,) bool.
 
-    A response that did not end is scored without the end token, as it stands. What is longer than T has no verdict.
+    A response that did not end is scored without the end token, as it stands. What is longer than T is invalid.
     `whole_chat`: as the template renders a finished chat, which is what reward models of others have learned from.
     """
     tokens = np.full((len(samples), max_length), tokenizer.pad_id, np.int32)
@@ -40,7 +40,7 @@ def encode_samples(
 
 
 def make_reward_model(
-    params: Any, cfg: ModelConfig, tokenizer: Tokenizer, max_length: int, place: Placement, batch_size: int,
+    params: Any, cfg: ModelConfig, tokenizer: Tokenizer, max_length: int, place: Placement, batch_size: int, *,
     whole_chat: bool = False,
 ) -> RewardFn:  # fmt: skip
     """The reward function of a scalar model; scores are computed `batch_size` rows at a time in one compiled shape.

@@ -3,7 +3,7 @@
 Cache of one layer, K and V apart, (B, S = Tp + R, K, H); prompts are left-padded, so all rows write at one slot:
 
     slot      0 ........ Tp-1 | Tp ........... S-1
-    row b     pad pad 你 好   | 祝 福 <eos> -
+    row b     pad pad a  b    | c  d  <eos> -
 """
 
 from __future__ import annotations

@@ -140,7 +140,8 @@ def placed_leaves(tree: Any, shardings: Any = None) -> list[tuple[str, Any, Name
     """(name, array, its NamedSharding) of every leaf; UserError for a leaf that has none, or for an empty tree."""
     if shardings is None:
         shardings = jax.tree.map(lambda x: getattr(x, "sharding", None), tree)
-    found = jax.tree.structure(tree).flatten_up_to(shardings)
+    structure: Any = jax.tree.structure(tree)  # JAX gives it no type
+    found = structure.flatten_up_to(shardings)
     out = [(name, x, s) for (name, x), s in zip(named_leaves(tree), found, strict=True)]
     if not out:
         raise UserError("the tree holds no array")

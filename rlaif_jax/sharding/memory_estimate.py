@@ -36,8 +36,9 @@ def sharded_bytes(abstract: Any, shardings: Any) -> int:
     def cost(x, sharding: NamedSharding):
         return sharding.mesh, _share(x, sharding.spec, dict(sharding.mesh.shape))
 
-    leaves, treedef = jax.tree.flatten(abstract)
-    return most_on_a_device(map(cost, leaves, treedef.flatten_up_to(shardings)))
+    leaves = jax.tree.leaves(abstract)
+    structure: Any = jax.tree.structure(abstract)  # JAX gives it no type
+    return most_on_a_device(map(cost, leaves, structure.flatten_up_to(shardings)))
 
 
 def _share(x: Any, spec: Any, mesh_sizes: Mapping[str, int]) -> int:
@@ -99,7 +100,8 @@ def most_on_a_device(sizes: Iterable[tuple[AnyMesh, int]]) -> int:
 
     Which devices an abstract mesh will have is not known: it counts as if it shared a device with every other mesh.
     """
-    devices, unknown = Counter(), 0
+    devices: Counter[Any] = Counter()
+    unknown = 0
     for mesh, size in bytes_by_mesh(sizes):
         if isinstance(mesh, Mesh):
             devices.update(dict.fromkeys(mesh.devices.flat, size))

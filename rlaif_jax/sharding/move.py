@@ -13,7 +13,7 @@ import functools
 import math
 from collections import Counter
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import jax
 import numpy as np
@@ -90,6 +90,7 @@ def _to_device(x: Any, index: tuple[slice, ...], at: SingleDeviceSharding, max_b
     else of the longest."""
     shape = tuple(len(range(*s.indices(n))) for s, n in zip(index, x.shape, strict=True))
     size = math.prod(shape) * np.dtype(x.dtype).itemsize
+    device: Any  # JAX gives it no type
     (device,) = at.device_set
     on_host = at.memory_kind not in (None, device.default_memory().kind)  # from host to host nothing is gained by parts
     if size <= max_bytes or max(shape, default=0) < 2 or on_host:
@@ -152,7 +153,7 @@ def _gather_leaf(x: Any, max_bytes: int, name: str) -> Any:
     view = out.reshape(_split(x.shape, cut.dim, cut.blocks))
     for start in cut.starts:
         piece = np.asarray(_moved(_cut(x, cut, start), whole))
-        within = (slice(None),) * (cut.dim + 1) + (slice(start, start + cut.count),)
+        within = (slice(None),) * (cut.dim + 1) + (slice(start, start + cut.length),)
         view[within] = piece.reshape(_split(piece.shape, cut.dim, cut.blocks))
     return out
 
@@ -184,12 +185,12 @@ def _reshard_leaf(x: jax.Array, sharding: NamedSharding, max_bytes: int, name: s
     if max(math.prod(before), math.prod(after)) * x.dtype.itemsize <= max_bytes:
         return _moved(x, sharding, donate).block_until_ready()
     cut = _find_cut(x, after, max_bytes, name)
-    with jax.set_mesh(sharding.mesh):
+    with jax.set_mesh(_mesh_of(sharding)):
         out = jax.jit(lambda: jax.numpy.zeros(x.shape, x.dtype), out_shardings=sharding)()
     paste = _paster(sharding, cut.dim, cut.blocks * after[cut.dim] // x.shape[cut.dim])
     for start in cut.starts:
         piece = _moved(_cut(x, cut, start), sharding)
-        with jax.set_mesh(sharding.mesh):
+        with jax.set_mesh(_mesh_of(sharding)):
             out = paste(out, piece, np.int32(start)).block_until_ready()
     if donate:
         x.delete()
@@ -197,11 +198,11 @@ def _reshard_leaf(x: jax.Array, sharding: NamedSharding, max_bytes: int, name: s
 
 
 class _Cut(NamedTuple):
-    """An array's dimension as `blocks` blocks that no device shares in part; a piece takes `count` entries of each."""
+    """An array's dimension as `blocks` blocks that no device shares in part; a piece takes `length` entries of each."""
 
     dim: int
     blocks: int
-    count: int
+    length: int
     starts: list[int]  # within a block; the last piece overlaps the one before it, so that all have one shape
 
 
@@ -226,9 +227,14 @@ def _split(shape: tuple[int, ...], dim: int, blocks: int) -> tuple[int, ...]:
     return (*shape[:dim], blocks, shape[dim] // blocks, *shape[dim + 1 :])
 
 
+def _mesh_of(sharding: NamedSharding) -> Mesh:
+    """The mesh of arrays that exist: it has devices, which the type of a NamedSharding leaves open."""
+    return cast(Mesh, sharding.mesh)
+
+
 def _moved(x: jax.Array, sharding: NamedSharding, donate: bool = False) -> jax.Array:
     if x.sharding.device_set == sharding.device_set and not x.is_fully_addressable:
-        with jax.set_mesh(sharding.mesh):
+        with jax.set_mesh(_mesh_of(sharding)):
             return _identity(sharding, donate)(x)
     return jax.device_put(x, sharding, donate=donate)
 
@@ -239,10 +245,10 @@ def _identity(sharding: NamedSharding, donate: bool):
 
 
 def _cut(x: jax.Array, cut: _Cut, start: int) -> jax.Array:
-    """A piece: `count` entries of every block, each from the device that holds it, without communication."""
+    """A piece: `length` entries of every block, each from the device that holds it, without communication."""
     own = cut.blocks * x.sharding.shard_shape(x.shape)[cut.dim] // x.shape[cut.dim]
-    with jax.set_mesh(x.sharding.mesh) if isinstance(x.sharding, NamedSharding) else _alone(next(iter(x.devices()))):
-        return _cutter(x.sharding, x.ndim, cut.dim, own, cut.count)(x, np.int32(start))
+    with jax.set_mesh(_mesh_of(x.sharding)) if isinstance(x.sharding, NamedSharding) else _alone(next(iter(x.devices()))):
+        return _cutter(x.sharding, x.ndim, cut.dim, own, cut.length)(x, np.int32(start))
 
 
 @functools.lru_cache(maxsize=256)

@@ -51,7 +51,8 @@ def optimizer_shardings(opt_state: Any, params: Any, shardings: Any) -> Any:
         part = key[start - 1] if start else ""
         return NamedSharding(sharding.mesh, _inherited(np.shape(leaf), owner, sharding, part))
 
-    return jax.tree.structure(opt_state).unflatten([one(_key(path), leaf) for path, leaf in leaf_paths(opt_state)])
+    placed = [one(_key(path), leaf) for path, leaf in leaf_paths(opt_state)]
+    return jax.tree.unflatten(jax.tree.structure(opt_state), placed)
 
 
 def _by_key(tree: Any) -> dict[Key, Any]:

@@ -13,8 +13,8 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding
 
 from rlaif_jax.errors import UserError
+from rlaif_jax.language.fonts import families
 from rlaif_jax.sharding.describe import Description, describe, placed_leaves
-from rlaif_jax.sharding.fonts import families
 from rlaif_jax.sharding.memory_estimate import AnyMesh, mesh_key
 from rlaif_jax.sharding.rules import split_axes
 from rlaif_jax.sharding.text import printable, shorten, width
@@ -109,8 +109,8 @@ def held_by(columns: dict[Hashable, str], sharding: NamedSharding, rank: int) ->
     return np.array([held.get(column, -1) for column in columns]), count
 
 
-def _places(mesh: AnyMesh) -> list[Hashable]:
-    """The devices in the mesh's order; of an abstract mesh the places."""
+def _places(mesh: AnyMesh) -> list[Any]:
+    """The devices in the mesh's order; of an abstract mesh the places, tuples of numbers."""
     return list(mesh.devices.flat) if isinstance(mesh, Mesh) else list(itertools.product(*map(range, mesh.shape.values())))
 
 

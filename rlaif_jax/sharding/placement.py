@@ -52,7 +52,7 @@ class Placement:
         return cls(mesh, tuple(table.items()))
 
     @property
-    def rules(self) -> Rules:
+    def rules(self) -> dict[str, tuple[str, ...]]:
         """Logical axis -> mesh axes."""
         return dict(self.rule_items)
 

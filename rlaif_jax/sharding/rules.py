@@ -11,7 +11,7 @@ from jax.sharding import PartitionSpec
 Rules = Mapping[str, str | tuple[str, ...] | None]  # logical axis -> mesh axes; none: whole
 Axes = tuple[str | tuple[str, ...] | None, ...]  # one entry per dimension: a name, several, or None = whole
 
-DEFAULT_RULES: Rules = {
+DEFAULT_RULES: dict[str, tuple[str, ...]] = {
     "batch": ("data", "fsdp"),
     "context": ("context",),
     "activation": (),
@@ -23,11 +23,11 @@ DEFAULT_RULES: Rules = {
     "mlp": ("tensor",),
     "norm": (),
 }
-_WHOLE: Rules = {axis: () for axis in DEFAULT_RULES}
+_WHOLE: dict[str, tuple[str, ...]] = {axis: () for axis in DEFAULT_RULES}
 
 # default: weights over fsdp and tensor. fsdp: every weight over both axes along its width, no tensor parallelism.
 # tensor: over tensor alone, whole over fsdp. replicated: pure data parallelism.
-RULE_SETS: Mapping[str, Rules] = {
+RULE_SETS: dict[str, dict[str, tuple[str, ...]]] = {
     "default": DEFAULT_RULES,
     "fsdp": {**_WHOLE, "batch": ("data", "fsdp", "tensor"), "context": ("context",), "embed": ("fsdp", "tensor")},
     "tensor": {**DEFAULT_RULES, "embed": ()},
@@ -62,7 +62,9 @@ def spec_for(
     name = name or "the array"
     if axes is None or len(axes) != len(shape):
         raise ValueError(f"{name}: {0 if axes is None else len(axes)} axes {axes} for an array of shape {tuple(shape)}")
-    parts, repairs, used = [], [], set()
+    parts: list[str | tuple[str, ...] | None] = []
+    repairs: list[Repair] = []
+    used: set[str] = set()
     for dimension, (axis, size) in enumerate(zip(axes, shape, strict=True)):
         wanted = _mesh_axes(axis, mesh_sizes, rules, name)
         mesh_axes = tuple(a for a in wanted if mesh_sizes.get(a, 1) > 1)

@@ -30,7 +30,8 @@ def shorten(text: str, columns: int) -> str:
     """The text with "…" in place of its middle, where it is wider than that; its head and tail stay."""
     if width(text) <= columns:
         return text
-    head, tail = list(text), []
+    head = list(text)
+    tail: list[str] = []
     left = (columns - 1) // 2
     while head and width("".join(tail)) + width(head[-1]) <= left:
         tail.insert(0, head.pop())

@@ -49,7 +49,7 @@ def named_leaves(tree: Any) -> list[tuple[str, Any]]:
 
 def map_named(function: Callable[..., Any], tree: Any, *others: Any) -> Any:
     """function(name, leaf, *others' entries) for every leaf of a tree, as a tree of its structure; see `named_leaves`."""
-    structure = jax.tree.structure(tree)
+    structure: Any = jax.tree.structure(tree)  # JAX gives it no type
     columns = [structure.flatten_up_to(other) for other in others]
     entries = zip(named_leaves(tree), *columns, strict=True)
     return structure.unflatten([function(name, leaf, *found) for (name, leaf), *found in entries])
@@ -84,7 +84,7 @@ def axes_of(tree: Any) -> Any:
         if names is not None and len(names) != np.ndim(inside[0]):
             raise UserError(f"{_joined(path)}: annotated {names}, but its shape is {np.shape(inside[0])}")
         leaves += [(None,) * np.ndim(x) if names is None else names for x in inside]
-    return jax.tree.structure(tree).unflatten(leaves)
+    return jax.tree.unflatten(jax.tree.structure(tree), leaves)
 
 
 class Coverage(NamedTuple):
@@ -141,7 +141,7 @@ def axes_by_pattern(patterns: Patterns, tree: Any) -> Any:
     numbers have no dimension. UserError for axes of another form or length, and for leaves without a pattern: it lists them
     all; `coverage` also lists patterns that match nothing.
     """
-    table = {}
+    table: dict[str, tuple] = {}
     for pattern, axes in patterns:
         table.setdefault(pattern, _checked(axes, pattern))  # of two equal patterns the first counts
     found = coverage(patterns, tree)
@@ -154,14 +154,14 @@ def axes_by_pattern(patterns: Patterns, tree: Any) -> Any:
         pattern = found.matched[name]
         return _fitted(table[pattern], np.shape(leaf), name, pattern)
 
-    return jax.tree.structure(tree).unflatten([fitted(name, leaf) for name, leaf in named_leaves(tree)])
+    return jax.tree.unflatten(jax.tree.structure(tree), [fitted(name, leaf) for name, leaf in named_leaves(tree)])
 
 
 def _checked(axes: Any, pattern: str) -> tuple:
     """The axes of a pattern as a tuple; UserError unless they are a sequence of names, tuples of names and None."""
     parts = tuple(axes) if isinstance(axes, tuple | list | PartitionSpec) else None
     rest = parts[1:] if parts and parts[0] is Ellipsis else parts
-    if rest is None or not all(p is None or isinstance(p, str | tuple) for p in rest):
+    if parts is None or rest is None or not all(p is None or isinstance(p, str | tuple) for p in rest):
         raise UserError(
             f"pattern {pattern!r} gives the axes {axes!r}; expected a tuple with an entry for each dimension, which is a name, "
             "a tuple of names or None, as in ('embed', None); (..., 'embed') for leading whole dimensions; () for whole"

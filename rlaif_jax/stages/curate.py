@@ -1,4 +1,4 @@
-"""Arm A's curation: candidates, debates on them, and preference pairs."""
+"""Arm A's curation: candidates for the RL prompts, debates on them, and preference pairs; items.jsonl holds every word."""
 
 from __future__ import annotations
 
@@ -9,35 +9,35 @@ from typing import Any
 import jax
 import numpy as np
 
+from rlaif_jax.config.stages import SFT, Stage
 from rlaif_jax.data.records import SftExample
 from rlaif_jax.errors import UserError
+from rlaif_jax.feedback.agents import Agent
 from rlaif_jax.feedback.curate import curate
 from rlaif_jax.feedback.llm import LLM, spending
 from rlaif_jax.feedback.multihost import lead
 from rlaif_jax.feedback.prompts import Prompts, load_prompts
 from rlaif_jax.feedback.retrieval import Retriever, sentence_embedder, tfidf_embedder
-from rlaif_jax.run.data import RunData
-from rlaif_jax.run.folder import Run
-from rlaif_jax.run.models import RunModels
+from rlaif_jax.runs.data import RunData
+from rlaif_jax.runs.folder import Run
+from rlaif_jax.runs.llms import RunLlms
+from rlaif_jax.runs.models import RunModels
 
 
-def run_curate(x: Run) -> Mapping[str, Any]:
-    """Arm A: candidates for the RL prompts, debated, into preference pairs; curate/items.jsonl holds every word."""
-    x.require("sft")
-    models = RunModels(x)
-    policy = models.as_llm("sft", x.cfg.feedback.batch_size) if x.cfg.curate.source == "policy" else models.feedback
-    return lead(partial(_curate, x, models.prompts), policy, models.feedback)
+def run(x: Run, stage: Stage) -> Mapping[str, Any]:
+    """Curates pairs from the policy's candidates, or from the feedback model's."""
+    llms = RunLlms(x, RunModels(x))
+    author = llms.policy(SFT.name, x.cfg.feedback.batch_size) if x.cfg.curate.source == "policy" else llms.feedback
+    return lead(partial(_curate, x, stage, llms.prompts), author, llms.feedback)
 
 
-def _curate(x: Run, prompts: Prompts, author: LLM, feedback: LLM) -> Mapping[str, Any]:
+def _curate(x: Run, stage: Stage, prompts: Prompts, author: LLM, llm: LLM) -> Mapping[str, Any]:
     data, cfg = RunData(x), x.cfg.curate
     records = data.rl_prompts(x.cfg.rl.eval_prompts)[0][: cfg.prompts or None]
-    author_prompts = load_prompts("embedded") if cfg.source == "policy" else prompts
+    author = Agent(author, load_prompts("embedded") if cfg.source == "policy" else prompts)
     retriever = _retriever(x, data) if cfg.examples else None
-    path = x.folder("curate") / "items.jsonl"
-    items = curate(
-        records, author, author_prompts, feedback, prompts, retriever, cfg, path, x.cfg.seed, x.console
-    )
+    path = x.folder(stage.name) / "items.jsonl"
+    items = curate(records, author, Agent(llm, prompts), retriever, cfg, path, seed=x.cfg.seed, console=x.console)
     debates = [d for item in items for d in item["debates"]]
     decided = [d for d in debates if d["final"] is not None]
     facts = {
@@ -47,8 +47,8 @@ def _curate(x: Run, prompts: Prompts, author: LLM, feedback: LLM) -> Mapping[str
         "pairs": sum(len(item["pairs"]) for item in items),
     }  # fmt: skip
     if not facts["pairs"]:
-        raise UserError("curation found no pair: no prompt has both an accepted and a rejected candidate (curate/items.jsonl)")
-    return facts | spending(feedback)
+        raise UserError(f"curation found no pair: no prompt has both an accepted and a rejected candidate ({path})")
+    return facts | spending(llm)
 
 
 def _retriever(x: Run, data: RunData) -> Retriever:

@@ -1,116 +1,118 @@
-"""The stages that train one model on rows of text: SFT, the embedded feedback model, reward model, grader, DPO."""
+"""The stages that train one model on rows of text: SFT, the embedded feedback model, reward model, grader, DPO.
+
+Each is a `Supervised`, what tells it from the others; `run` is the recipe that they share.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import dataclasses
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from typing import Any
 
 import jax
 
+from rlaif_jax.config.stages import DPO, FEEDBACK, GRADER, REWARD, SFT, Stage
 from rlaif_jax.feedback.verdicts import BAD, GOOD
 from rlaif_jax.models import heads
-from rlaif_jax.run.data import RunData
-from rlaif_jax.run.folder import Run
-from rlaif_jax.run.models import RunModels
-from rlaif_jax.sharding.hosts import on_first
+from rlaif_jax.runs.data import RunData
+from rlaif_jax.runs.folder import Run
+from rlaif_jax.runs.models import BASE, RunModels, start_name
 from rlaif_jax.trainers import dpo, loop, sft
-from rlaif_jax.trainers.config import RewardConfig, TrainConfig
+from rlaif_jax.trainers.config import RewardConfig
 from rlaif_jax.trainers.embedded_judge import feedback_loss
 from rlaif_jax.trainers.optimizer import make_optimizer
 from rlaif_jax.trainers.reward import label_loss, pair_loss
 from rlaif_jax.trainers.trainable import train_state
-from rlaif_jax.trainers.update import make_update
+from rlaif_jax.trainers.update import LossFn, make_update
+
+Held = Callable[[], Iterable[dict]]  # one pass over the held-out rows
 
 
-def run_tokenizer(x: Run) -> Mapping[str, Any]:
-    """Writes the bundled corpus where none is given; trains or copies the tokenizer."""
-    data = RunData(x)
+@dataclasses.dataclass(frozen=True)
+class Supervised:
+    """What tells one supervised stage from another.
 
-    def make() -> dict[str, Any]:
-        return data.prepare() | {"tokens": data.make_tokenizer().vocab_size}
+    Attributes:
+      start: the weights that it starts from, which it may donate; {"model", "head"} for a scalar model.
+      loss: (params, batch) -> (Mean, metrics).
+      data: (training batches, held-out pass, facts).
+      score: of a checkpoint, from the held-out metrics; higher is better.
+      prepare: what a batch still needs once it is on the mesh (the reference's log-probs of DPO).
+    """
 
-    return on_first(make, "tokenizer")
-
-
-def _train_scalar(x: Run, name: str, cfg: RewardConfig, seed: int) -> Mapping[str, Any]:
-    """Trains the reward model or the grader."""
-    x.require("tokenizer", cfg.init if cfg.init == "feedback" else "sft")
-    data, models = RunData(x), RunModels(x)
-    tokenizer, model = models.tokenizer, models.config
-    batches, evaluation_batches, facts = data.scalar_batches(cfg, tokenizer, seed)
-    if cfg.loss == "bradley_terry":
-        loss_fn = partial(pair_loss, cfg=model, centring=cfg.centring, place=x.place)
-    else:
-        loss_fn = partial(label_loss, cfg=model, place=x.place)
-
-    params = {"model": models.policy(cfg.init), "head": heads.zero_head(model)}
-    state, shardings, update, loss_fn = _trainer(x, cfg.train, params, loss_fn)
-    stage = _stage(x, name, cfg.train, lambda m: m["accuracy"])
-    evaluate = sft.make_evaluate(loss_fn, evaluation_batches, x.place)
-    state = loop.fit(stage, state, shardings, batches, sft.make_step(update, x.place), evaluate)
-    return facts | RunModels(x).selected(name, cfg.train)
+    start: Any
+    loss: LossFn
+    data: tuple[loop.Batches, Held, dict[str, Any]]
+    score: Callable[[dict[str, float]], float] = lambda metrics: metrics["accuracy"]
+    prepare: sft.Prepare = lambda batch: batch
 
 
-def _trainer(x: Run, train: TrainConfig, params, loss_fn):
-    """State, shardings, update, and the loss of what is trained: `params`, or with a lora section an adapter over them."""
-    optimizer, models = make_optimizer(train.optimizer, train.steps), RunModels(x)
-    loss_fn, key = models.trainable.loss(loss_fn), jax.random.key(x.cfg.seed)
-    state, shardings = train_state(models.trainable, models.config, params, optimizer, x.place, key=key)
-    return state, shardings, make_update(loss_fn, optimizer, shardings, train.accumulation), loss_fn
+def run(x: Run, stage: Stage) -> Mapping[str, Any]:
+    """Trains the stage's model, all of its weights or an adapter, and gives its facts."""
+    models = RunModels(x)
+    spec = _SPECS[stage.name](x, RunData(x), models)
+    train, trainable = stage.train(x.cfg), models.trainable
+    batches, held_out, facts = spec.data
+    optimizer = make_optimizer(train.optimizer, train.steps)
+    loss_fn, key = trainable.loss(spec.loss), jax.random.key(x.cfg.seed)
+    state, shardings = train_state(trainable, models.config, spec.start, optimizer, x.place, key=key)
+    update = make_update(loss_fn, optimizer, shardings, train.accumulation)
+    evaluate = sft.make_evaluate(loss_fn, held_out, x.place, spec.prepare)
+    step = sft.make_step(update, x.place, spec.prepare)
+    job = loop.Stage(stage.name, x.folder(stage.name), train, x.console, spec.score, x.cfg.logging.wandb_project)
+    loop.fit(job, state, shardings, batches, step, evaluate)
+    return facts | models.selected(stage.name)
 
 
-def _stage(x: Run, name: str, train: TrainConfig, score: Callable[[dict], float]) -> loop.Stage:
-    return loop.Stage(name, x.folder(name), train, x.console, score, x.cfg.logging.wandb_project)
-
-
-def run_feedback(x: Run) -> Mapping[str, Any]:
-    """The embedded feedback model: from the SFT policy, on transcripts of every role and pairs of verdicts."""
-    x.require("sft")
-    data, models, cfg = RunData(x), RunModels(x), x.cfg.feedback
-    words = tuple(models.tokenizer.encode_response(word)[0] for word in (GOOD, BAD))
-    loss_fn = partial(feedback_loss, cfg=models.config, words=words, place=x.place)
-    state, shardings, update, loss_fn = _trainer(x, cfg.train, models.policy("sft"), loss_fn)
-    batches, evaluation_batches, facts = data.feedback_batches(models.tokenizer)
-    evaluate = sft.make_evaluate(loss_fn, evaluation_batches, x.place)
-    stage = _stage(x, "feedback", cfg.train, lambda m: m["accuracy"])
-    loop.fit(stage, state, shardings, batches, sft.make_step(update, x.place), evaluate)
-    return facts | RunModels(x).selected("feedback", cfg.train)
-
-
-def run_sft(x: Run) -> Mapping[str, Any]:
+def _sft(x: Run, data: RunData, models: RunModels) -> Supervised:
     """Supervised fine-tuning from fresh weights, or from those of `model.init_from`."""
-    x.require("tokenizer")
-    data, models, cfg = RunData(x), RunModels(x), x.cfg.sft
-    loss_fn = partial(sft.sft_loss, cfg=models.config, place=x.place)
-    state, shardings, update, loss_fn = _trainer(x, cfg.train, models.policy("base"), loss_fn)
-    batches, evaluation_batches, facts = data.sft_batches(models.tokenizer)
-    evaluate = sft.make_evaluate(loss_fn, evaluation_batches, x.place)
-    stage = _stage(x, "sft", cfg.train, lambda m: -m["loss"])
-    loop.fit(stage, state, shardings, batches, sft.make_step(update, x.place), evaluate)
-    return facts | RunModels(x).selected("sft", cfg.train)
+    return Supervised(
+        models.policy(BASE), partial(sft.sft_loss, cfg=models.config, place=x.place),
+        data.sft_batches(models.tokenizer), score=lambda metrics: -metrics["loss"],
+    )  # fmt: skip
 
 
-def run_reward(x: Run) -> Mapping[str, Any]:
+def _feedback(x: Run, data: RunData, models: RunModels) -> Supervised:
+    """The embedded feedback model: from the SFT policy, on transcripts of every role and pairs of verdicts."""
+    words = tuple(models.tokenizer.encode_response(word)[0] for word in (GOOD, BAD))
+    return Supervised(
+        models.policy(SFT.name), partial(feedback_loss, cfg=models.config, words=words, place=x.place),
+        data.feedback_batches(models.tokenizer),
+    )  # fmt: skip
+
+
+def _reward(x: Run, data: RunData, models: RunModels) -> Supervised:
     """The reward model that RL maximises."""
-    return _train_scalar(x, "reward", x.cfg.reward, x.cfg.seed + 1)
+    return _scalar(x, data, models, x.cfg.reward, x.cfg.seed + 1)
 
 
-def run_grader(x: Run) -> Mapping[str, Any]:
+def _grader(x: Run, data: RunData, models: RunModels) -> Supervised:
     """An evaluator of its own, on data that the reward model never saw; never a training signal."""
-    return _train_scalar(x, "grader", x.cfg.grader, x.cfg.seed + 2)
+    return _scalar(x, data, models, x.cfg.grader, x.cfg.seed + 2)
 
 
-def run_dpo(x: Run) -> Mapping[str, Any]:
+def _scalar(x: Run, data: RunData, models: RunModels, cfg: RewardConfig, seed: int) -> Supervised:
+    if cfg.loss == "bradley_terry":
+        loss_fn = partial(pair_loss, cfg=models.config, centring=cfg.centring, place=x.place)
+    else:
+        loss_fn = partial(label_loss, cfg=models.config, place=x.place)
+    start = {"model": models.policy(start_name(cfg.init)), "head": heads.zero_head(models.config)}
+    batches = data.scalar_batches(cfg, models.tokenizer, seed)
+    return Supervised(start, loss_fn, batches)
+
+
+def _dpo(x: Run, data: RunData, models: RunModels) -> Supervised:
     """The baseline without RL: the SFT policy trained on the reward model's pairs (DPO or IPO)."""
-    x.require("sft")
-    data, models, cfg = RunData(x), RunModels(x), x.cfg.dpo
-    reference = models.policy("sft")
-    loss_fn = partial(dpo.dpo_loss, cfg=models.config, dpo=cfg, place=x.place)
-    state, shardings, update, loss_fn = _trainer(x, cfg.train, models.policy("sft"), loss_fn)
-    batches, evaluation_batches, facts = data.pair_batches(cfg, models.tokenizer, x.cfg.seed + 3)
-    with_reference = dpo.make_with_reference(reference, models.config, cfg, x.place)
-    evaluate = sft.make_evaluate(loss_fn, evaluation_batches, x.place, with_reference)
-    stage = _stage(x, "dpo", cfg.train, lambda m: m["accuracy"])
-    loop.fit(stage, state, shardings, batches, sft.make_step(update, x.place, with_reference), evaluate)
-    return facts | RunModels(x).selected("dpo", cfg.train)
+    cfg, model = x.cfg.dpo, models.config
+    reference = models.policy(SFT.name)
+    return Supervised(
+        models.policy(SFT.name), partial(dpo.dpo_loss, cfg=model, dpo=cfg, place=x.place),
+        data.pair_batches(cfg, models.tokenizer, x.cfg.seed + 3),
+        prepare=dpo.make_with_reference(reference, model, cfg, x.place),
+    )  # fmt: skip
+
+
+_SPECS: Mapping[str, Callable[[Run, RunData, RunModels], Supervised]] = {
+    SFT.name: _sft, FEEDBACK.name: _feedback, REWARD.name: _reward, GRADER.name: _grader, DPO.name: _dpo,
+}  # fmt: skip

@@ -237,9 +237,11 @@ def critic_loss(
 
 
 def reward_metrics(result: RewardResult) -> dict[str, float]:
-    """Mean, spread and quantiles of the valid rewards, the share of invalid ones, and the mean of each component."""
-    values = result.values[result.valid]
+    """Mean, spread and quantiles of the valid rewards, the share of invalid ones, and the mean of each component where it
+    applies and is valid. A component that no row has is left out."""
+    values = result.values[result.valid] if result.valid.any() else np.array([np.nan])
     low, median, high = np.quantile(values, (0.1, 0.5, 0.9))
     out = {"reward": values.mean(), "reward_std": values.std(), "reward_p10": low, "reward_p50": median}
-    out |= {"reward_p90": high, "reward_lost": 1.0 - result.valid.mean()}
-    return out | {f"reward/{name}": part[result.valid].mean() for name, part in result.components.items()}
+    out |= {"reward_p90": high, "reward_lost": result.invalid_share}
+    known = {name: part[result.valid & np.isfinite(part)] for name, part in result.components.items()}
+    return out | {f"reward/{name}": part.mean() for name, part in known.items() if len(part)}

@@ -32,7 +32,7 @@ def to_samples(
     host = gather(decoded)
     lengths = host.mask.sum(axis=1).astype(int)
     return [
-        Sample(p.prompt, tokenizer.decode(host.tokens[row, : lengths[row]].tolist()), bool(host.finished[row]), p.system)
+        Sample(p.prompt, tokenizer.decode(host.tokens[row, : lengths[row]].tolist()), bool(host.finished[row]), p.system, p.meta)
         for i, p in enumerate(prompts)
         for row in range(i * group, (i + 1) * group)
     ], host
@@ -99,10 +99,8 @@ def make_refill(
         rows = np.concatenate([np.arange(g * group, (g + 1) * group) for g in chosen])
         # Fewer rounds than allowed are filled up with the last one, whose copies nobody picks: one compiled shape.
         parts = [r.decoded for r in rounds] + [rounds[-1].decoded] * (rl.refills + 1 - len(rounds))
-        every = joined(results)
-        kept = RewardResult(every.values[rows], every.valid[rows], {k: v[rows] for k, v in every.components.items()})
         prompts = {k: np.concatenate([r.prompts[k] for r in rounds])[chosen] for k in first.prompts}
         samples = [e for r in rounds for e in r.samples]
-        return Rollout(prompts, pick(parts, rows), [samples[i] for i in rows], [_done(kept)]), metrics
+        return Rollout(prompts, pick(parts, rows), [samples[i] for i in rows], [_done(joined(results).take(rows))]), metrics
 
     return refill

@@ -1,6 +1,5 @@
 """Answers from a folder: streamed as sampled, the same as transformers', and files of them that can be resumed."""
 
-import argparse
 import io
 import json
 
@@ -13,7 +12,7 @@ from rlaif_jax.cli import main
 from rlaif_jax.commands import generate
 from rlaif_jax.data.tokenizer import Tokenizer
 from rlaif_jax.models import transformer
-from rlaif_jax.run.chat_model import Answerer, Model, chat
+from rlaif_jax.runs.chat_model import Answerer, ChatModel, chat_messages
 from rlaif_jax.sampling.filters import SamplingConfig, traced
 from rlaif_jax.sampling.sampler import make_sampler
 from rlaif_jax.sampling.stream import make_stream
@@ -48,11 +47,11 @@ def test_the_stream_is_what_the_sampler_samples(small_model, one_device, eight_d
 
 
 def test_pieces_join_to_the_answer_and_hold_half_characters_back(folder):
-    model = Model.of_folder(folder, 48)
+    model = ChatModel.of_folder(folder, 48)
     held_back = 0
     for seed in range(4):
         sampling = SamplingConfig(1.0, max_tokens=48)
-        pieces = list(Answerer(model, 1, seed, sampling, "助手").stream(chat("新年好", "助手")))
+        pieces = list(Answerer(model, 1, seed, sampling, "助手").stream(chat_messages("新年好", "助手")))
         whole = Answerer(model, 1, seed, sampling, "助手")("新年好")[0].removesuffix(" ...")
         assert "".join(pieces) == whole
         held_back += "" in pieces[:-1]
@@ -68,7 +67,7 @@ def test_a_greedy_answer_is_that_of_transformers(folder, capsys):
     tokenizer = transformers.PreTrainedTokenizerFast.from_pretrained(folder)
     model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     options = {"add_generation_prompt": True, "return_tensors": "pt", "return_dict": True}
-    ids = tokenizer.apply_chat_template(chat("给妈妈的祝福", "助手"), **options)
+    ids = tokenizer.apply_chat_template(chat_messages("给妈妈的祝福", "助手"), **options)
     end = list(Tokenizer.load(folder).eos_ids)
     with torch.no_grad():
         out = model.generate(**ids, max_new_tokens=24, do_sample=False, eos_token_id=end, pad_token_id=0)
@@ -88,14 +87,14 @@ def _typed(monkeypatch, *lines):
 
 def _greedy(folder, *messages):
     """The answer that ends these messages, as the terminal shows it."""
-    answerer = Answerer(Model.of_folder(folder, 12), 1, 0, SamplingConfig(0.0, max_tokens=12))
+    answerer = Answerer(ChatModel.of_folder(folder, 12), 1, 0, SamplingConfig(0.0, max_tokens=12))
     answer = "".join(answerer.stream(messages))
     return answer, generate._CONTROL.sub("", answer)
 
 
 @pytest.mark.slow
 def test_a_chat_remembers_and_ends_at_an_empty_line(folder, monkeypatch, capsys):
-    system, first, second = *chat("新年好", "助手"), *chat("再写一条")
+    system, first, second = *chat_messages("新年好", "助手"), *chat_messages("再写一条")
     one, shown_one = _greedy(folder, system, first)
     told = system, first, {"role": "assistant", "content": one}, second
     (_, shown_two), (_, alone) = _greedy(folder, *told), _greedy(folder, system, second)
@@ -111,7 +110,7 @@ def test_a_chat_that_grows_too_long_begins_anew(folder, monkeypatch, capsys):
     command = ["generate", "--model", str(folder), "--temperature", "0", "--max-tokens", "12"]
     _typed(monkeypatch, "新年好", "长" * 600, "再写一条")  # and Ctrl-D
     assert main(command) == 0
-    (_, first), (_, second) = (_greedy(folder, *chat(text)) for text in ("新年好", "再写一条"))
+    (_, first), (_, second) = (_greedy(folder, *chat_messages(text)) for text in ("新年好", "再写一条"))
     out = capsys.readouterr().out
     assert out.startswith(f"{BANNER}> {first}\n> the prompt has ") and "the conversation begins anew" in out
     assert out.endswith(f"> {second}\n> ")
@@ -122,13 +121,12 @@ def test_a_chat_with_several_samples_or_of_a_run_takes_each_request_alone(folder
     command = ["generate", "--model", str(folder), "--max-tokens", "12", "--samples", "2"]
     _typed(monkeypatch, "新年好")
     assert main(command) == 0
-    two = Answerer(Model.of_folder(folder, 12), 2, 0, SamplingConfig(0.7, max_tokens=12))("新年好")
+    two = Answerer(ChatModel.of_folder(folder, 12), 2, 0, SamplingConfig(0.7, max_tokens=12))("新年好")
     assert two[0] != two[1]
     assert capsys.readouterr().out == BANNER + "> " + "".join(f"{generate._CONTROL.sub('', t)}\n" for t in two) + "> "
-    answerer = Answerer(Model.of_folder(folder, 12), 1, 0, SamplingConfig(0.0, max_tokens=12))
     _typed(monkeypatch, "新年好", "再写一条")
-    generate._chat(answerer, argparse.Namespace(model=None, system="", samples=1), Console())
-    (_, first), (_, second) = (_greedy(folder, *chat(text)) for text in ("新年好", "再写一条"))
+    generate.chat(ChatModel.of_folder(folder, 12), SamplingConfig(0.0, max_tokens=12), console=Console())
+    (_, first), (_, second) = (_greedy(folder, *chat_messages(text)) for text in ("新年好", "再写一条"))
     assert capsys.readouterr().out == f"{BANNER}> {first}\n> {second}\n> "
 
 

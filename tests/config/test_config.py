@@ -7,18 +7,19 @@ from pathlib import Path
 import pytest
 
 from rlaif_jax.cli import main
-from rlaif_jax.config import RunConfig, load_config
-from rlaif_jax.config.values import from_dict, overridden, override, to_dict
+from rlaif_jax.config import RunConfig, find_config, load_config
+from rlaif_jax.config.overrides import overridden
+from rlaif_jax.config.values import from_dict, to_dict
 from rlaif_jax.errors import UserError
 
 ROOT = Path(__file__).parents[2]
 
 
 def test_overrides_are_typed():
-    cfg = override(override(RunConfig(), "sft.train.optimizer.learning_rate=3e-4"), "sft.packing=false")
+    cfg = overridden(RunConfig(), ["sft.train.optimizer.learning_rate=3e-4", "sft.packing=false"])
     assert cfg.sft.train.optimizer.learning_rate == 3e-4 and cfg.sft.packing is False
-    assert override(RunConfig(), "data.root=123").data.root == "123"
-    assert override(RunConfig(), 'data.sft.columns={"prompt": "q"}').data.sft.columns == {"prompt": "q"}
+    assert overridden(RunConfig(), ["data.root=123"]).data.root == "123"
+    assert overridden(RunConfig(), ['data.sft.columns={"prompt": "q"}']).data.sft.columns == {"prompt": "q"}
 
 
 @pytest.mark.parametrize(
@@ -35,7 +36,7 @@ def test_overrides_are_typed():
 )
 def test_mistakes_are_named(item, message):
     with pytest.raises(UserError, match=message):
-        override(RunConfig(), item)
+        overridden(RunConfig(), [item])
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("[!_]*.py")), ids=lambda p: p.name)
@@ -43,6 +44,22 @@ def test_every_config_loads_and_survives_json(path):
     cfg = load_config(path)
     assert from_dict(RunConfig, json.loads(json.dumps(to_dict(cfg)))) == cfg
     assert f"configs/{path.name}" in path.read_text(encoding="utf-8"), "the docstring holds the command"
+
+
+def test_a_bare_name_finds_the_bundled_config(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("greetings_lora").mkdir()  # a folder is no config
+    assert find_config("greetings_lora").samefile(ROOT / "configs" / "greetings_lora.py")
+    assert load_config("greetings_demo").name == load_config(ROOT / "configs" / "greetings_demo.py").name
+    Path("greetings_demo").write_text("a file of the user comes first", encoding="utf-8")
+    assert find_config("greetings_demo") == Path("greetings_demo")
+
+
+@pytest.mark.parametrize("name", ["greeting_demo", "_targets", "greetings_demo.py", "configs/greetings_demo"])
+def test_an_unknown_name_lists_the_bundled_configs(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=rf"{name} does not exist; .*greetings_demo, greetings_demo_ppo, greetings_lora"):
+        find_config(name)
 
 
 def test_dry_run_prints_the_plan_and_runs_nothing(tmp_path, capsys):
@@ -63,7 +80,7 @@ def test_a_users_mistake_is_one_line(capsys):
 
 
 def test_imports_go_downwards_only():
-    order = ("sharding", "models", "sampling", "algorithms", "data", "feedback", "rewards", "trainers", "evaluation")
+    order = ("language", "sharding", "models", "sampling", "algorithms", "data", "feedback", "rewards", "trainers", "evaluation")
     rank = {name: i for i, name in enumerate(order)}
     for path in (ROOT / "rlaif_jax").rglob("*.py"):
         here = path.relative_to(ROOT / "rlaif_jax").parts[0]

@@ -12,7 +12,9 @@ LABELLED = {"prompt": "写生日祝福", "response": "愿你快乐", "label": 1}
 
 
 def test_each_kind_from_its_own_fields():
-    assert from_row(Prompt, {"prompt": "写", "other": 3}, "f:1") == Prompt("写")
+    assert from_row(Prompt, {"prompt": "写", "other": 3}, "f:1") == Prompt("写", meta={"other": 3})
+    both = {"prompt": "写", "answer": "4", "meta": {"answer": 5, "x": 1}}
+    assert from_row(Prompt, both, "f:1").meta == {"answer": 5, "x": 1}, "an explicit meta wins"
     assert from_row(SftExample, {"prompt": "写", "response": "好", "system": None}, "f:1") == SftExample("写", "好")
     assert from_row(PreferencePair, PAIR | {"margin": "0.5"}, "f:1").margin == 0.5
     assert from_row(LabelledResponse, LABELLED | {"meta": {"festival": "春节"}}, "f:1").meta == {"festival": "春节"}

@@ -8,8 +8,19 @@ import numpy as np
 import pytest
 
 from rlaif_jax.errors import UserError
-from rlaif_jax.evaluation.compare import GradedSample, System, check_systems, difference, figures, intervals_apart, is_rate
+from rlaif_jax.evaluation.compare import (
+    GradedSample,
+    System,
+    check_systems,
+    difference,
+    figures,
+    intervals_apart,
+    is_rate,
+    metric_names,
+)
 from rlaif_jax.evaluation.scores import Figure
+from rlaif_jax.evaluation.text import label
+from rlaif_jax.language import EN
 
 
 def system(name, scores, responses=None, prompts=None):
@@ -96,3 +107,16 @@ def test_is_rate_looks_at_all_systems():
     a, b = system("sft", [{"grader": 1.0}]), system("rl", [{"grader": 0.4}])
     assert is_rate([a], "grader") and not is_rate([a, b], "grader")
     assert is_rate([a], "finished") and not is_rate([a], "distinct_2")
+
+
+def test_an_english_system_is_measured_in_words():
+    rows = ["Happy birthday, dear Ann!", "Happy birthday, Bob"]
+    found = figures(system("sft", [{}] * 2, rows, ["Write a greeting", "Write another greeting"]))
+    assert found["length_words"].value == 3.5 and "length_chars" not in found
+    assert found["distinct_1"].value == pytest.approx(5 / 7)  # happy birthday dear ann bob
+    chinese = system("sft", [{}] * 2)
+    assert metric_names([chinese])[0] == "length_chars" and label("distinct_1", chinese.language.unit) == "distinct-1, characters"
+    with pytest.raises(UserError, match="is in en, 'sft' in zh"):
+        check_systems([chinese, dataclasses.replace(chinese, name="rl", language=EN)])
+    with pytest.raises(UserError, match="length_words"):
+        chinese.values("length_words")

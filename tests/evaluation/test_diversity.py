@@ -4,13 +4,14 @@ import numpy as np
 import pytest
 
 from rlaif_jax.evaluation import diversity
+from rlaif_jax.language import EN, ZH
 
 
 def test_ngrams_skip_white_space():
-    assert diversity.ngrams("新 年\n好", 2) == ["新年", "年好"]
-    assert diversity.ngrams("好", 2) == []
+    assert ZH.ngrams("新 年\n好", 2) == ["新年", "年好"]
+    assert ZH.ngrams("好", 2) == []
     with pytest.raises(ValueError, match="n >= 1"):
-        diversity.ngrams("好", 0)
+        ZH.ngrams("好", 0)
 
 
 def test_distinct_by_hand():
@@ -39,3 +40,14 @@ def test_unique_and_repetition():
     assert diversity.repeats_itself("万事如意，万事如意")
     assert not diversity.repeats_itself("万事如意，万事胜意")
     assert diversity.self_repetition_figure(["万事如意万事如意", "新年好"]).value == 0.5
+
+
+def test_english_is_counted_in_words():
+    texts = ["Happy new year", "Happy new home"]  # 6 words, 4 kinds; bigrams: 3 kinds of 4
+    assert diversity.distinct_n(texts, 1) == pytest.approx(4 / 6)
+    assert diversity.distinct_n(texts, 2) == pytest.approx(3 / 4)
+    assert diversity.distinct_n(texts, 1, ZH) == pytest.approx(len(set("".join(texts)) - {" "}) / 24)
+    assert diversity.repeats_itself("All the best to you and all the best to Ann")
+    assert not diversity.repeats_itself("All the best to you, all good to Ann")
+    assert diversity.repeats_itself("congratulations, congratulations", language=ZH)
+    assert diversity.self_repetition_figure(["congratulations, congratulations"], language=EN).value == 0.0

@@ -8,6 +8,7 @@ from rich.console import Console
 
 from rlaif_jax.data.records import Prompt, SftExample
 from rlaif_jax.errors import UserError
+from rlaif_jax.feedback.agents import Agent
 from rlaif_jax.feedback.curate import CurateConfig, curate, pairs_of, read_items
 from rlaif_jax.feedback.debate import Debate, debate
 from rlaif_jax.feedback.llm import Failure, LLMReply
@@ -41,7 +42,7 @@ class Panel:
 
 
 def test_a_debate_is_recorded_whole_and_the_reflection_has_the_last_word():
-    found = debate(Panel(), PROMPTS, [("问", "好祝福"), ("问", "误祝福好"), ("问", "坏掉")])
+    found = debate(Agent(Panel(), PROMPTS), [("问", "好祝福"), ("问", "误祝福好"), ("问", "坏掉")])
     assert [(d.verdict, d.final, d.agreed) for d in found] == [(1, 1, True), (0, 1, False), (None, None, False)]
     assert found[0].positive == "话" and found[0].reason == "因" and found[2].problem.startswith("judge: server")
 
@@ -59,7 +60,7 @@ def run(path, count, llm=None, **more):
     llm = llm or Panel()
     cfg = CurateConfig(source="llm", chunk=4, **{"candidates": 4, **more})
     records = [Prompt(f"给{i}号朋友写一条祝福") for i in range(count)]
-    return curate(records, llm, PROMPTS, llm, PROMPTS, None, cfg, path, 0, Console(quiet=True))
+    return curate(records, Agent(llm, PROMPTS), Agent(llm, PROMPTS), None, cfg, path, seed=0, console=Console(quiet=True))
 
 
 def test_a_crash_loses_and_repeats_nothing(tmp_path):

@@ -9,6 +9,7 @@ import pytest
 
 from rlaif_jax.data.tokenizer import Tokenizer
 from rlaif_jax.errors import UserError
+from rlaif_jax.feedback.agents import Agent
 from rlaif_jax.feedback.llm import LLMRequest, Message
 from rlaif_jax.feedback.local_llm import LocalLLM, packs
 from rlaif_jax.feedback.prompts import load_prompts
@@ -67,7 +68,7 @@ def test_soft_is_the_softmax_over_the_two_answer_tokens(parts, one_device, eight
     params, cfg, tokenizer = parts
     prompts, items = load_prompts("embedded"), [("写一条", "愿您平安"), ("给老师写一条祝福", "万事如意。")]
     for place in (one_device, eight_devices):
-        found = soft_verdicts(model(parts, place, batch_size=8), prompts, ["不用套话"], items).p_good
+        found = soft_verdicts(Agent(model(parts, place, batch_size=8), prompts), ["不用套话"], items).p_good
         for (query, response), p in zip(items, found, strict=True):
             chat = prompts.messages("detector", principles=["不用套话"], query=query, response=response)
             tokens = jnp.array([tokenizer.encode_messages([dataclasses.asdict(m) for m in chat])])

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from rlaif_jax.errors import UserError
+from rlaif_jax.feedback.agents import Agent
 from rlaif_jax.feedback.cache import CachedLLM
 from rlaif_jax.feedback.llm import LLMRequest, Message
 from rlaif_jax.feedback.openai_llm import HttpConfig, OpenAILLM
@@ -84,7 +85,7 @@ def test_failures_are_typed_and_never_a_reward(api):
     assert failed.failure.kind == "server" and failed.text == ""
     items = [Sample("写祝福", "好祝福"), Sample("写祝福", "永远失败"), Sample("写祝福", "坏祝福")]
     for mode in ("soft", "binary", "k_vote"):
-        result = make_judge(llm, prompts, ["不用套话"], mode)(items)
+        result = make_judge(Agent(llm, prompts), ["不用套话"], mode)(items)
         assert result.valid.tolist() == [True, False, True]
         assert result.values[0] > 0.5 > result.values[2]
 
@@ -93,8 +94,8 @@ def test_soft_and_spoken_verdicts(api):
     server = api()
     llm, prompts = OpenAILLM(http(server)), load_prompts("zh")
     items = [("写祝福", "好祝福"), ("写祝福", "坏祝福")]
-    assert np.allclose(soft_verdicts(llm, prompts, ["x"], items).p_good, [0.75, 0.25], atol=1e-6)
-    spoken = spoken_verdicts(llm, prompts, ["x"], items)
+    assert np.allclose(soft_verdicts(Agent(llm, prompts), ["x"], items).p_good, [0.75, 0.25], atol=1e-6)
+    spoken = spoken_verdicts(Agent(llm, prompts), ["x"], items)
     assert spoken.p_good.tolist() == [1.0, 0.0] and spoken.reasons[1] == "有套话"
 
 
@@ -125,6 +126,7 @@ from rlaif_jax.data.records import Prompt
 from rlaif_jax.feedback.cache import CachedLLM
 from rlaif_jax.feedback.curate import CurateConfig, curate
 from rlaif_jax.feedback.openai_llm import HttpConfig, OpenAILLM
+from rlaif_jax.feedback.agents import Agent
 from rlaif_jax.feedback.prompts import load_prompts
 
 url, folder, count = sys.argv[1], Path(sys.argv[2]), int(sys.argv[3])
@@ -132,7 +134,8 @@ http = HttpConfig("m", url, "TEST_API_KEY", concurrency=48, timeout=1.0, attempt
 llm, prompts = CachedLLM(OpenAILLM(http), folder / "replies.sqlite"), load_prompts("zh")
 records = [Prompt(f"给{i}号朋友写一条祝福") for i in range(count)]
 cfg = CurateConfig(candidates=2, source="llm", chunk=max(count // 10, 25))
-curate(records, llm, prompts, llm, prompts, None, cfg, folder / "items.jsonl", 0, Console(quiet=True))
+agent = Agent(llm, prompts)
+curate(records, agent, agent, None, cfg, folder / "items.jsonl", seed=0, console=Console(quiet=True))
 """
 
 

@@ -9,11 +9,13 @@ from rich.console import Console
 
 from rlaif_jax.data.records import LabelledResponse
 from rlaif_jax.errors import UserError
+from rlaif_jax.feedback.agents import Agent
 from rlaif_jax.feedback.llm import LLMReply
 from rlaif_jax.feedback.principle_game import GameConfig, PrincipleGame
 from rlaif_jax.feedback.principles import Edit, Versions, apply_edit, diff, read_rules
 from rlaif_jax.feedback.prompts import load_prompts
 from rlaif_jax.feedback.verdicts import Verdicts
+from rlaif_jax.language import EN, ZH, is_han
 
 FLAWS = "甲乙丙丁"  # an answer is bad if it holds one of these; a principle "不写X" covers one
 
@@ -57,8 +59,8 @@ class Players:
 def play(folder, rounds=4, llm=None, **settings):
     queries = [f"请求{i}" for i in range(20)]
     cfg = GameConfig(rounds=rounds, **settings)
-    game = PrincipleGame(llm or Players(), load_prompts("zh"), judge, measure, cfg, folder, Console(quiet=True), queries=queries,
-                labelled=LABELLED, seed=0)  # fmt: skip
+    game = PrincipleGame(Agent(llm or Players(), load_prompts("zh")), judge, measure, cfg, folder, Console(quiet=True),
+                         queries=queries, labelled=LABELLED, seed=0)  # fmt: skip
     return game, game.play(["不写甲"], ["写乙"])
 
 
@@ -100,7 +102,8 @@ def test_of_several_edits_the_gate_takes_the_best(tmp_path):
     assert rows[-1]["balanced_accuracy"] == 1.0 > single[-1]["balanced_accuracy"]
     outcomes = [json.loads(line)["outcome"] for line in (tmp_path / "8" / "game.jsonl").read_text(encoding="utf-8").splitlines()]
     assert "repeated" in outcomes  # the same words are tried once
-    assert "什么都行" not in game.current and sum(r["unusable"] for r in rows) < sum(r["unusable"] for r in single)
+    assert "什么都行" not in game.current and sum(r["kept"] for r in rows) < sum(r["kept"] for r in single)
+    assert sum(r["unusable"] for r in single) == 0  # to change nothing is a proper edit
 
 
 def test_unreadable_players_change_nothing_and_are_counted(tmp_path):
@@ -112,6 +115,33 @@ def test_unreadable_players_change_nothing_and_are_counted(tmp_path):
     events = [json.loads(line) for line in (tmp_path / "game.jsonl").read_text(encoding="utf-8").splitlines()]
     expected = sum(e["list"] == "principles" for e in events)
     assert game.current == ["不写甲"] and sum(r["unusable"] for r in rows) == expected > len(rows)
+
+
+def test_an_edit_that_keeps_the_list_is_an_outcome_of_its_own(tmp_path):
+    class Content(Players):
+        def _say(self, text):
+            if "有人建议" in text:
+                return json.dumps({"edit": "keep", "number": 1, "text": ""})
+            return super()._say(text)
+
+    class Torn(Content):
+        """Keeps the list for some seeds; otherwise names an entry that is not there."""
+
+        def complete(self, requests, on_reply=None):
+            return [LLMReply(self._torn(r.messages[-1].content, r.seed)) for r in requests]
+
+        def _torn(self, text, seed):
+            if "有人建议" in text and seed % 3:
+                return json.dumps({"edit": "replace", "number": 9, "text": "无"})
+            return self._say(text)
+
+    for llm, edits in ((Content(), 1), (Torn(), 6)):
+        folder = tmp_path / llm.__class__.__name__
+        game, rows = play(folder, llm=llm, edits=edits)
+        outcomes = [json.loads(line)["outcome"] for line in (folder / "game.jsonl").read_text(encoding="utf-8").splitlines()]
+        assert set(outcomes) <= {"kept", "repeated", "unusable"} and outcomes.count("kept") > 2
+        assert game.current == ["不写甲"] and 0 < sum(r["kept"] for r in rows) <= outcomes.count("kept")
+        assert rows[0]["kept"] == 0 and (edits > 1 or sum(r["unusable"] for r in rows) == 0)
 
 
 def test_an_interrupted_game_goes_on_as_if_it_had_not_been(tmp_path):
@@ -154,5 +184,9 @@ def test_rule_files(tmp_path):
         read_rules(path)
     with pytest.raises(UserError, match="principles"):
         read_rules("no_such_list")
+    for name in ("principles", "principles_general", "strategies"):
+        chinese, english = (read_rules(name, language) for language in (ZH, EN))
+        assert read_rules(name) == chinese and len(chinese) == len(english)
+        assert not any(is_han(c) for rule in english for c in rule)
     with pytest.raises(UserError, match="game"):
         GameConfig(games=0, reflections=0)

@@ -4,7 +4,8 @@ import pytest
 
 from rlaif_jax.data.records import SftExample
 from rlaif_jax.errors import UserError
-from rlaif_jax.feedback.prompts import ROLES, Prompts, fence, load_prompts
+from rlaif_jax.feedback.prompts import ROLES, Prompts, family_for, fence, load_prompts
+from rlaif_jax.language import EN, ZH
 
 FIELDS = {
     "query": "写一条祝福", "response": "愿你好", "examples": [SftExample("问", "答")], "positive": "p", "negative": "n",
@@ -43,19 +44,56 @@ def test_the_hash_is_of_the_contents_and_part_of_the_key(tmp_path):
         (tmp_path / f"{role}.j2").write_text("{{ query | fence }}", encoding="utf-8")
     own = Prompts(str(tmp_path))
     assert own.hash != source.hash and own.hash == Prompts(str(tmp_path)).hash
-    a = own.request("judge", max_tokens=8, query="q")
+    a = own.request("debate_judge", max_tokens=8, query="q")
     (tmp_path / "negative.j2").write_text("changed {{ query }}", encoding="utf-8")
-    b = Prompts(str(tmp_path)).request("judge", max_tokens=8, query="q")
+    b = Prompts(str(tmp_path)).request("debate_judge", max_tokens=8, query="q")
     assert a.messages == b.messages and a.key("m") != b.key("m")
 
 
 def test_mistakes_in_prompt_files_are_named(tmp_path):
-    with pytest.raises(UserError, match="judge.j2"):
+    with pytest.raises(UserError, match="debate_judge.j2"):
         Prompts(str(tmp_path))
     for role in ROLES:
         (tmp_path / f"{role}.j2").write_text("{{ nothing_of_the_kind }}", encoding="utf-8")
-    with pytest.raises(UserError, match="judge.j2.*nothing_of_the_kind"):
-        Prompts(str(tmp_path)).render("judge")
-    (tmp_path / "judge.j2").write_text("line\n{% if %}", encoding="utf-8")
-    with pytest.raises(UserError, match="judge.j2:2"):
+    with pytest.raises(UserError, match="debate_judge.j2.*nothing_of_the_kind"):
+        Prompts(str(tmp_path)).render("debate_judge")
+    (tmp_path / "debate_judge.j2").write_text("line\n{% if %}", encoding="utf-8")
+    with pytest.raises(UserError, match="debate_judge.j2:2"):
         Prompts(str(tmp_path))
+
+
+def test_a_list_is_named_in_the_language_of_the_template():
+    def first_line(family, kind):
+        prompts = load_prompts(family)
+        return prompts.render("optimise", **{**FIELDS, "kind": prompts.language.list_names[kind]}).splitlines()[0]
+
+    assert first_line("zh", "principles") == "这是一份评判标准清单，最多 10 条。"
+    assert first_line("zh", "strategies") == "这是一份写坏的手法清单，最多 10 条。"
+    assert first_line("en", "principles") == "This is a list of principles, of at most 10 entries."
+    assert first_line("en", "strategies") == "This is a list of strategies, of at most 10 entries."
+
+
+def test_a_family_has_a_language_and_a_language_a_family():
+    assert [load_prompts(f).language.name for f in ("zh", "en", "embedded")] == ["zh", "en", "zh"]
+    assert load_prompts(family_for(EN)).language is EN and load_prompts(family_for(ZH)).language is ZH
+
+
+def test_a_folder_with_the_old_file_names_still_works_and_says_so(tmp_path, caplog):
+    new = {"judge": "debate_judge", "reflect": "debate_review", "reflector": "principle_review"}
+    old = {name: was for was, name in new.items()}
+    folders = tmp_path / "new", tmp_path / "old"
+    for folder in folders:
+        folder.mkdir()
+        for role in ROLES:
+            name = role if folder.name == "new" else old.get(role, role)
+            (folder / f"{name}.j2").write_text(f"{role}: {{{{ query }}}}", encoding="utf-8")
+    with caplog.at_level("WARNING"):
+        current, kept = (Prompts(str(folder)) for folder in folders)
+    assert current.hash == kept.hash and kept.render("principle_review", query="q") == "principle_review: q"
+    assert len(caplog.records) == 1 and all(f"{was}.j2 is now {name}.j2" in caplog.text for was, name in new.items())
+    (folders[1] / "judge.j2").unlink()
+    with pytest.raises(UserError, match="lacks debate_judge.j2"):
+        Prompts(str(folders[1]))
+    (folders[1] / "judge.j2").write_text("{% if %}", encoding="utf-8")
+    with pytest.raises(UserError, match="/judge.j2:1"):
+        Prompts(str(folders[1]))

@@ -3,9 +3,10 @@
 import json
 
 from rlaif_jax.data import corpus
+from rlaif_jax.data.corpus.dialogue import MANIPULATION
 from rlaif_jax.feedback.principles import read_rules
 from rlaif_jax.feedback.prompts import ROLES, load_prompts
-from rlaif_jax.feedback.transcripts import MANIPULATION, write_transcripts, write_verdict_pairs
+from rlaif_jax.feedback.transcripts import write_transcripts, write_verdict_pairs
 
 ROWS = write_transcripts(0, 1500, load_prompts("embedded"), 10, set(), 10)
 BY_ROLE = {}
@@ -31,13 +32,13 @@ def test_a_verdict_is_bad_only_for_what_the_principles_cover():
 
 def test_every_role_is_there_and_answers_in_its_form():
     assert set(BY_ROLE) == set(ROLES) - {"candidate"}
-    for role in ("judge", "reflect"):
+    for role in ("debate_judge", "debate_review"):
         found = [json.loads(r.target) for r in BY_ROLE[role]]
         assert {v["verdict"] for v in found} == {0, 1} and all(v["reason"] for v in found)
-    for role in ("confess", "reflector"):
+    for role in ("confess", "principle_review"):
         found = {json.loads(r.target)["suggestion"] for r in BY_ROLE[role]}
         assert {text.removeprefix("删去") for text in found} <= {f.principle_zh for f in NAMES.values()}
-        assert any(text.startswith("删去") for text in found) == (role == "reflector")
+        assert any(text.startswith("删去") for text in found) == (role == "principle_review")
     edits = [json.loads(r.target) for r in BY_ROLE["optimise"]]
     assert {e["edit"] for e in edits} == {"keep", "add", "replace", "remove"}
     assert {r.target for r in BY_ROLE["compare"]} == {"A", "B"}
@@ -57,7 +58,7 @@ def test_the_bundled_rules_are_ones_that_the_model_was_taught():
 
 
 def test_verdicts_on_a_pair_of_answers_differ_by_principles_or_answer_alone():
-    pairs = write_verdict_pairs(0, 200, load_prompts("embedded"), 10, set(), 10, 8)
+    pairs = write_verdict_pairs(0, 200, load_prompts("embedded"), 10, set(), 10, questions=8)
     assert len(pairs) == 200
     for good, bad in pairs:
         assert len(good) == len(bad) == 8 and {t.target for t in good} == {"Good"}
@@ -67,5 +68,5 @@ def test_verdicts_on_a_pair_of_answers_differ_by_principles_or_answer_alone():
         covered = [set(t.messages[-1].content.split("\n")[1:]) for t in bad]
         acquitted = set.union(set(), *(c for c, t in zip(covered, bad, strict=True) if t.target == "Good"))
         assert all(c - acquitted for c, t in zip(covered, bad, strict=True) if t.target == "Bad")
-    singles = write_verdict_pairs(0, 50, load_prompts("embedded"), 10, set(), 1, 4)
+    singles = write_verdict_pairs(0, 50, load_prompts("embedded"), 10, set(), 1, questions=4)
     assert all(len(t.messages[-1].content.split("\n")) == 2 for pair in singles for side in pair for t in side)

@@ -10,8 +10,11 @@ from rich.console import Console
 
 from rlaif_jax.cli import main
 from rlaif_jax.commands.export import export, shard_bytes
+from rlaif_jax.commands.generate import chat_messages
 from rlaif_jax.config import FeedbackConfig, JudgeConfig, RewardConfig, TrainConfig
-from rlaif_jax.config.values import override, to_dict
+from rlaif_jax.config.overrides import overridden
+from rlaif_jax.config.stages import stages_of
+from rlaif_jax.config.values import to_dict
 from rlaif_jax.data.tokenizer import Tokenizer
 from rlaif_jax.errors import UserError
 from rlaif_jax.feedback.llm import LLMRequest, Message
@@ -21,10 +24,11 @@ from rlaif_jax.models.pretrained import load_policy, resolve
 from rlaif_jax.models.quant import quantise_layers
 from rlaif_jax.plan.estimate import plan
 from rlaif_jax.rewards.base import Sample
-from rlaif_jax.run.chat_model import chat
-from rlaif_jax.run.folder import Run, open_run
-from rlaif_jax.run.models import RunModels
-from rlaif_jax.stages import pipeline, train
+from rlaif_jax.runs.folder import Run, open_run
+from rlaif_jax.runs.llms import RunLlms
+from rlaif_jax.runs.models import RunModels
+from rlaif_jax.runs.rewards import RunRewards
+from rlaif_jax.stages import pipeline
 from tests import hf, tiny
 from tests.models.test_hf import _logits
 
@@ -46,7 +50,7 @@ def test_a_run_starts_from_the_folder_and_goes_out_again(folder, tmp_path, one_d
     import transformers
 
     x = Run(_config(folder), tmp_path / "run", one_device, QUIET)
-    pipeline.run(x, {name: pipeline.ALL_STAGES[name] for name in ("tokenizer", "sft", "reward")})
+    pipeline.run(x, ("tokenizer", "sft", "reward"))
     models = RunModels(x)
     assert models.tokenizer.vocab_size == Tokenizer.load(folder).vocab_size
     base, sft = models.policy("base"), models.policy("sft")
@@ -83,7 +87,7 @@ def test_a_run_starts_from_the_folder_and_goes_out_again(folder, tmp_path, one_d
 @pytest.mark.slow
 def test_without_sft_the_policy_is_the_folder_as_it_is(folder, tmp_path, one_device):
     x = Run(_config(folder, sft=None, grader=None), tmp_path / "run", one_device, QUIET)
-    stages = pipeline.stages(x.cfg)
+    stages = stages_of(x.cfg)
     assert "sft" not in stages
     pipeline.run(x, stages)
     models = RunModels(x)
@@ -118,15 +122,15 @@ def test_mistakes_are_named(folder, tmp_path, capsys):
     with pytest.raises(UserError, match=r"model\.width is 64, but .* has 48"):
         resolve(dataclasses.replace(cfg.model, width=64))
     with pytest.raises(UserError, match="no policy to start from"):
-        override(tiny.config(), "sft=none")
+        overridden(tiny.config(), ["sft=none"])
     with pytest.raises(UserError, match="leave it empty"):
-        override(cfg, f"tokenizer.path={folder}")
+        overridden(cfg, [f"tokenizer.path={folder}"])
     scorer = hf.save(hf.random_model("qwen2", scalar=True), tmp_path / "scorer")
     with pytest.raises(UserError, match="sequence classifier"):
         resolve(ModelConfig(init_from=str(scorer)))
     x = open_run(tmp_path / "run", cfg, QUIET)
     with pytest.raises(UserError, match="has not finished"):
-        pipeline.run(x, {"sft": train.run_sft})
+        pipeline.run(x, ["sft"])
     assert main(["export", str(tmp_path / "run"), "--stage", "sft", "--out", str(tmp_path / "out")]) == 2
     assert not (tmp_path / "out").exists()
     broken = tmp_path / "nan"
@@ -155,6 +159,11 @@ def test_the_plan_of_a_run_from_a_folder(folder, tmp_path, capsys):
     assert "greetings_lora" in capsys.readouterr().out
 
 
+def _rewards(x: Run) -> RunRewards:
+    models = RunModels(x)
+    return RunRewards(x, models, RunLlms(x, models))
+
+
 def test_a_reward_model_and_a_judge_of_other_folders_keep_their_own_tokenizers(folder, tmp_path, one_device):
     import transformers
 
@@ -166,34 +175,35 @@ def test_a_reward_model_and_a_judge_of_other_folders_keep_their_own_tokenizers(f
     reward = RewardConfig(TrainConfig(batch_size=2), folder=str(scorer), max_length=128)
     feedback = FeedbackConfig(backend="folder", model=str(folder), batch_size=2)
     cfg = dataclasses.replace(_config(folder), reward=reward, feedback=feedback)
-    assert not {"reward", "feedback"} & set(pipeline.stages(cfg))
-    models = RunModels(Run(cfg, tmp_path / "run", one_device, QUIET))
+    assert not {"reward", "feedback"} & set(stages_of(cfg))
+    x = Run(cfg, tmp_path / "run", one_device, QUIET)
+    models, feedback = RunModels(x), RunLlms(x, RunModels(x)).feedback
 
     samples = [Sample("给妈妈", "祝妈妈生日快乐"), Sample("新年", "新年好", system="助手"), Sample("新年", "新" * 200)]
-    result = models.reward("reward", 2)(samples)
+    result = _rewards(x).scalar("reward", 2)(samples)
     assert result.valid.tolist() == [True, True, False]
     theirs = transformers.PreTrainedTokenizerFast.from_pretrained(scorer)
     for sample, value in zip(samples[:2], result.values[:2], strict=True):
-        turns = [*chat(sample.prompt, sample.system), {"role": "assistant", "content": sample.response}]
+        turns = [*chat_messages(sample.prompt, sample.system), {"role": "assistant", "content": sample.response}]
         ids = theirs.apply_chat_template(turns, return_tensors="pt", return_dict=True)
         with torch.no_grad():
             assert float(model(**ids).logits[0, 0]) == pytest.approx(float(value), abs=1e-4)
 
-    [reply] = models.feedback.complete([LLMRequest((Message("user", "你好"),), max_tokens=8, temperature=0.0)])
-    assert reply.completion_tokens > 0 and models.feedback.name == str(folder)
+    [reply] = feedback.complete([LLMRequest((Message("user", "你好"),), max_tokens=8, temperature=0.0)])
+    assert reply.completion_tokens > 0 and feedback.name == str(folder)
     _check_plan_of_foreign_models(cfg, model, folder, one_device)
-    with pytest.raises(UserError, match="not trained in this run"):
+    with pytest.raises(UserError, match="has no stage 'reward'"):
         models.scalar("reward")
     with pytest.raises(UserError, match="holds a causal language model; expected a sequence classifier"):
         wrong = dataclasses.replace(cfg, reward=dataclasses.replace(reward, folder=str(folder)))
-        RunModels(Run(wrong, tmp_path / "run", one_device, QUIET)).reward("reward", 2)
+        _rewards(Run(wrong, tmp_path / "run", one_device, QUIET)).scalar("reward", 2)
     with pytest.raises(UserError, match=r"name the folder as feedback\.model"):
         FeedbackConfig(backend="folder")
 
 
 def _check_plan_of_foreign_models(cfg, scorer, folder, place):
     """Each is planned with its own size, a judge that chooses without a cache, one that writes with it."""
-    judge = JudgeConfig(game=None, rules=cfg.rl_rules)
+    judge = JudgeConfig(game=None)
     wide = ModelConfig(init_from=str(folder), compute_dtype="bfloat16")
     parts = {
         (weights, mode): {row.name: row.parts for row in plan(dataclasses.replace(
@@ -218,7 +228,7 @@ def test_a_judge_in_8_bits_says_nearly_the_same_in_half_the_memory(folder, tmp_p
     for kind in ("float", "int8"):
         feedback = FeedbackConfig(backend="folder", model=str(folder), batch_size=2, weights=kind, kv_cache=kind)
         x = Run(_config(folder, feedback=feedback), tmp_path / "run", one_device, QUIET)
-        llms.append(RunModels(x).feedback)
+        llms.append(RunLlms(x, RunModels(x)).feedback)
     assert llms[1].name == f"{llms[0].name} int8"
     held = [sum(w.nbytes for w in jax.tree.leaves(llm._params["layers"])) for llm in llms]
     assert held[1] < 0.6 * held[0]

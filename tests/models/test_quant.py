@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from rlaif_jax.config import RunConfig
-from rlaif_jax.config.values import override
+from rlaif_jax.config.overrides import overridden
 from rlaif_jax.errors import UserError
 from rlaif_jax.models import quant, transformer
 from rlaif_jax.models.matrices import Int8, dense
@@ -94,6 +94,6 @@ def test_quantised_layers_leave_the_rest_as_it_is(small_model):
 
 def test_rl_in_8_bits_without_a_correction_is_refused():
     with pytest.raises(UserError, match=r"rl\.policy\.correction"):
-        override(RunConfig(), "model.kv_cache=int8")
-    cfg = override(override(RunConfig(), "rl.policy.correction=token_truncate"), "model.kv_cache=int8")
+        overridden(RunConfig(), ["model.kv_cache=int8"])
+    cfg = overridden(RunConfig(), ["model.kv_cache=int8", "rl.policy.correction=token_truncate"])
     assert cfg.model.kv_cache == "int8"

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import pytest
 
 from rlaif_jax.algorithms.kl import KlConfig
-from rlaif_jax.config import FeedbackConfig, JudgeConfig
+from rlaif_jax.config import ArmConfig, FeedbackConfig, JudgeConfig
 from rlaif_jax.models.lora import LoraConfig
 from rlaif_jax.plan import compiled
 from rlaif_jax.plan.abstract import array, chip_bytes, in_rows, named, without
@@ -28,7 +28,7 @@ def _judged(**changes):
     cfg = tiny.config()
     return dataclasses.replace(
         cfg, mesh=MESH, feedback=FeedbackConfig(batch_size=16), judge=JudgeConfig(game=None),
-        rl_judge=dataclasses.replace(cfg.rl, **changes),
+        arms={"rl": ArmConfig(reward_model=1.0), "rl_judge": ArmConfig(judge=1.0, rl=dataclasses.replace(cfg.rl, **changes))},
     )  # fmt: skip
 
 
@@ -72,13 +72,30 @@ def test_an_arm_with_its_own_batch_or_group_is_planned(eight_devices):
     assert programs["rl_judge: log-probs"].arguments[0].critic is not None
     tokens = {arm: programs[f"{arm}: update"].arguments[1].tokens.shape[0] for arm in ("rl", "rl_judge")}
     assert tokens == {"rl": 32, "rl_judge": 16}
-    assert programs["rl_judge: update"].remedies == (("rl_judge.train.accumulation=2",), ("rl_judge.train.accumulation=4",))
+    assert programs["rl_judge: update"].remedies == (
+        ("arms.rl_judge.rl.train.accumulation=2",), ("arms.rl_judge.rl.train.accumulation=4",)
+    )  # fmt: skip
 
 
 def test_arms_with_the_same_programs_are_planned_once(eight_devices):
     train = dataclasses.replace(tiny.config().rl.train, steps=99, log_every=3)
     assert list(_programs(_judged(train=train, kl=KlConfig(0.5)), eight_devices)) == [*NAMES, "rl_judge: verdicts"]
     assert list(_programs(_judged(rollout_chunks=2), eight_devices)) == [*NAMES, "rl_judge: rollout", "rl_judge: verdicts"]
+
+
+def test_programs_of_several_arms_are_planned_beside_the_largest_of_their_rewards(eight_devices):
+    own = ArmConfig(functions={"short": lambda samples: [0.0] * len(samples)})
+    arms, kept = {"both": ArmConfig(reward_model=1.0, judge=0.5), "own": own}, {}
+    for names in (("both",), ("own",), ("own", "both")):
+        cfg = dataclasses.replace(_judged(), arms={name: arms[name] for name in names})
+        programs = _programs(cfg, eight_devices)
+        kept[names] = {n.partition(": ")[2]: chip_bytes((p.held, p.arguments)) for n, p in programs.items() if ":" in n}
+        assert ("scores" in kept[names]) is ("verdicts" in kept[names]) is ("both" in names)
+    judge = chip_bytes(programs["both: verdicts"].arguments[0])
+    reward = chip_bytes(programs["own: scores"].arguments[0])
+    assert programs["own: update"].also == ("both: update",)
+    for name in ("rollout", "log-probs", "update"):
+        assert kept["both",][name] == kept["own", "both"][name] == kept["own",][name] + judge + reward, name
 
 
 def test_a_remedy_that_makes_both_arms_equal_is_found(monkeypatch):
@@ -88,7 +105,7 @@ def test_a_remedy_that_makes_both_arms_equal_is_found(monkeypatch):
     row = compiled.Row("rl_judge: rollout", 0, 0, 0, 0, 0, True, 0.0, (), {}, 0.0, 0.0)
     monkeypatch.setattr(compiled, "measure", lambda program, place, chip: row)
     program = compiled._programs(cfg, devices)["rl_judge: rollout"][1]
-    assert compiled._remedy(cfg, program, devices, CHIPS["v5e"]) == "--set rl_judge.rollout_chunks=2"
+    assert compiled._remedy(cfg, program, devices, CHIPS["v5e"]) == "--set arms.rl_judge.rl.rollout_chunks=2"
 
 
 def test_a_foreign_reward_model_is_scored_with_and_not_trained(eight_devices, tmp_path):

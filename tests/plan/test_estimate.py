@@ -7,7 +7,7 @@ import pytest
 from rich.console import Console
 
 from rlaif_jax.config import RunConfig
-from rlaif_jax.config.values import overridden
+from rlaif_jax.config.overrides import overridden
 from rlaif_jax.errors import UserError
 from rlaif_jax.models.model_config import parameter_count, preset
 from rlaif_jax.plan.estimate import plan, planned_mesh, print_plan

@@ -6,9 +6,9 @@ import jax
 import numpy as np
 import pytest
 
-from configs._targets import BESIDE, greetings_7b
 from rlaif_jax.config import FeedbackConfig, JudgeConfig
-from rlaif_jax.config.values import override
+from rlaif_jax.config.overrides import overridden
+from rlaif_jax.configs._targets import BESIDE, greetings_7b
 from rlaif_jax.errors import UserError
 from rlaif_jax.feedback import local_llm
 from rlaif_jax.feedback.llm import LLMRequest, Message
@@ -95,7 +95,7 @@ def test_the_abstract_arguments_are_those_of_a_call(parts, eight_devices, monkey
 
 @pytest.mark.parametrize("weights", ["float", "int8"])
 def test_what_the_stage_holds_has_the_judge_or_the_reward_model_whichever_is_larger(weights):
-    cfg = override(greetings_7b("v5p-128", feedback=BESIDE), f"feedback.weights={weights}")
+    cfg = overridden(greetings_7b("v5p-128", feedback=BESIDE), [f"feedback.weights={weights}"])
     place = Placement(estimate.planned_mesh(cfg.mesh))
     programs, without = _programs(cfg, place), _programs(greetings_7b("v5p-128"), place)
     model = dataclasses.replace(PRESETS["qwen2.5-72b"], param_dtype="bfloat16")

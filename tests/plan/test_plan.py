@@ -8,9 +8,9 @@ import jax
 import pytest
 from rich.console import Console
 
-from configs._targets import greetings_7b
 from rlaif_jax.cli import main
-from rlaif_jax.config.values import override
+from rlaif_jax.config.overrides import overridden
+from rlaif_jax.configs._targets import greetings_7b
 from rlaif_jax.errors import UserError
 from rlaif_jax.models import lora
 from rlaif_jax.models.lora import LoraConfig
@@ -194,7 +194,7 @@ def test_a_json_that_cannot_be_written_is_refused_before_anything_is_compiled(tm
 
 def test_batches_that_several_processes_would_refuse_are_told(monkeypatch, capsys):
     monkeypatch.setattr(aot, "plan_run", lambda *_: [])
-    cfg = override(_tiny(mesh=MeshConfig(data=2, fsdp=4)), "reward.train.batch_size=6")
+    cfg = overridden(_tiny(mesh=MeshConfig(data=2, fsdp=4)), ["reward.train.batch_size=6"])
     aot.run_plan(cfg, "v5e:2x4", (), None, Console(width=200))
     assert "reward.train.batch_size is 6, and must be a multiple of the 8 row shards" in capsys.readouterr().out
 
@@ -209,7 +209,7 @@ def test_mistakes_on_the_command_line(tmp_path, capsys):
 @needs_libtpu
 def test_mesh_program_and_topology_must_fit_together():
     with pytest.raises(UserError, match="there are 4"):
-        list(aot.plan_run(override(_tiny(), "mesh.fsdp=3"), "v5e:2x2"))
+        list(aot.plan_run(overridden(_tiny(), ["mesh.fsdp=3"]), "v5e:2x2"))
     with pytest.raises(UserError, match="this run has sft, reward"):
         list(aot.plan_run(_tiny(), "v5e:2x2", ["sfd"]))
     with pytest.raises(UserError, match="v5e:3x5"):

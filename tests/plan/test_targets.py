@@ -3,10 +3,10 @@
 import pytest
 from jax.sharding import AbstractMesh
 
-from configs._targets import TARGETS, greetings_7b
 from rlaif_jax.cli import main
 from rlaif_jax.config import load_config
-from rlaif_jax.config.values import override
+from rlaif_jax.config.overrides import overridden
+from rlaif_jax.configs._targets import TARGETS, greetings_7b
 from rlaif_jax.errors import UserError
 from rlaif_jax.models.model_config import parameter_count
 from rlaif_jax.plan.estimate import plan, planned_mesh
@@ -69,4 +69,4 @@ def test_a_mesh_that_no_machine_has_is_refused():
     with pytest.raises(UserError, match="context is reserved"):
         planned_mesh(MeshConfig(data=64, context=2))
     with pytest.raises(UserError, match="there are 8"):
-        planned_mesh(override(greetings_7b("gpu-8"), "mesh.fsdp=3").mesh)
+        planned_mesh(overridden(greetings_7b("gpu-8"), ["mesh.fsdp=3"]).mesh)

@@ -1,20 +1,18 @@
 """Pictures: columns by device for trees on several meshes, names that are no markup, fonts."""
 
 import warnings
-from pathlib import Path
 from xml.etree import ElementTree
 
 import jax
 import jax.numpy as jnp
-import matplotlib
 import numpy as np
 import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
-from matplotlib import font_manager
 from matplotlib.figure import Figure
 
 from rlaif_jax.errors import UserError
-from rlaif_jax.sharding import abstract_mesh, describe, draw, fonts
+from rlaif_jax.language import fonts
+from rlaif_jax.sharding import abstract_mesh, describe, draw
 from rlaif_jax.sharding.picture import device_columns, held_by
 
 X = jax.ShapeDtypeStruct((8, 4), jnp.float32)
@@ -98,34 +96,6 @@ def test_a_name_of_any_length_leaves_room_for_the_grid(tmp_path, eight_devices, 
     assert all(label.get_window_extent().x0 >= 0 for label in upper.get_yticklabels()), "no head is cut"
     assert drawn[0]._suptitle.get_window_extent().x0 >= 0
     assert upper.get_window_extent().width > 8 * 20
-
-
-@pytest.fixture
-def no_memory():
-    fonts.cjk_family.cache_clear()
-    yield
-    fonts.cjk_family.cache_clear()
-
-
-def test_a_chinese_name_takes_an_installed_font_or_warns(monkeypatch, no_memory):
-    entry = font_manager.FontEntry(fname=__file__, name="SimHei")
-    monkeypatch.setattr(font_manager.fontManager, "ttflist", [entry])
-    own = list(matplotlib.rcParams["font.family"])
-    assert fonts.families("plain") == own and fonts.families("权重") == [*own, "SimHei"]
-    fonts.cjk_family.cache_clear()
-    monkeypatch.setattr(font_manager.fontManager, "ttflist", [])
-    monkeypatch.setattr(font_manager, "findSystemFonts", lambda: [])
-    with pytest.warns(UserWarning, match="no font with Chinese glyphs is installed"):
-        assert fonts.families("权重") == own
-
-
-def test_a_font_that_matplotlib_has_not_listed_yet_is_found_by_its_file(tmp_path, monkeypatch, no_memory):
-    font = tmp_path / "NotoSansCJK-Regular.ttf"
-    font.write_bytes(Path(font_manager.findfont("DejaVu Sans")).read_bytes())
-    monkeypatch.setattr(font_manager.fontManager, "ttflist", [])
-    monkeypatch.setattr(font_manager, "findSystemFonts", lambda: [str(font)])
-    assert fonts.cjk_family() == "DejaVu Sans", "the family that the file names"
-    assert [entry.fname for entry in font_manager.fontManager.ttflist] == [str(font)]
 
 
 def test_the_family_is_given_to_names_and_title(tmp_path, eight_devices, drawn, monkeypatch):

@@ -12,7 +12,7 @@ from rlaif_jax.errors import UserError
 from rlaif_jax.feedback.curate import CurateConfig
 from rlaif_jax.feedback.openai_llm import HttpConfig
 from rlaif_jax.feedback.principle_game import GameConfig
-from rlaif_jax.run.folder import open_run
+from rlaif_jax.runs.folder import open_run
 from rlaif_jax.stages import pipeline
 from rlaif_jax.trainers.optimizer import OptimizerConfig
 from tests import tiny
@@ -32,7 +32,7 @@ def run(tmp_path_factory):
         judge=JudgeConfig(principles="principles_general", game=GameConfig(rounds=2, games=2, reflections=2)),
     )  # fmt: skip
     experiment = open_run(tmp_path_factory.mktemp("arms") / "run", cfg, QUIET)
-    pipeline.run(experiment, pipeline.stages(cfg))
+    pipeline.run(experiment)
     yield experiment, api
     api.close()
 
@@ -58,7 +58,7 @@ def test_curated_pairs_train_the_reward_model(run):
 
 def test_the_game_leaves_versions_and_figures(run):
     experiment, _ = run
-    facts, folder = experiment.facts("judge"), experiment.folder("judge")
+    facts, folder = experiment.facts("principles"), experiment.folder("principles")
     assert len((folder / "rounds.jsonl").read_text(encoding="utf-8").splitlines()) == 3
     assert (folder / "principles" / "v000.txt").exists() and (folder / "diff.txt").exists()
     assert 0 <= facts["test_balanced_accuracy_before"] <= 1
@@ -74,7 +74,7 @@ def test_the_judges_reward_is_what_the_policy_got(run):
 
 def test_nothing_is_paid_twice_over_the_whole_run(run):
     experiment, api = run
-    paid = experiment.facts("curate")["replies_paid"] + experiment.facts("judge")["replies_paid"]
+    paid = experiment.facts("curate")["replies_paid"] + experiment.facts("principles")["replies_paid"]
     assert paid <= len(api.billed) and max(times for *_, times in api.billed.values()) == 1
 
 
@@ -93,7 +93,7 @@ def test_a_file_is_rated(run, tmp_path, capsys):
 
 def test_configs_that_cannot_work_are_refused():
     cfg = tiny.config()
-    with pytest.raises(UserError, match="nobody gives the feedback"):
+    with pytest.raises(UserError, match="feedback is not: set the section"):
         dataclasses.replace(cfg, curate=CurateConfig())
     with pytest.raises(UserError, match="judge section"):
         dataclasses.replace(cfg, feedback=FeedbackConfig())
@@ -115,7 +115,7 @@ def test_the_embedded_model_trains_and_answers(tmp_path):
         judge=JudgeConfig(game=GameConfig(rounds=1, games=1, reflections=1)),
     )  # fmt: skip
     experiment = open_run(tmp_path / "run", cfg, QUIET)
-    stages = {name: pipeline.ALL_STAGES[name] for name in ("tokenizer", "sft", "feedback", "reward", "judge", "rl_judge")}
+    stages = ("tokenizer", "sft", "feedback", "reward", "principles", "rl_judge")
     pipeline.run(experiment, stages)
     assert 0 <= experiment.facts("feedback")["eval/accuracy"] <= 1
-    assert experiment.facts("judge")["n"] > 0 and experiment.is_done("rl_judge")
+    assert experiment.facts("principles")["n"] > 0 and experiment.is_done("rl_judge")

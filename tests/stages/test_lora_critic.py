@@ -14,9 +14,11 @@ from rlaif_jax.models.lora import LoraConfig
 from rlaif_jax.plan.estimate import plan
 from rlaif_jax.plan.programs import build_programs
 from rlaif_jax.rewards.base import Sample
-from rlaif_jax.run.folder import Run
-from rlaif_jax.run.models import RunModels
-from rlaif_jax.run.samples import SampleTable
+from rlaif_jax.runs.folder import Run
+from rlaif_jax.runs.llms import RunLlms
+from rlaif_jax.runs.models import RunModels
+from rlaif_jax.runs.rewards import RunRewards
+from rlaif_jax.runs.samples import SampleTable
 from rlaif_jax.sharding import MeshConfig, Placement, make_mesh
 from rlaif_jax.stages import pipeline
 from rlaif_jax.stages import rl as rl_stages
@@ -24,7 +26,6 @@ from rlaif_jax.trainers.config import CriticConfig
 from rlaif_jax.trainers.metrics_log import read_metrics
 from rlaif_jax.trainers.optimizer import OptimizerConfig
 from rlaif_jax.trainers.rl_programs import build
-from rlaif_jax.trainers.trainable import trainable_of
 from tests import tiny
 from tests.trainers.states import restore_all
 
@@ -45,7 +46,7 @@ def run(tmp_path_factory):
     """tokenizer, SFT, reward model and PPO, all of them adapters, on one device."""
     place = Placement(make_mesh(MeshConfig(), jax.devices()[:1]))
     x = Run(_config(), tmp_path_factory.mktemp("lora_ppo") / "run", place, QUIET)
-    pipeline.run(x, {name: pipeline.ALL_STAGES[name] for name in ("tokenizer", "sft", "reward", "rl")})
+    pipeline.run(x, ("tokenizer", "sft", "reward", "rl"))
     return x
 
 
@@ -54,6 +55,10 @@ def _saved(x: Run) -> dict:
     step, tree = restore_all(x.folder("rl") / "checkpoints")
     assert step == 4
     return tree
+
+
+def _rewards(x, models):
+    return RunRewards(x, models, RunLlms(x, models))
 
 
 def _again(x: Run, folder, cfg) -> Run:
@@ -67,7 +72,7 @@ def _again(x: Run, folder, cfg) -> Run:
 
 def _state(x: Run):
     models = RunModels(x)
-    programs = build(models.config, x.cfg.rl, trainable_of(x.cfg.lora), x.place, pad_id=models.tokenizer.pad_id)
+    programs = build(models.config, x.cfg.rl, models.trainable, x.place, pad_id=models.tokenizer.pad_id)
     return rl_stages._start(x, models, programs)[0]
 
 
@@ -104,8 +109,8 @@ def test_an_interrupted_stage_ends_with_the_same_bytes(run, tmp_path, monkeypatc
     with monkeypatch.context() as patched:
         patched.setattr(SampleTable, "show", fail_at_three)
         with pytest.raises(KeyboardInterrupt):
-            pipeline.run(again, {"rl": pipeline.ALL_STAGES["rl"]})
-    pipeline.run(again, {"rl": pipeline.ALL_STAGES["rl"]})
+            pipeline.run(again, ["rl"])
+    pipeline.run(again, ["rl"])
     jax.tree.map(np.testing.assert_array_equal, _saved(again), _saved(run))
 
 
@@ -113,12 +118,12 @@ def test_the_reward_model_reads_the_policys_base(run, tmp_path, monkeypatch):
     """One base in memory for all four: it is loaded once, and reading it while it is trained over gives the same run."""
     again, models, loaded = _again(run, tmp_path, run.cfg), RunModels(run), []
     samples = [Sample("给妈妈的生日祝福", "祝妈妈生日快乐"), Sample("新年", "新年好，万事如意")]
-    whole = models.reward("reward", 2)(samples).values
-    np.testing.assert_allclose(models.reward("reward", 2, models.policy("sft"))(samples).values, whole, atol=1e-5)
+    whole = _rewards(run, models).scalar("reward", 2)(samples).values
+    np.testing.assert_allclose(_rewards(run, models).scalar("reward", 2, models.policy("sft"))(samples).values, whole, atol=1e-5)
     assert np.ptp(whole) > 0
     policy = RunModels.policy
     monkeypatch.setattr(RunModels, "policy", lambda self, stage: loaded.append(stage) or policy(self, stage))
-    pipeline.run(again, {"rl": pipeline.ALL_STAGES["rl"]})
+    pipeline.run(again, ["rl"])
     assert loaded.count("sft") == 1, loaded
     jax.tree.map(np.testing.assert_array_equal, _saved(again), _saved(run))
 

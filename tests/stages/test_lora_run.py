@@ -16,8 +16,8 @@ from rlaif_jax.errors import UserError
 from rlaif_jax.models import lora
 from rlaif_jax.models.lora import LoraConfig
 from rlaif_jax.models.model_config import ModelConfig, preset
-from rlaif_jax.run.folder import open_run
-from rlaif_jax.run.models import RunModels
+from rlaif_jax.runs.folder import open_run
+from rlaif_jax.runs.models import RunModels
 from rlaif_jax.stages import pipeline
 from rlaif_jax.trainers.config import DpoConfig
 from rlaif_jax.trainers.metrics_log import read_metrics
@@ -38,7 +38,7 @@ def run(tmp_path_factory):
     model = ModelConfig(init_from=str(folder), param_dtype="bfloat16")
     cfg = dataclasses.replace(cfg, model=model, lora=LORA, grader=None, dpo=DpoConfig(cfg.sft.train, max_length=96))
     x = open_run(tmp_path_factory.mktemp("run") / "run", cfg, QUIET)
-    pipeline.run(x, {name: pipeline.ALL_STAGES[name] for name in ("tokenizer", "sft", "reward", "dpo", "rl")})
+    pipeline.run(x, ("tokenizer", "sft", "reward", "dpo", "rl"))
     return x, folder
 
 
@@ -102,7 +102,7 @@ def test_the_sum_and_the_adapter_go_out_alike(run, tmp_path, capsys):
 def test_a_checkpoint_of_an_adapter_resumes_with_the_same_bytes(run, tmp_path):
     x, _ = run
     again = open_run(tmp_path / "again", x.cfg, QUIET)
-    stages = {name: pipeline.ALL_STAGES[name] for name in ("tokenizer", "sft")}
+    stages = ("tokenizer", "sft")
     pipeline.run(again, stages)
     jax.tree.map(np.testing.assert_array_equal, *(RunModels(y).adapter("sft") for y in (x, again)))
     newest = again.folder("sft") / "checkpoints" / "4"

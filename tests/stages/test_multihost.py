@@ -17,8 +17,8 @@ from rich.console import Console
 from rlaif_jax.algorithms.kl import KlConfig
 from rlaif_jax.config.values import to_dict
 from rlaif_jax.errors import Preempted
-from rlaif_jax.run.folder import Run, open_run
-from rlaif_jax.stages import pipeline, train
+from rlaif_jax.runs.folder import Run, open_run
+from rlaif_jax.stages import pipeline
 from rlaif_jax.trainers import loop
 from rlaif_jax.trainers.config import CriticConfig, ShapingConfig
 from rlaif_jax.trainers.metrics_log import read_metrics
@@ -39,7 +39,7 @@ def start(tmp_path_factory) -> tuple[Path, Path]:
     text = f"from tests import tiny\n\n\ndef config():\n    return tiny.config(steps={STEPS}, checkpoint_every=4)\n"
     config.write_text(text)
     x = open_run(folder / "start", _config(), QUIET)
-    pipeline.run(x, {"tokenizer": train.run_tokenizer})
+    pipeline.run(x, ["tokenizer"])
     return config, x.out
 
 
@@ -86,7 +86,7 @@ def test_two_processes_train_as_eight_devices_and_as_one(start, two, tmp_path, o
     for name, place in (("one", one_device), ("eight", eight_devices)):
         shutil.copytree(start[1], tmp_path / name)
         x = Run(_config(), tmp_path / name, place, QUIET)
-        pipeline.run(x, {stage: pipeline.ALL_STAGES[stage] for stage in ("sft", "reward", "rl")})
+        pipeline.run(x, ("sft", "reward", "rl"))
         for stage in ("sft", "reward", "rl"):
             losses = _losses(two / stage)
             assert len(losses) == STEPS, "process 0 alone writes, each step once"
@@ -116,7 +116,7 @@ def test_ppo_on_two_processes_trains_as_eight_devices_and_as_one(two, tmp_path, 
     found = tmp_path / "two" / "rl"
     for name, place in (("one", one_device), ("eight", eight_devices)):
         x = Run(ppo_config(), tmp_path / name, place, QUIET)
-        pipeline.run(x, {"rl": pipeline.ALL_STAGES["rl"]})
+        pipeline.run(x, ["rl"])
         assert _samples(found) == _samples(x.folder("rl"))
         for key in ("loss", "critic/loss", "reward", "kl_sequence", "kl_coefficient"):
             curve = _losses(found, key)
@@ -175,7 +175,7 @@ def test_a_checkpoint_of_eight_devices_goes_on_elsewhere(
     seen: list[int] = []
     monkeypatch.setattr(loop._Window, "add", stop_at_eight)
     with pytest.raises(Preempted, match="step 8"):
-        pipeline.run(x, {"sft": train.run_sft})
+        pipeline.run(x, ["sft"])
     ended(_launch(start, tmp_path / "run", "sft", processes=processes, devices=devices, mesh=mesh))
     losses = _losses(tmp_path / "run" / "sft")
     np.testing.assert_allclose(losses, _losses(two / "sft"), atol=1e-5)

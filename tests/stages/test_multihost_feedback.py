@@ -7,7 +7,7 @@ import pytest
 from rich.console import Console
 
 from rlaif_jax.config import load_config
-from rlaif_jax.run.folder import open_run
+from rlaif_jax.runs.folder import open_run
 from rlaif_jax.stages import pipeline
 from tests.feedback.fake_api import FakeApi
 from tests.processes import ended, launch
@@ -66,7 +66,7 @@ def test_a_whole_run_with_a_chat_api_pays_once_and_reports_the_same(tmp_path):
     billed = dict(api.billed)
     assert billed and max(times for *_, times in billed.values()) == 1, "nothing is asked twice"
     cfg = load_config(config)
-    pipeline.run(open_run(tmp_path / "one", cfg, QUIET), pipeline.stages(cfg))
+    pipeline.run(open_run(tmp_path / "one", cfg, QUIET))
     api.close()
     for name in ("two", "one"):
         out = tmp_path / name
@@ -83,7 +83,7 @@ def test_an_embedded_judge_is_led_and_its_mistakes_reach_every_process(tmp_path)
     cfg = load_config(config)
     x = open_run(tmp_path / "one", cfg, QUIET)
     names = ("tokenizer", "sft", "feedback", "judge")
-    pipeline.run(x, {name: pipeline.ALL_STAGES[name] for name in names})
+    pipeline.run(x, names)
     for stage in (["tokenizer"], ["sft"], ["feedback"], ["judge", "optimize"]):
         ended(launch(config, tmp_path / "two", *stage, devices=2, mesh=()))
     one, two = _rounds(tmp_path / "one"), _rounds(tmp_path / "two")

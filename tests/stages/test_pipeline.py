@@ -15,10 +15,10 @@ import orbax.checkpoint as ocp
 import pytest
 from rich.console import Console
 
-from rlaif_jax.config.values import overridden
+from rlaif_jax.config.overrides import overridden
 from rlaif_jax.errors import UserError
-from rlaif_jax.run.folder import Run, open_run
-from rlaif_jax.stages import pipeline, rl, train
+from rlaif_jax.runs.folder import Run, open_run
+from rlaif_jax.stages import pipeline
 from rlaif_jax.trainers import loop
 from rlaif_jax.trainers.metrics_log import read_metrics
 from tests import tiny
@@ -76,7 +76,7 @@ def test_eight_devices_train_as_one_does(tmp_path, one_device, eight_devices):
     runs = [Run(cfg, tmp_path / n, p, QUIET) for n, p in (("one", one_device), ("eight", eight_devices))]
     names = ("tokenizer", "sft", "reward", "rl")
     for x in runs:
-        pipeline.run(x, {n: pipeline.ALL_STAGES[n] for n in names})
+        pipeline.run(x, names)
     for stage in ("sft", "reward", "rl"):
         one, eight = (_losses(x.folder(stage)) for x in runs)
         assert len(one) == 20
@@ -96,17 +96,18 @@ def test_nothing_is_compiled_after_the_first_step(tmp_path, one_device, monkeypa
     x = Run(tiny.config(steps=5, checkpoint_every=5), tmp_path / "run", one_device, QUIET)
     for stage in ("tokenizer", "sft", "reward", "rl"):
         seen.clear()
-        pipeline.run(x, {stage: pipeline.ALL_STAGES[stage]})
+        pipeline.run(x, [stage])
         if stage != "tokenizer":
             assert seen[0] > 0, "the listener saw no compilation at all"
             assert seen[-1] == seen[0], f"{stage}: {seen}"
 
 
-def test_a_finished_stage_is_skipped_and_another_config_refused(tmp_path):
+def test_a_finished_stage_is_skipped_and_another_config_refused(tmp_path, monkeypatch):
     cfg = tiny.config()
     x = open_run(tmp_path / "run", cfg, QUIET)
-    pipeline.run(x, {"tokenizer": train.run_tokenizer})
-    pipeline.run(x, {"tokenizer": lambda _: pytest.fail("ran again")})
+    pipeline.run(x, ["tokenizer"])
+    monkeypatch.setattr(pipeline, "KINDS", {"tokenizer": lambda *_: pytest.fail("ran again")})
+    pipeline.run(x, ["tokenizer"])
     with pytest.raises(UserError, match="seed"):
         open_run(tmp_path / "run", dataclasses.replace(cfg, seed=5), QUIET)
     (tmp_path / "other").mkdir()
@@ -118,12 +119,13 @@ def test_a_finished_stage_is_skipped_and_another_config_refused(tmp_path):
 def test_a_stage_without_its_forerunner_says_which(tmp_path):
     x = open_run(tmp_path / "run", tiny.config(), QUIET)
     with pytest.raises(UserError, match="'sft' has not finished"):
-        pipeline.run(x, {"tokenizer": train.run_tokenizer, "rl": rl.run_rl})
+        pipeline.run(x, ["tokenizer", "rl"])
 
 
 def test_several_processes_refuse_a_batch_before_the_first_stage(tmp_path, eight_devices, monkeypatch):
     monkeypatch.setattr("rlaif_jax.stages.pipeline.jax.process_count", lambda: 2)
     cfg = overridden(tiny.config(), ["reward.train.batch_size=6"])
     x = Run(cfg, tmp_path, eight_devices, QUIET)
+    monkeypatch.setattr(pipeline, "KINDS", {"train": lambda *_: pytest.fail("begins")})
     with pytest.raises(UserError, match="reward.train.batch_size is 6, and must be a multiple of the 4 row shards"):
-        pipeline.run(x, {"sft": lambda _: pytest.fail("begins"), "reward": lambda _: {}})
+        pipeline.run(x, ["sft", "reward"])

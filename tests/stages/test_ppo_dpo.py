@@ -11,8 +11,8 @@ from rich.console import Console
 from rlaif_jax.algorithms.kl import KlConfig
 from rlaif_jax.errors import UserError
 from rlaif_jax.rewards.base import RewardResult
-from rlaif_jax.run.folder import Run
-from rlaif_jax.run.samples import SampleTable
+from rlaif_jax.runs.folder import Run
+from rlaif_jax.runs.samples import SampleTable
 from rlaif_jax.stages import pipeline
 from rlaif_jax.stages.evaluate import best_of_groups
 from rlaif_jax.trainers import rl as rl_trainer
@@ -42,7 +42,7 @@ def run(tmp_path_factory):
 
     place = Placement(make_mesh(MeshConfig(), jax.devices()[:1]))
     experiment = Run(_config(), tmp_path_factory.mktemp("ppo") / "run", place, QUIET)
-    pipeline.run(experiment, pipeline.stages(experiment.cfg))
+    pipeline.run(experiment)
     return experiment
 
 
@@ -73,9 +73,9 @@ def test_an_interrupted_ppo_stage_ends_with_the_same_bytes(run, tmp_path, monkey
     with monkeypatch.context() as patched:
         _stop_once(patched, step=5)
         with pytest.raises(KeyboardInterrupt):
-            pipeline.run(again, {"rl": pipeline.ALL_STAGES["rl"]})
+            pipeline.run(again, ["rl"])
     assert not again.is_done("rl")
-    pipeline.run(again, {"rl": pipeline.ALL_STAGES["rl"]})
+    pipeline.run(again, ["rl"])
     assert _state(again) == _state(run)
 
 
@@ -121,8 +121,8 @@ def test_what_waits_on_the_host_changes_nothing(run, tmp_path, monkeypatch):
             if offload:
                 _stop_once(patched, step=5)
                 with pytest.raises(KeyboardInterrupt):
-                    pipeline.run(x, {"rl": pipeline.ALL_STAGES["rl"]})
-            pipeline.run(x, {"rl": pipeline.ALL_STAGES["rl"]})
+                    pipeline.run(x, ["rl"])
+            pipeline.run(x, ["rl"])
         assert kinds == {kind}
         states.append(_state(x))
     assert states[0] == states[1]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import logging
 import re
 from pathlib import Path
 from typing import Any
@@ -12,12 +13,16 @@ import jinja2
 
 from rlaif_jax.errors import UserError
 from rlaif_jax.feedback.llm import LLMRequest, Message
+from rlaif_jax.language import Language, language_of
 
 ROLES = (
-    "candidate", "positive", "negative", "judge", "reflect", "detector", "compare", "generator", "confess", "advise",
-    "reflector", "optimise",
+    "candidate", "positive", "negative", "debate_judge", "debate_review", "detector", "compare", "generator", "confess", "advise",
+    "principle_review", "optimise",
 )  # fmt: skip
+_OLD_NAMES = {"debate_judge": "judge", "debate_review": "reflect", "principle_review": "reflector"}  # of files, still read
+_logger = logging.getLogger(__name__)
 _HERE = Path(__file__).parent
+_TAG = re.compile(r"\{[%{#].*?[%}#]\}", re.DOTALL)
 _TURN = re.compile(r"^%% (system|user|assistant)\n", re.MULTILINE)
 
 
@@ -26,28 +31,34 @@ def fence(text: str) -> str:
     return "⟦" + text.replace("⟦", "[").replace("⟧", "]") + "⟧"
 
 
+def family_for(language: Language) -> str:
+    """The bundled family of prompts for chat models in a language."""
+    return language.name
+
+
 class Prompts:
-    """The templates of one family; `hash` is the identity of their content, for cache keys and reports."""
+    """The templates of one family, or of a user's folder.
+
+    Attributes:
+      family: the family's name or the folder.
+      hash: identity of the contents, for cache keys and reports.
+      language: the one that the templates are written in.
+    """
 
     def __init__(self, family: str):
         folder = _HERE / family if (_HERE / family).is_dir() else Path(family).expanduser()
-        missing = [role for role in ROLES if not (folder / f"{role}.j2").exists()]
-        if missing:
-            known = sorted(p.name for p in _HERE.iterdir() if (p / "judge.j2").exists())
-            raise UserError(
-                f"prompts {family!r}: expected one of {', '.join(known)}, or a folder with a template for every role; "
-                f"{folder} lacks {', '.join(f'{m}.j2' for m in missing)}"
-            )
+        files = _files(family, folder)
         env = jinja2.Environment(undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True, autoescape=False)
         env.filters["fence"] = fence
-        texts = {role: (folder / f"{role}.j2").read_text(encoding="utf-8") for role in ROLES}
+        texts = {role: path.read_text(encoding="utf-8") for role, path in files.items()}
         self.family, self.hash = family, hashlib.sha256("\0".join(texts.values()).encode("utf-8")).hexdigest()[:16]
-        self._templates = {}
+        self.language = language_of(_TAG.sub("", "".join(texts.values())))
+        self._templates, self._files = {}, files
         for role, text in texts.items():
             try:
                 self._templates[role] = env.from_string(text)
             except jinja2.TemplateSyntaxError as error:
-                raise UserError(f"{folder / role}.j2:{error.lineno}: {error.message}") from error
+                raise UserError(f"{files[role]}:{error.lineno}: {error.message}") from error
 
     def messages(self, role: str, **fields: Any) -> tuple[Message, ...]:
         """The chat of a role: one user message, or several turns where the template has lines "%% user" and such.
@@ -57,7 +68,7 @@ class Prompts:
         try:
             text = self._templates[role].render(**{name: _harmless(value) for name, value in fields.items()})
         except jinja2.UndefinedError as error:
-            raise UserError(f"prompts {self.family!r}, {role}.j2: {error.message}") from error
+            raise UserError(f"prompts {self.family!r}, {self._files[role].name}: {error.message}") from error
         pieces = _TURN.split(f"%% user\n{text}")[1:]
         return tuple(
             Message(who, content.strip()) for who, content in zip(pieces[::2], pieces[1::2], strict=True) if content.strip()
@@ -70,6 +81,25 @@ class Prompts:
     def request(self, role: str, *, max_tokens: int, temperature: float = 0.0, seed: int = 0, **fields: Any) -> LLMRequest:
         """The request that puts a role's chat to a model."""
         return LLMRequest(self.messages(role, **fields), max_tokens, temperature, seed, self.hash)
+
+
+def _files(family: str, folder: Path) -> dict[str, Path]:
+    """The template file of each role, in the order of ROLES. UserError where one is missing."""
+    files = {role: folder / f"{role}.j2" for role in ROLES}
+    old = {role: folder / f"{name}.j2" for role, name in _OLD_NAMES.items()}
+    renamed = {role: path for role, path in old.items() if path.exists() and not files[role].exists()}
+    if renamed:
+        changes = ", ".join(f"{path.name} is now {role}.j2" for role, path in renamed.items())
+        _logger.warning("prompts %s: old file names are still read: %s", folder, changes)
+    files |= renamed
+    missing = [path.name for path in files.values() if not path.exists()]
+    if missing:
+        known = sorted(p.name for p in _HERE.iterdir() if (p / "detector.j2").exists())
+        raise UserError(
+            f"prompts {family!r}: expected one of {', '.join(known)}, or a folder with a template for every role; "
+            f"{folder} lacks {', '.join(missing)}"
+        )
+    return files
 
 
 def _harmless(value: Any) -> Any:

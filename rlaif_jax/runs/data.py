@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 from rlaif_jax.config import DpoConfig, RewardConfig, SourceConfig
+from rlaif_jax.config.stages import CURATE, TOKENIZER
 from rlaif_jax.data import corpus, pipelines
 from rlaif_jax.data.audit import without_leaks
 from rlaif_jax.data.records import LabelledResponse, PreferencePair, Prompt, Record, SftExample
@@ -18,40 +20,53 @@ from rlaif_jax.feedback.curate import read_items
 from rlaif_jax.feedback.principles import read_rules
 from rlaif_jax.feedback.prompts import load_prompts
 from rlaif_jax.feedback.transcripts import Transcript, VerdictPair, labelled_verdicts, write_transcripts, write_verdict_pairs
-from rlaif_jax.run.folder import Run
+from rlaif_jax.language import Language, get_language
+from rlaif_jax.runs.folder import Run
 from rlaif_jax.sharding import host_rows
 
+_SCRIPT_ROWS = 200  # prompts that tell the language of a task
 _TOKENIZER_ROWS = 4000  # of the transcripts: a tokenizer needs no more of them
 
 
 class RunData:
     """Loads what a stage needs; reports rows that were skipped, leaked or too long."""
 
-    def __init__(self, experiment: Run):
-        self._x, self._cfg = experiment, experiment.cfg.data
+    def __init__(self, run: Run):
+        self._run, self._cfg = run, run.cfg.data
 
     @property
     def root(self) -> Path:
         """The folder of the data files."""
-        return Path(self._cfg.root).expanduser() if self._cfg.root else self._x.folder("tokenizer") / "corpus"
+        return Path(self._cfg.root).expanduser() if self._cfg.root else self._run.folder(TOKENIZER.name) / "corpus"
+
+    @functools.cached_property
+    def language(self) -> Language:
+        """The task's language: as the config says, or by the script of the first RL prompts."""
+        name = self._run.cfg.language
+        return get_language(name, "" if name != "auto" else "".join(r.prompt for r in self._some_prompts()))
+
+    def _some_prompts(self) -> list[Prompt]:
+        source = self._cfg.prompts
+        return self.records(Prompt, dataclasses.replace(source, limit=min(source.limit or _SCRIPT_ROWS, _SCRIPT_ROWS)))
 
     def prepare(self) -> dict[str, Any]:
         """Writes the bundled corpus where the config names no data of its own."""
         if self._cfg.root:
             return {"data": str(self.root)}
-        corpus.write(corpus.generate(self._x.cfg.seed, self._cfg.corpus), self.root)
+        corpus.write(corpus.generate(self._run.cfg.seed, self._cfg.corpus), self.root)
         return {"data": "bundled corpus"}
 
     def make_tokenizer(self) -> Tokenizer:
         """The tokenizer of the run, copied or trained into its folder."""
-        folder, cfg = self._x.folder("tokenizer") / "tokenizer", self._x.cfg.tokenizer
-        if source := cfg.path or self._x.cfg.model.init_from:
+        folder, cfg = self._run.folder(TOKENIZER.name) / "tokenizer", self._run.cfg.tokenizer
+        if source := cfg.path or self._run.cfg.model.init_from:
             tokenizer = Tokenizer.load(source)
             tokenizer.save(folder)
             return tokenizer
         texts = [t for r in self.records(SftExample, self._cfg.sft) for t in (r.prompt, r.response)]
-        texts += [t for p in self.records(PreferencePair, self._cfg.pairs) for t in (p.prompt, p.chosen, p.rejected)]
-        if self._x.cfg.feedback and self._x.cfg.feedback.backend == "embedded":
+        if self.uses_pairs:
+            texts += [t for p in self.records(PreferencePair, self._cfg.pairs) for t in (p.prompt, p.chosen, p.rejected)]
+        if self._run.cfg.embedded_feedback:
             rows, pairs = self.transcripts(_TOKENIZER_ROWS)
             rows = [*rows, *(side[0] for pair in pairs for side in pair)]
             texts += [text for r in rows for text in (*(m.content for m in r.messages), r.target)]
@@ -79,7 +94,7 @@ class RunData:
 
     def sft_batches(self, tokenizer: Tokenizer) -> tuple[Any, Callable[[], Iterable[dict]], dict[str, Any]]:
         """(training iterator, held-out pass, facts)."""
-        cfg, seed = self._x.cfg.sft, self._x.cfg.seed
+        cfg, seed = self._run.cfg.sft, self._run.cfg.seed
         train, held_out = self.split(SftExample, self._cfg.sft, self._cfg.sft_eval)
         encoded = [encode_sft(part, tokenizer, cfg.max_length) for part in (train, held_out)]
         self._too_long("SFT examples", encoded[0].dropped + encoded[1].dropped, cfg.max_length)
@@ -92,17 +107,17 @@ class RunData:
 
         No request of the evaluation or of the judge's labelled parts occurs in them.
         """
-        cfg, judge = self._x.cfg.feedback, self._x.cfg.judge
-        prompts = load_prompts(cfg.family)
+        cfg, judge = self._run.cfg.feedback, self._run.cfg.judge
+        prompts, language = load_prompts(cfg.family(self.language)), self.language
         if cfg.source == "labelled":
-            return labelled_verdicts(self.game_rows()[0], prompts, read_rules(judge.principles))
+            return labelled_verdicts(self.game_rows()[0], prompts, read_rules(judge.principles, language))
         held_out = {r.prompt for part in (self.eval_prompts(), *self.game_rows()[1:]) for r in part}
-        limit = judge.game.limit if judge.game else len(read_rules(judge.principles))
+        limit = judge.game.limit if judge.game else len(read_rules(judge.principles, language))
         together = 1 if judge.mode == "checklist" else limit  # principles that the judge is asked about at one time
-        seed, count, pairs = self._x.cfg.seed, cfg.transcripts, cfg.verdict_pairs
+        seed, count, pairs = self._run.cfg.seed, cfg.transcripts, cfg.verdict_pairs
         return (
             write_transcripts(seed, min(count, most or count), prompts, limit, held_out, together),
-            write_verdict_pairs(seed, min(pairs, most or pairs), prompts, limit, held_out, together, cfg.questions),
+            write_verdict_pairs(seed, min(pairs, most or pairs), prompts, limit, held_out, together, questions=cfg.questions),
         )
 
     def feedback_batches(self, tokenizer: Tokenizer) -> tuple[Any, Callable[[], Iterable[dict]], dict[str, Any]]:
@@ -110,7 +125,7 @@ class RunData:
 
         A training batch is {"roles": packed transcripts, "verdicts": pairs}; the held-out pass has the pairs only.
         """
-        cfg, seed = self._x.cfg.feedback, self._x.cfg.seed
+        cfg, seed = self._run.cfg.feedback, self._run.cfg.seed
         transcripts, pairs = self.transcripts()
         held = len(pairs) // 20 or 1
 
@@ -160,26 +175,46 @@ class RunData:
         facts = {"examples": len(rows), "held_out": len(held_rows)}
         return *self._batches(rows, held_rows, cfg.train.batch_size, seed), facts
 
+    @property
+    def uses_pairs(self) -> bool:
+        """Whether any model of the run learns from the data's preference pairs."""
+        cfg = self._run.cfg
+        pairwise = [c for c in (cfg.reward, cfg.grader) if c is not None and not c.folder and c.loss == "bradley_terry"]
+        return bool(pairwise) or cfg.dpo is not None or self._cfg.grader_share > 0
+
     def pairs(self) -> tuple[list[PreferencePair], list[PreferencePair], list[PreferencePair]]:
-        """Pairs for the reward model, pairs kept from it for the grader (other prompts), and held-out pairs."""
+        """Pairs for the reward model, pairs kept from it for the grader (other prompts), and held-out pairs; none of a run in
+        which nothing learns from pairs."""
+        if not self.uses_pairs:
+            return [], [], []
         train, held_out = self.split(PreferencePair, self._cfg.pairs, self._cfg.pairs_eval)
         share = self._cfg.grader_share
         prompts = list(dict.fromkeys(p.prompt for p in train))
         apart = {q for i, q in enumerate(prompts) if int((i + 1) * share) > int(i * share)}
         own, kept_apart = [p for p in train if p.prompt not in apart], [p for p in train if p.prompt in apart]
-        if self._x.cfg.curate:
-            own = self.curated_pairs() + (own if self._x.cfg.curate.with_data_pairs else [])
+        if self._run.cfg.curate:
+            own = self.curated_pairs() + (own if self._run.cfg.curate.with_data_pairs else [])
         return own, kept_apart, held_out
 
     def held_out_pairs(self) -> list[PreferencePair]:
         """Pairs that no training file of the reward model or of SFT holds."""
         train, _, held_out = self.pairs()
-        return without_leaks(held_out, train, self.records(SftExample, self._cfg.sft))[0]
+        return without_leaks(held_out, train, self.sft_examples())[0]
+
+    def sft_examples(self) -> list[SftExample]:
+        """What SFT has seen; nothing of a run without it."""
+        return [] if self._run.cfg.sft is None else self.records(SftExample, self._cfg.sft)
 
     def curated_pairs(self) -> list[PreferencePair]:
         """The pairs that the stage "curate" has found so far."""
-        items = read_items(self._x.folder("curate") / "items.jsonl")
+        items = read_items(self._run.folder(CURATE.name) / "items.jsonl")
         return [PreferencePair(**pair) for item in items for pair in item["pairs"]]
+
+    @property
+    def has_labels(self) -> bool:
+        """Whether there are labelled responses: of the pairs set apart, or in a file that is there."""
+        source = self._cfg.labelled.path
+        return self._cfg.grader_share > 0 or bool(source and (source.startswith("tfds:") or (self.root / source).exists()))
 
     def labelled(self) -> tuple[list[LabelledResponse], list[LabelledResponse]]:
         """Labelled responses for the grader that stand in no training file of the reward model; and held-out ones.
@@ -193,7 +228,7 @@ class RunData:
             train, held_out, seen = _sides(grader_pairs), _sides(pairs_eval), [reward_pairs]
         else:
             train, held_out = self.split(LabelledResponse, data.labelled, data.labelled_eval)
-            seen = [reward_pairs, self.records(SftExample, data.sft)]
+            seen = [reward_pairs, self.sft_examples()]
         (train, a), (held_out, b) = (without_leaks(part, *seen) for part in (train, held_out))
         held_out, c = without_leaks(held_out, train)
         if a + b + c:
@@ -217,13 +252,13 @@ class RunData:
 
     def eval_prompts(self) -> list[Prompt]:
         """Held-out prompts for the comparison, without those that stand among the RL prompts."""
-        limit = self._x.cfg.evaluation.limit
+        limit = self._run.cfg.evaluation.limit
         seen = {r.prompt for r in self.records(Prompt, self._cfg.prompts)}
         unique = {r.prompt: r for r in self.records(Prompt, self._cfg.eval_prompts) if r.prompt not in seen}
         return list(unique.values())[: limit or None]
 
     def _batches(self, rows, held_rows, batch_size: int, seed: int):
-        mine = host_rows(self._x.place, batch_size)
+        mine = host_rows(self._run.place, batch_size)
         train = pipelines.train_batches(rows, batch_size=batch_size, seed=seed, mine=mine)
         return train, lambda: pipelines.eval_batches(held_rows, batch_size, mine=mine)
 
@@ -232,7 +267,7 @@ class RunData:
             self._say(f"{count} {what} are longer than {max_length} tokens and left out")
 
     def _say(self, text: str) -> None:
-        self._x.console.print(text, highlight=False, markup=False)
+        self._run.console.print(text, highlight=False, markup=False)
 
 
 def _sides(pairs: list[PreferencePair]) -> list[LabelledResponse]:

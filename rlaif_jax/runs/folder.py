@@ -11,14 +11,18 @@ from typing import Any
 
 from rich.console import Console
 
-from rlaif_jax.config import RunConfig
+from rlaif_jax.config.run_config import RunConfig
+from rlaif_jax.config.stages import STAGES, Stage, needed_by
 from rlaif_jax.config.values import from_dict, to_dict
 from rlaif_jax.errors import UserError
 from rlaif_jax.sharding import Placement, barrier, connect, is_first, make_mesh, on_first
 
+VERSION = 2  # of run folders; a half-finished stage of another version is not resumed
+_OLD_FOLDERS = {stage.name: stage.old_name for stage in STAGES if stage.old_name}
+
 
 def write_json(path: Path, value: Any) -> None:
-    """Writes JSON whole or not at all (temporary file, then rename). With several processes only the first writes."""
+    """Writes JSON at once or not at all (temporary file, then rename). With several processes only the first writes."""
     if not is_first():
         return
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -29,28 +33,50 @@ def write_json(path: Path, value: Any) -> None:
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """A run folder with its config, mesh and console. One folder belongs to one config."""
+    """A run folder with its config, mesh and console. One folder belongs to one config.
+
+    `imports_functions`: whether reward functions that the config names as text may be imported; only `rlaif run` sets it.
+    """
 
     cfg: RunConfig
     out: Path
     place: Placement
     console: Console
+    imports_functions: bool = False
 
     def folder(self, stage: str) -> Path:
         """Where a stage keeps its files."""
-        return self.out / stage
+        here, old = self.out / stage, _OLD_FOLDERS.get(stage)
+        if old and not here.exists() and (self.out / old / "done.json").exists():
+            return self.out / old
+        return here
 
     def is_done(self, stage: str) -> bool:
         """Whether the stage has finished in this folder, as this process sees it."""
         return (self.folder(stage) / "done.json").exists()
 
     def require(self, *stages: str) -> None:
-        """An error that names the first of these stages that has not finished; one that the config leaves out is none."""
-        left_out = {"sft": self.cfg.sft is None, "reward": bool(self.cfg.reward.folder)}
-        left_out["grader"] = self.cfg.grader is not None and bool(self.cfg.grader.folder)
+        """An error that names the first of these stages that has not finished."""
         for stage in stages:
-            if not self.is_done(stage) and not left_out.get(stage, False):
+            if not self.is_done(stage):
                 raise UserError(f"stage {stage!r} has not finished in {self.out}: run `rlaif run` there, or that stage")
+
+    def require_needs(self, stage: Stage) -> None:
+        """An error that names the first stage whose result this one reads and that has not finished."""
+        self.require(*(needed.name for needed in needed_by(self.cfg, stage)))
+
+    def mark_begun(self, stage: Stage) -> None:
+        """Notes which version begins the stage. UserError where another version left it half-finished."""
+        marker = self.folder(stage.name) / "begun.json"
+        trains = stage.kind in ("train", "rl", "curate", "principles")
+        if trains and marker.parent.exists() and any(marker.parent.iterdir()):
+            found = json.loads(marker.read_text(encoding="utf-8"))["version"] if marker.exists() else 1
+            if found != VERSION:
+                raise UserError(
+                    f"{marker.parent} was left half-finished by another version of rlaif_jax ({found}, this is {VERSION}), which "
+                    "alone can resume it; move that folder away to begin the stage again"
+                )
+        write_json(marker, {"version": VERSION})
 
     def mark_done(self, stage: str, began: float, facts: Mapping[str, Any]) -> None:
         """Writes the stage's facts; from now on it is skipped. No process goes on before they are there."""
@@ -72,41 +98,42 @@ def open_run(out: str | Path, cfg: RunConfig | None = None, console: Console | N
     """
     out = Path(out)
     if cfg is None:
-        cfg = _saved_config(out)
+        cfg = saved_config(out)
     on_first(lambda: _claim(cfg, out), "open")
     mesh = make_mesh(cfg.mesh)
     connect(mesh)
     return Run(cfg, out, Placement.of(mesh, cfg.mesh.rules), console or Console(quiet=True))
 
 
+def saved_config(out: Path) -> RunConfig:
+    """The config that a run folder was made with, by this version or an earlier one."""
+    saved = out / "config.json"
+    if not saved.exists():
+        raise UserError(f"{out} holds no run (no config.json there); expected the --out of `rlaif run`")
+    values = json.loads(saved.read_text(encoding="utf-8"))
+    if values.get("version", 1) > VERSION:
+        raise UserError(f"{out} was made by a later version of rlaif_jax; upgrade to open it")
+    return from_dict(RunConfig, values)
+
+
 def _claim(cfg: RunConfig, out: Path) -> None:
+    """Makes the folder this config's. UserError where it holds another run, or something else."""
     saved, wanted = out / "config.json", json.loads(json.dumps(to_dict(cfg)))
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"--out {out} cannot be a run's folder: {error.strerror}") from error
     if saved.exists():
-        # Through the dataclass: a field that is newer than the run has its default there.
-        before = to_dict(from_dict(RunConfig, json.loads(saved.read_text(encoding="utf-8")), str(saved)))
-        changed = sorted(_differences(json.loads(json.dumps(before | {"mesh": None})), wanted | {"mesh": None}))
+        before = json.loads(json.dumps(to_dict(saved_config(out))))  # a field that is newer than the run has its default
+        changed = sorted(_differences(before | {"mesh": None}, wanted | {"mesh": None}))
         if changed:
             raise UserError(
                 f"{out} holds a run with other values of {', '.join(changed[:5])}"
                 f"{' ...' if len(changed) > 5 else ''}. Choose another --out, or move that folder away."
             )
-        write_json(saved, wanted)
-    elif out.exists() and any(out.iterdir()):
+    elif any(out.iterdir()):
         raise UserError(f"{out} is not empty and holds no run; choose another --out")
-    else:
-        write_json(saved, wanted)
-
-
-def _saved_config(folder: Path) -> RunConfig:
-    """The config that an existing run was made with."""
-    saved = folder / "config.json"
-    if not saved.exists():
-        raise UserError(f"{folder} holds no run (no config.json there); expected the --out of `rlaif run`")
-    return from_dict(RunConfig, json.loads(saved.read_text(encoding="utf-8")))
+    write_json(saved, {"version": VERSION, **wanted})
 
 
 def _differences(a: Any, b: Any, path: str = "") -> list[str]:

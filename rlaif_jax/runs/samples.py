@@ -6,7 +6,7 @@ import json
 from typing import Any
 
 from rlaif_jax.rewards.base import RewardResult, Sample
-from rlaif_jax.run.folder import Run
+from rlaif_jax.runs.folder import Run
 from rlaif_jax.sharding import is_first
 
 

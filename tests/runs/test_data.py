@@ -8,8 +8,8 @@ from rich.console import Console
 
 from rlaif_jax.config import DataConfig, SourceConfig
 from rlaif_jax.errors import UserError
-from rlaif_jax.run.data import RunData
-from rlaif_jax.run.folder import open_run
+from rlaif_jax.runs.data import RunData
+from rlaif_jax.runs.folder import open_run
 from tests import tiny
 
 

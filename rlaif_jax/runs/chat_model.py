@@ -19,8 +19,8 @@ from rlaif_jax.models import transformer
 from rlaif_jax.models.model_config import ModelConfig
 from rlaif_jax.models.peft import load_adapter
 from rlaif_jax.models.pretrained import load_policy, policy_config
-from rlaif_jax.run.folder import Run
-from rlaif_jax.run.models import RunModels
+from rlaif_jax.runs.folder import Run
+from rlaif_jax.runs.models import RunModels
 from rlaif_jax.sampling.filters import SamplingConfig, traced
 from rlaif_jax.sampling.sampler import make_sampler
 from rlaif_jax.sampling.stream import make_stream
@@ -28,14 +28,13 @@ from rlaif_jax.sharding.mesh import MeshConfig, make_mesh
 from rlaif_jax.sharding.placement import Placement
 
 Messages = Sequence[dict[str, str]]
-
-
+_CHAT = SamplingConfig(temperature=0.7)
 _WIDTHS = (32, 64, 128, 256, 512, 1024, 2048, 4096, 8192)  # of prompts; one compiled program each
 
 
 @dataclasses.dataclass(frozen=True)
-class Model:
-    """Weights, config and tokenizer on a mesh. `max_prompt` bounds prompts in tokens; `name` tells which weights."""
+class ChatModel:
+    """Weights, config and tokenizer on a mesh. `max_prompt` bounds prompts in tokens; `name` says which weights."""
 
     params: Any
     cfg: ModelConfig
@@ -45,17 +44,17 @@ class Model:
     max_prompt: int
 
     @classmethod
-    def of_run(cls, x: Run, stage: str) -> Model:
-        """The policy of a stage; prompts are as long as they were in RL."""
-        models = RunModels(x)
-        name = f"{x.out.resolve()} {stage}"
-        return cls(models.policy(stage), models.config, models.tokenizer, x.place, name, x.cfg.rl.max_prompt)
+    def of_run(cls, run: Run, stage: str) -> ChatModel:
+        """The policy that a stage left ("base": before any training); prompts are as long as they were in RL."""
+        models = RunModels(run)
+        name = f"{run.out.resolve()} {stage}"
+        return cls(models.policy(stage), models.config, models.tokenizer, run.place, name, run.cfg.max_prompt)
 
     @classmethod
-    def of_folder(cls, folder: Path, max_tokens: int, adapter: Path | None = None) -> Model:
+    def of_folder(cls, folder: str | Path, max_tokens: int, adapter: str | Path | None = None) -> ChatModel:
         """A Hugging Face folder on all devices (tensor parallel), in its own dtype; on CPU computed in float32.
 
-        `adapter` is a folder with a PEFT adapter, merged into the weights.
+        `max_tokens`: room for an answer. `adapter` is a folder with a PEFT adapter, merged into the weights.
         """
         cfg = policy_config(folder).model
         compute = "float32" if jax.default_backend() == "cpu" else cfg.param_dtype
@@ -71,6 +70,14 @@ class Model:
             merge = jax.jit(partial(lora_lib.merge, lora=lora), donate_argnums=0, out_shardings=shardings)
             params, name = merge(params, trained), f"{name} with {Path(adapter).resolve()}"
         return cls(params, cfg, tokenizer, place, name, most)
+
+    def answer(
+        self, prompts: Sequence[str], sampling: SamplingConfig = _CHAT, *, samples: int = 1, seed: int = 0,
+        system: str = "",
+    ) -> list[list[str]]:  # fmt: skip
+        """`samples` answers to each prompt, sampled; the same again for the same seed and order of prompts."""
+        answerer = Answerer(self, samples, seed, sampling, system)
+        return [answerer(prompt) for prompt in prompts]
 
     def encode(self, messages: Messages) -> list[int]:
         """Tokens of a chat up to the answer; UserError if they are too many."""
@@ -91,7 +98,7 @@ class Model:
         return tuple(jax.device_put((tokens, segments), self.place.rows(rows)))
 
 
-def chat(prompt: str, system: str = "") -> list[dict[str, str]]:
+def chat_messages(prompt: str, system: str = "") -> list[dict[str, str]]:
     """The messages of one request."""
     return [*([{"role": "system", "content": system}] if system else []), {"role": "user", "content": prompt}]
 
@@ -99,7 +106,7 @@ def chat(prompt: str, system: str = "") -> list[dict[str, str]]:
 class Answerer:
     """Samples answers; every call draws new ones, the same again for the same seed and order of calls."""
 
-    def __init__(self, model: Model, samples: int, seed: int, sampling: SamplingConfig, system: str = ""):
+    def __init__(self, model: ChatModel, samples: int, seed: int, sampling: SamplingConfig, system: str = ""):
         self._model, self._samples, self._seed, self._system = model, samples, seed, system
         self._sampling = traced(sampling, model.tokenizer.eos_ids)
         axes, pad_id = transformer.logical_axes(model.cfg), model.tokenizer.pad_id
@@ -116,7 +123,7 @@ class Answerer:
     def __call__(self, prompt: str) -> list[str]:
         """All answers to one request; " ..." marks one that did not end."""
         rows = self._model.place.row_shards
-        batch = self._model.batch([self._model.encode(chat(prompt, self._system))], rows)
+        batch = self._model.batch([self._model.encode(chat_messages(prompt, self._system))], rows)
         began = time.perf_counter()
         decoded = jax.device_get(self._sampler(self._model.params, *batch, self._seed, self._calls, self._sampling))
         self.seconds = time.perf_counter() - began

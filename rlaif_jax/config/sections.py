@@ -1,0 +1,213 @@
+"""The sections of a run that belong to no library: where data comes from, who gives feedback, arms, evaluation."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from rlaif_jax.data.corpus.build import CorpusConfig
+from rlaif_jax.errors import UserError
+from rlaif_jax.feedback.openai_llm import HttpConfig
+from rlaif_jax.feedback.principle_game import GameConfig
+from rlaif_jax.feedback.prompts import family_for
+from rlaif_jax.language import Language
+from rlaif_jax.models.model_config import preset
+from rlaif_jax.rewards.function import FunctionConfig
+from rlaif_jax.rewards.rules import RuleConfig
+from rlaif_jax.sampling.filters import SamplingConfig
+from rlaif_jax.trainers.config import RlConfig, TrainConfig
+
+
+@dataclasses.dataclass(frozen=True)
+class SourceConfig:
+    """One data file: `path` relative to `data.root` (or "tfds:FOLDER"); `columns` maps record fields to its columns."""
+
+    path: str = ""
+    format: str = "auto"  # auto | sharegpt_pairs | alpaca | verl | labelled
+    columns: dict[str, str] = dataclasses.field(default_factory=dict)
+    prefix: str = ""  # put before every prompt
+    limit: int = 0  # 0 = all
+    on_error: str = "raise"  # raise | skip (counted and reported)
+
+
+@dataclasses.dataclass(frozen=True)
+class DataConfig:
+    """Where records come from. An empty `root` writes the bundled corpus into the run and reads it from there."""
+
+    root: str = ""
+    corpus: CorpusConfig = CorpusConfig()
+    sft: SourceConfig = SourceConfig("sft.jsonl")
+    sft_eval: SourceConfig = SourceConfig("sft_val.jsonl")
+    pairs: SourceConfig = SourceConfig("pairs_train.jsonl")
+    pairs_eval: SourceConfig = SourceConfig("pairs_test.jsonl")
+    labelled: SourceConfig = SourceConfig("labelled_train.jsonl")
+    labelled_val: SourceConfig = SourceConfig("labelled_val.jsonl")  # the gate of the judge's game
+    labelled_eval: SourceConfig = SourceConfig("labelled_test.jsonl")
+    prompts: SourceConfig = SourceConfig("prompts.jsonl")
+    eval_prompts: SourceConfig = SourceConfig("eval_prompts.jsonl")
+    eval_fraction: float = 0.05  # held out of a file whose *_eval path is empty
+    grader_share: float = 0.0  # of the pairs' prompts, kept from the reward model and given to the grader
+
+    def __post_init__(self):
+        for field in ("eval_fraction", "grader_share"):
+            if not 0 <= getattr(self, field) < 1:
+                raise UserError(f"data.{field} is {getattr(self, field)}; expected a share in [0, 1)")
+
+
+@dataclasses.dataclass(frozen=True)
+class TokenizerConfig:
+    """`path`: a Hugging Face tokenizer folder; empty: train a byte-level BPE of `vocab_size` on the run's own texts."""
+
+    path: str = ""
+    vocab_size: int = 2048
+
+
+@dataclasses.dataclass(frozen=True)
+class FeedbackConfig:
+    """Who gives the AI feedback.
+
+    Attributes:
+      backend: "embedded" (a model that the run trains on `transcripts` of every role, written by the bundled corpus, or
+        on labelled responses of the data), "folder" (the Hugging Face model in the folder `model`, with its own tokenizer
+        and template), "http" (a chat API) or "recorded" (the replies in `transcript`).
+      prompts: a family of prompt files (zh, en, embedded) or a folder; empty: embedded for that backend,
+        else the one in the task's language.
+      train, max_length, source: how the embedded model is trained; source is corpus | labelled. A step takes
+        `train.batch_size` rows of packed transcripts of up to `max_length` tokens, and `pair_batch_size` pairs of a good and
+        a flawed answer, each with all questions about it in up to `pair_max_length` tokens (0 = the same); what is longer
+        is left out.
+      questions: about each answer of a pair (source corpus).
+      transcripts, verdict_pairs: how many are written (source corpus).
+      http: the chat API.
+      transcript, model: the recorded replies, and whose they are (empty: the only model in the file); or the folder.
+      preset: the folder's shapes (a model preset, in bfloat16) for plans that are made where it is not at hand.
+      batch_size: rows per call of a model on the mesh.
+      weights, kv_cache: how a model on the mesh (embedded, folder) is kept: "float", or "int8" (half the bytes of bfloat16;
+        the matrices of its blocks with a scale per output, keys and values with one per token and head).
+    """
+
+    backend: str = "embedded"
+    prompts: str = ""
+    train: TrainConfig = TrainConfig()
+    max_length: int = 128
+    pair_max_length: int = 256
+    transcripts: int = 30000
+    verdict_pairs: int = 20000
+    pair_batch_size: int = 4
+    questions: int = 4
+    source: str = "corpus"
+    http: HttpConfig = HttpConfig()
+    transcript: str = ""
+    model: str = ""
+    preset: str = ""
+    batch_size: int = 128
+    weights: str = "float"  # float | int8
+    kv_cache: str = "float"  # float | int8
+
+    def __post_init__(self):
+        choices = {
+            "backend": ("embedded", "folder", "http", "recorded"), "source": ("corpus", "labelled"),
+            "weights": ("float", "int8"), "kv_cache": ("float", "int8"),
+        }  # fmt: skip
+        for field, allowed in choices.items():
+            if getattr(self, field) not in allowed:
+                raise UserError(f"feedback.{field} is {getattr(self, field)!r}; expected one of {', '.join(allowed)}")
+
+        if self.backend == "folder" and not self.model:
+            raise UserError("feedback.backend is folder: name the folder as feedback.model")
+        if self.preset:
+            preset(self.preset)  # an unknown one is refused here
+        if self.train.accumulation != 1:
+            raise UserError("feedback.train.accumulation must be 1: its loss is a sum of two means")
+
+    def family(self, language: Language) -> str:
+        """The prompt family in use for a task in this language."""
+        return self.prompts or ("embedded" if self.backend == "embedded" else family_for(language))
+
+
+@dataclasses.dataclass(frozen=True)
+class JudgeConfig:
+    """The principle-guided judge as a reward.
+
+    Attributes:
+      principles, strategies: where S_D and S_G start: a file with one rule per line, or the name of a bundled list.
+      game: the game that optimises them; None: they stay as they are.
+      mode: soft (P(Good) from the logits), checklist (the same for each principle alone, the lowest counts), binary (the
+        spoken verdict), k_vote (the share of `votes` verdicts at `temperature`) or pairwise (share of wins against other
+        samples of the group, both orders).
+    """
+
+    principles: str = "principles"
+    strategies: str = "strategies"
+    game: GameConfig | None = GameConfig()
+    mode: str = "soft"
+    votes: int = 3
+    temperature: float = 0.7
+
+    @property
+    def single_mode(self) -> str:
+        """The mode that rates one answer by itself, for the game, the evaluation and `judge score`."""
+        return "soft" if self.mode == "pairwise" else self.mode
+
+    def __post_init__(self):
+        modes = ("soft", "checklist", "binary", "k_vote", "pairwise")
+        if self.mode not in modes:
+            raise UserError(f"judge.mode is {self.mode!r}; expected one of {', '.join(modes)}")
+
+
+@dataclasses.dataclass(frozen=True)
+class ArmConfig:
+    """One way to train the policy by RL: a weighted sum of rewards, and the settings of RL.
+
+    Attributes:
+      reward_model: weight of the reward model that this run trains or loads (section `reward`); 0 = not used.
+      judge: weight of the judge (section `judge`); 0 = not used.
+      functions: rewards of your own by name: a callable `score(samples)`, or a `FunctionConfig` with weight and timeout.
+      rules: rewards by rule.
+      rl: settings of RL; None: those of the run's section `rl`.
+    """
+
+    reward_model: float = 0.0
+    judge: float = 0.0
+    functions: dict[str, FunctionConfig] = dataclasses.field(default_factory=dict)
+    rules: RuleConfig = RuleConfig()
+    rl: RlConfig | None = None
+
+    def __post_init__(self):
+        found = {n: f if isinstance(f, FunctionConfig) else FunctionConfig(f) for n, f in self.functions.items()}
+        object.__setattr__(self, "functions", found)
+        if taken := sorted(found.keys() & _REWARD_NAMES):
+            raise UserError(f"arm: a function is called {taken[0]!r}, which names another reward; choose another name")
+        if not self.sources and not self.rules.constraint_weight + self.rules.repetition_weight + self.rules.length_weight:
+            raise UserError("arm: it has no reward; set reward_model, judge, functions or the weight of a rule")
+
+    @property
+    def sources(self) -> tuple[str, ...]:
+        """Names of the rewards that are no rules, as they are logged."""
+        learned = [name for name in ("reward_model", "judge") if getattr(self, name)]
+        return (*learned, *self.functions)
+
+
+_REWARD_NAMES = {
+    "reward_model", "judge", "reward", "grader", "constraint", "repetition", "length", "model", "unfinished", "excellent",
+    "compliance",
+}  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True)
+class EvaluationConfig:
+    """Held-out comparison: `limit` prompts (0 = all), sampled with these settings, `batch_size` prompts at a time.
+
+    `best_of` > 1 adds a baseline that needs no training: of that many SFT answers, the best by the reward model.
+    """
+
+    limit: int = 0
+    batch_size: int = 64
+    sampling: SamplingConfig = SamplingConfig()
+    best_of: int = 0
+
+
+@dataclasses.dataclass(frozen=True)
+class LoggingConfig:
+    """`wandb_project` empty = W&B off."""
+
+    wandb_project: str = ""

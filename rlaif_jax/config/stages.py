@@ -1,0 +1,190 @@
+"""The stages of a run, as one table: what each is called, needs, reads and leaves. It is the only list of stages.
+
+    tokenizer -> sft [-> feedback -> curate] [-> reward] [-> grader] [-> principles] [-> dpo] -> one stage for each arm
+    -> evaluate -> report
+
+`rlaif_jax.stages` has the function of each kind. Code that means one particular stage names its row (`SFT.name`), so the name of
+a stage is written here and nowhere else.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+from rlaif_jax.config.run_config import RunConfig
+from rlaif_jax.config.sections import ArmConfig
+from rlaif_jax.errors import UserError
+from rlaif_jax.trainers.config import RewardConfig, TrainConfig
+
+
+@dataclasses.dataclass(frozen=True)
+class Stage:
+    """One row of the table.
+
+    Attributes:
+      name: of the stage, its folder and its command.
+      kind: which function of `rlaif_jax.stages` runs it: tokenizer, train, curate, principles, rl, evaluate or report.
+      title: what its result is, for reports and model cards: "after supervised fine-tuning".
+      help: one line for `rlaif --help`.
+      section: cfg -> its settings; None where the config leaves the stage out.
+      absent: how a config gets the stage.
+      needs: cfg -> the stages whose results it reads; those that the config leaves out are skipped.
+      reads: the config fields that its result depends on ("model", "data.sft"); a change of any other leaves it valid.
+      leaves: "policy", "scalar" (a reward model or grader), "principles" or "nothing" that later stages load as a model.
+      old_name: its name in run folders of earlier versions.
+    """
+
+    name: str
+    kind: str
+    title: str
+    help: str
+    section: Callable[[RunConfig], Any]
+    absent: str
+    needs: Callable[[RunConfig], tuple[Stage, ...]]
+    reads: tuple[str, ...]
+    leaves: str = "nothing"
+    old_name: str = ""
+
+    def train(self, cfg: RunConfig) -> TrainConfig:
+        """The training settings of a stage that trains a model."""
+        return self.section(cfg).train
+
+
+def _trained_here(scalar: RewardConfig | None) -> RewardConfig | None:
+    """The settings of a scalar model that the run trains; None where it loads one from a folder, or has none."""
+    return None if scalar is None or scalar.folder else scalar
+
+
+_ALWAYS = ("seed", "model")
+_TRAINED = (*_ALWAYS, "lora")
+_FEEDBACK = ("feedback", "judge", "language")
+_LABELLED = ("data.labelled", "data.labelled_eval", "data.labelled_val", "data.grader_share", "data.eval_fraction")
+_PAIRS = ("data.pairs", "data.pairs_eval", "data.grader_share", "data.eval_fraction", "curate")
+
+TOKENIZER = Stage(
+    "tokenizer", "tokenizer", "", "write the bundled corpus (where no data.root is set) and train or copy the tokenizer",
+    lambda cfg: cfg.tokenizer, "", lambda cfg: (),
+    (*_ALWAYS, "tokenizer", "data", "feedback", "judge", "reward", "dpo", "language", "evaluation"),
+)  # fmt: skip
+SFT = Stage(
+    "sft", "train", "after supervised fine-tuning", "supervised fine-tuning on (prompt, response) examples",
+    lambda cfg: cfg.sft, "set sft={}", lambda cfg: (TOKENIZER,),
+    (*_TRAINED, "sft", "data.root", "data.sft", "data.sft_eval", "data.eval_fraction"), leaves="policy",
+)  # fmt: skip
+FEEDBACK = Stage(
+    "feedback", "train", "trained to give AI feedback",
+    "train the embedded feedback model, which plays every role without a key or a download",
+    lambda cfg: cfg.feedback if cfg.embedded_feedback else None, "set feedback.backend=embedded", lambda cfg: (TOKENIZER, SFT),
+    (*_TRAINED, *_FEEDBACK, *_LABELLED, *_PAIRS, "data.root", "data.sft", "data.prompts", "data.eval_prompts", "evaluation"),
+    leaves="policy",
+)  # fmt: skip
+CURATE = Stage(
+    "curate", "curate", "", "arm A: candidates, debates and verdicts on them, into preference pairs",
+    lambda cfg: cfg.curate, "set curate={}", lambda cfg: (TOKENIZER, SFT, FEEDBACK),
+    (*_TRAINED, *_FEEDBACK, "curate", "rl", "data.root", "data.prompts", "data.sft"),
+)  # fmt: skip
+REWARD = Stage(
+    "reward", "train", "a reward model: its one logit scores an answer", "train the reward model on preference pairs",
+    lambda cfg: _trained_here(cfg.reward), "set reward={} without a folder",
+    lambda cfg: (TOKENIZER, start_of(cfg.reward.init), CURATE),
+    (*_TRAINED, *_PAIRS, *_LABELLED, "reward", "dpo", "data.root", "data.sft"), leaves="scalar",
+)  # fmt: skip
+GRADER = Stage(
+    "grader", "train", "an independent evaluator: its one logit scores an answer", "train the independent evaluator",
+    lambda cfg: _trained_here(cfg.grader), "set grader={} without a folder", lambda cfg: (TOKENIZER, start_of(cfg.grader.init)),
+    (*_TRAINED, *_PAIRS, *_LABELLED, "grader", "reward", "dpo", "data.root", "data.sft"), leaves="scalar",
+)  # fmt: skip
+PRINCIPLES = Stage(
+    "principles", "principles", "", "arm B: the game of generator and detector that optimises the judge's principles",
+    lambda cfg: None if cfg.judge is None else cfg.judge.game, "set judge.game={}", lambda cfg: (TOKENIZER, SFT, FEEDBACK, CURATE),
+    (*_TRAINED, *_FEEDBACK, *_LABELLED, *_PAIRS, "rl", "reward", "dpo", "data.root", "data.sft", "data.prompts"),
+    leaves="principles", old_name="judge",
+)  # fmt: skip
+DPO = Stage(
+    "dpo", "train", "after preference training without RL", "preference training without RL on the reward model's pairs",
+    lambda cfg: cfg.dpo, "set dpo={}", lambda cfg: (TOKENIZER, SFT, CURATE),
+    (*_TRAINED, *_PAIRS, "dpo", "reward", "data.root", "data.sft"), leaves="policy",
+)  # fmt: skip
+_BEFORE_ARMS = (TOKENIZER, SFT, FEEDBACK, CURATE, REWARD, GRADER, PRINCIPLES, DPO)
+
+
+def arm_stage(name: str, arm: ArmConfig) -> Stage:
+    """The RL stage of an arm."""
+    words = {"reward_model": "the reward model", "judge": "the judge"}
+    against = " and ".join(words.get(source, f"the function {source}") for source in arm.sources) or "rules"
+
+    def section(cfg: RunConfig) -> Any:
+        return cfg.rl_of(name) if name in cfg.all_arms() else None
+
+    def needs(cfg: RunConfig) -> tuple[Stage, ...]:
+        critic = cfg.rl_of(name).critic
+        scored = arm.reward_model or (critic is not None and critic.init == "reward")
+        return TOKENIZER, SFT, *((REWARD,) if scored else ()), *((FEEDBACK, PRINCIPLES) if arm.judge else ())
+
+    return Stage(
+        name, "rl", f"after RL against {against}", "reinforcement learning: GRPO, or PPO where the config has a critic",
+        section, f"set arms.{name}={{...}}", needs,
+        (*_TRAINED, *_FEEDBACK, "rl", "arms", "reward", "data.root", "data.prompts"), leaves="policy",
+    )  # fmt: skip
+
+
+def _evaluated(cfg: RunConfig) -> tuple[Stage, ...]:
+    """Every policy that is compared, and every model that grades."""
+    policies = tuple(stage for stage in policy_stages(cfg) if stage is not FEEDBACK)
+    return (TOKENIZER, *policies, REWARD, GRADER, *((FEEDBACK, PRINCIPLES) if cfg.judge is not None else ()))
+
+
+EVALUATE = Stage(
+    "evaluate", "evaluate", "", "answer the held-out prompts with every system, and score the answers with every grader",
+    lambda cfg: cfg.evaluation, "", _evaluated,
+    (*_TRAINED, *_FEEDBACK, *_LABELLED, *_PAIRS, "evaluation", "rl", "arms", "sft", "reward", "grader", "dpo", "data"),
+)  # fmt: skip
+REPORT = Stage(
+    "report", "report", "", "write report.html, report.md and report.json from the evaluation",
+    lambda cfg: cfg.evaluation, "", lambda cfg: (EVALUATE,), ("",),
+)  # fmt: skip
+STAGES = (*_BEFORE_ARMS, EVALUATE, REPORT)  # without those of the arms, which each config names
+
+
+def start_of(init: str) -> Stage:
+    """The stage whose weights a model starts from: `init` sft, base (before any training: only the tokenizer) or feedback."""
+    return {"sft": SFT, "base": TOKENIZER, "feedback": FEEDBACK}[init]
+
+
+def stages_of(cfg: RunConfig) -> dict[str, Stage]:
+    """The stages that this config has, by name, in the order in which they run."""
+    arms = tuple(arm_stage(name, arm) for name, arm in cfg.all_arms().items())
+    if twice := {s.name for s in arms} & {s.name for s in STAGES}:
+        raise UserError(f"arms.{min(twice)}: another stage has that name; call the arm something else")
+    return {stage.name: stage for stage in (*_BEFORE_ARMS, *arms, EVALUATE, REPORT) if stage.section(cfg) is not None}
+
+
+def policy_stages(cfg: RunConfig) -> tuple[Stage, ...]:
+    """The stages of this config that leave a policy, in order."""
+    return tuple(stage for stage in stages_of(cfg).values() if stage.leaves == "policy")
+
+
+def stage_of(cfg: RunConfig, name: str) -> Stage:
+    """The stage of that name. UserError, in one line, where the config does not have it."""
+    found = stages_of(cfg)
+    if name in found:
+        return found[name]
+    known = {s.name: s for s in STAGES} | {s.old_name: s for s in STAGES if s.old_name}
+    if name in known and known[name].name in found:
+        return found[known[name].name]
+    how = f" ({known[name].absent})" if name in known and known[name].absent else ""
+    raise UserError(f"the config {cfg.name!r} has no stage {name!r}{how}; it has {', '.join(found)}")
+
+
+def needed_by(cfg: RunConfig, stage: Stage) -> tuple[Stage, ...]:
+    """The stages that must have finished before this one: those of `needs` that the config has."""
+    return tuple(dict.fromkeys(s for s in stage.needs(cfg) if s.section(cfg) is not None))
+
+
+def final_policy(cfg: RunConfig) -> str:
+    """The name of the policy that a run is for: the first arm's, else the last one that is trained."""
+    arms = list(cfg.all_arms())
+    trained = [stage.name for stage in policy_stages(cfg) if stage is not FEEDBACK]
+    return arms[0] if arms else trained[-1]

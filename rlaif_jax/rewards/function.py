@@ -1,0 +1,166 @@
+"""A reward of the user's own: one Python function of samples, as TRL's `reward_funcs` or verl's `custom_reward_function`."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import importlib.util
+import sys
+import threading
+import traceback
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from rlaif_jax.errors import UserError
+from rlaif_jax.rewards.base import RewardFn, RewardResult, Sample
+from rlaif_jax.sharding.hosts import on_first
+
+Score = Callable[[Sequence[Sample]], Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class FunctionConfig:
+    """A function as a reward: `score(samples)` returns a float for each sample (None: invalid), or a `RewardResult`.
+
+    A sample has `prompt`, `response`, `finished`, `system`, and `meta`: the other columns of its data row, such as a ground truth.
+
+    Attributes:
+      function: the callable, or its name: "module:name" or "path/to/file.py:name". A name is resolved by `rlaif run` alone:
+        opening, evaluating or exporting a run folder imports no code of it.
+      weight: its weight in the arm's sum.
+      timeout: seconds for one call, which gets all samples of a batch; then they count as invalid. 0 = no limit.
+      on_error: "invalid": samples of a call that raised are invalid, counted, and the first traceback is printed; "raise": the
+        run stops.
+      processes: of several processes, "first" calls it and sends the others its values; "all": each calls it alike (it must
+        then return the same values everywhere).
+    """
+
+    function: Callable[..., Any] | str = ""
+    weight: float = 1.0
+    timeout: float = 0.0
+    on_error: str = "invalid"
+    processes: str = "first"
+
+    def __post_init__(self):
+        if not callable(self.function) and ":" not in self.function:
+            raise UserError(f"function is {self.function!r}; expected a callable, module:name or file.py:name")
+        for field, allowed in (("on_error", ("invalid", "raise")), ("processes", ("first", "all"))):
+            if getattr(self, field) not in allowed:
+                raise UserError(f"function.{field} is {getattr(self, field)!r}; expected one of {', '.join(allowed)}")
+        if self.timeout < 0:
+            raise UserError(f"function.timeout is {self.timeout}; expected seconds, or 0 for no limit")
+
+
+def name_of(function: Score | str) -> str:
+    """How a config on disk names a function: "module:name", or "file.py:name" for one of a config file."""
+    if isinstance(function, str):
+        return function
+    module = getattr(function, "__module__", "") or ""
+    name = getattr(function, "__qualname__", type(function).__qualname__)
+    file = getattr(sys.modules.get(module), "__rlaif_config__", "")
+    return f"{file or module}:{name}"
+
+
+def resolve(function: Score | str) -> Score:
+    """The callable; imports the module or runs the file that a name points to. UserError where there is none."""
+    if callable(function):
+        return function
+    place, _, name = function.rpartition(":")
+    try:
+        module = _run_file(Path(place)) if place.endswith(".py") else importlib.import_module(place)
+    except ImportError as error:
+        raise UserError(f"reward function {function!r}: {place} cannot be imported ({error})") from error
+    found: Any = module
+    for part in name.split("."):
+        found = getattr(found, part, None)
+    if not callable(found):
+        raise UserError(f"reward function {function!r}: {place} has no function {name!r}")
+    return found
+
+
+def _run_file(path: Path) -> Any:
+    if not path.exists():
+        raise UserError(f"reward function: the file {path} does not exist (looked for from {Path.cwd()})")
+    spec = importlib.util.spec_from_file_location(f"rlaif_reward_{path.stem}", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def function_reward(cfg: FunctionConfig, name: str, report: Callable[[str], None]) -> RewardFn:
+    """The function as a reward. `report` gets the first traceback, and the first wrong result, as text."""
+    score, told = resolve(cfg.function), threading.Event()
+
+    def failed(samples: Sequence[Sample], problem: str) -> RewardResult:
+        if cfg.on_error == "raise":
+            raise UserError(f"reward function {name!r}: {problem}")
+        if not told.is_set():
+            told.set()
+            report(f"reward function {name!r}: {problem.rstrip()}\nIts samples count as invalid; this is shown once.")
+        return RewardResult(np.zeros(len(samples), np.float32), np.zeros(len(samples), bool))
+
+    def call(samples: Sequence[Sample]) -> RewardResult:
+        kind, value = _called(score, samples, cfg.timeout)
+        if kind != "value":
+            return failed(samples, value)
+        try:
+            return as_result(value, len(samples))
+        except (TypeError, ValueError) as error:
+            return failed(samples, str(error))
+
+    def on_all(samples: Sequence[Sample]) -> RewardResult:
+        return _from_plain(on_first(lambda: _to_plain(call(samples)), f"reward {name}"))
+
+    return on_all if jax.process_count() > 1 and cfg.processes == "first" else call
+
+
+def _called(score: Score, samples: Sequence[Sample], timeout: float) -> tuple[str, Any]:
+    """("value", what it returned), ("error", its traceback) or ("timeout", a sentence)."""
+    out: list[tuple[str, Any]] = []
+
+    def work() -> None:
+        try:
+            out.append(("value", score(samples)))
+        except Exception:
+            out.append(("error", traceback.format_exc()))
+
+    if not timeout:
+        work()
+        return out[0]
+    # A thread cannot be killed: one that hangs is left behind, and ends with the process.
+    thread = threading.Thread(target=work, daemon=True, name="reward-function")
+    thread.start()
+    thread.join(timeout)
+    return out[0] if out else ("timeout", f"no result within {timeout:g} s")
+
+
+def as_result(value: Any, count: int) -> RewardResult:
+    """A function's return value as a `RewardResult` of `count` rows; None and NaN are invalid. ValueError on anything else."""
+    if isinstance(value, RewardResult):
+        shapes = [np.shape(part) for part in (value.values, value.valid, value.applies)]
+        if shapes != [(count,)] * 3:
+            raise ValueError(f"expected values, valid and applicable of {count} rows, found {', '.join(map(str, shapes))}")
+        return value
+    found = [np.nan if v is None else float(v) for v in value]
+    if len(found) != count:
+        raise ValueError(f"expected {count} values, one for each sample, found {len(found)}")
+    values = np.array(found, np.float32)
+    valid = np.isfinite(values)
+    return RewardResult(np.where(valid, values, 0.0).astype(np.float32), valid)
+
+
+def _to_plain(result: RewardResult) -> dict[str, Any]:
+    """JSON-able, for the other processes."""
+    parts = {name: np.asarray(part, np.float64).tolist() for name, part in result.components.items()}
+    applicable = None if result.applicable is None else result.applicable.tolist()
+    return {"values": result.values.tolist(), "valid": result.valid.tolist(), "components": parts, "applicable": applicable}
+
+
+def _from_plain(values: dict[str, Any]) -> RewardResult:
+    parts = {name: np.array(part, np.float32) for name, part in values["components"].items()}
+    applicable = None if values["applicable"] is None else np.array(values["applicable"], bool)
+    return RewardResult(np.array(values["values"], np.float32), np.array(values["valid"], bool), parts, applicable)

@@ -1,0 +1,82 @@
+"""The rewards of one run by config: reward model, grader, judge, the user's functions, and an arm's weighted sum of them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rlaif_jax.config.stages import GRADER, REWARD
+from rlaif_jax.data.tokenizer import Tokenizer
+from rlaif_jax.errors import UserError
+from rlaif_jax.models.pretrained import foreign_config, load_scalar
+from rlaif_jax.rewards.base import RewardFn, with_unfinished_penalty
+from rlaif_jax.rewards.function import function_reward
+from rlaif_jax.rewards.judge import make_judge
+from rlaif_jax.rewards.reward_model import make_reward_model
+from rlaif_jax.rewards.rules import with_rules
+from rlaif_jax.runs.folder import Run
+from rlaif_jax.runs.llms import RunLlms
+from rlaif_jax.runs.models import RunModels
+from rlaif_jax.trainers.trainable import scalar_base
+
+
+class RunRewards:
+    """Every reward that a run's config names, as a function of samples."""
+
+    def __init__(self, run: Run, models: RunModels, llms: RunLlms):
+        self._run, self._models, self._llms = run, models, llms
+
+    def scalar(self, name: str, batch_size: int, base: Any = None) -> RewardFn:
+        """The scores of the reward model or the grader, `batch_size` rows at a time.
+
+        `base`: the SFT policy's weights, which the caller keeps. An adapter that was trained over them reads them too, so that
+        one copy is in memory.
+        """
+        run, models = self._run, self._models
+        cfg = {REWARD.name: run.cfg.reward, GRADER.name: run.cfg.grader}[name]
+        if cfg is None:
+            raise UserError(f"the run {run.cfg.name!r} has no {name}: its config section is None")
+        if cfg.folder:
+            model = foreign_config(cfg.folder, run.cfg.model, scalar=True)
+            params, tokenizer = load_scalar(cfg.folder, model, run.place), Tokenizer.load(cfg.folder)
+            return make_reward_model(params, model, tokenizer, cfg.max_length, run.place, batch_size, whole_chat=True)
+        if base is not None and run.cfg.shares_base(cfg):
+            params = models.trainable.full_params(scalar_base(base), models.trained(name))
+        else:
+            params = models.scalar(name)
+        return make_reward_model(params, models.config, models.tokenizer, cfg.max_length, run.place, batch_size)
+
+    def judge(self, group: int, mode: str = "") -> RewardFn:
+        """The judge's verdicts; `group` answers of a prompt are next to one another (for the mode pairwise)."""
+        cfg = self._run.cfg.judge
+        if cfg is None:
+            raise UserError(f"the run {self._run.cfg.name!r} has no judge: its config section is None")
+        return make_judge(
+            self._llms.agent, self._llms.principles(), mode or cfg.mode, votes=cfg.votes,
+            temperature=cfg.temperature, group=group,
+        )  # fmt: skip
+
+    def functions(self) -> dict[str, RewardFn]:
+        """The user's functions of all arms by name; without those that would have to be imported, where the run may not."""
+        found = {n: f for arm in self._run.cfg.all_arms().values() for n, f in arm.functions.items()}
+        return {
+            name: function_reward(cfg, name, self._report) for name, cfg in found.items()
+            if callable(cfg.function) or self._run.imports_functions
+        }  # fmt: skip
+
+    def arm(self, name: str, base: Any = None) -> RewardFn:
+        """The reward that an arm maximises: the weighted sum of its parts, less the penalty for answers that do not end.
+
+        `base`: see `scalar`.
+        """
+        arm, rl = self._run.cfg.all_arms()[name], self._run.cfg.rl_of(name)
+        parts: dict[str, tuple[RewardFn, float]] = {}
+        if arm.reward_model:
+            parts["reward_model"] = self.scalar(REWARD.name, rl.train.batch_size * rl.group, base), arm.reward_model
+        if arm.judge:
+            parts["judge"] = self.judge(rl.group), arm.judge
+        for function, cfg in arm.functions.items():
+            parts[function] = function_reward(cfg, function, self._report), cfg.weight
+        return with_unfinished_penalty(with_rules(parts, arm.rules, self._run.cfg.language), rl.shaping.unfinished_penalty)
+
+    def _report(self, text: str) -> None:
+        self._run.console.print(text, style="yellow", markup=False, highlight=False)
