@@ -74,7 +74,7 @@ def value_loss(
 
 def preference(
     chosen: jax.Array, rejected: jax.Array, ref_chosen: jax.Array, ref_rejected: jax.Array, weight: jax.Array,
-    beta: float, kind: str = "sigmoid", smoothing: float = 0.0,
+    *, beta: float, kind: str = "sigmoid", smoothing: float = 0.0,
 ) -> tuple[Mean, dict[str, Mean]]:  # fmt: skip
     """Direct preference optimisation from log-probs of whole answers, (B,) each.
 

@@ -118,7 +118,7 @@ def logical_axes(cfg: ModelConfig) -> dict:
 
 def forward(
     params: dict, cfg: ModelConfig, tokens: jax.Array, segment_ids: jax.Array, positions: jax.Array,
-    place: Placement | None = None, shared_prefix: bool = False,
+    place: Placement | None = None, *, shared_prefix: bool = False,
 ) -> jax.Array:  # fmt: skip
     """tokens, segment_ids (0 = padding), positions, all (B, T) int32 -> normed hidden states (B, T, D); `shared_prefix` as
     in `ops.causal_mask`."""

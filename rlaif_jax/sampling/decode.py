@@ -126,7 +126,7 @@ def begin(
 
 def advance(
     params: dict, layers: tuple, cfg: ModelConfig, prompted: Prompted, state: DecodeState, sampling: SamplingParams,
-    until: jax.Array | int, *, pad_id: int,
+    *, until: jax.Array | int, pad_id: int,
 ) -> DecodeState:  # fmt: skip
     """Decodes up to step `until` (traced, at most R), or until all rows have ended."""
     slots = jnp.arange(prompted.visible.shape[1])
@@ -165,5 +165,5 @@ def decode(
     prompted, start = begin(
         params, layers, cfg, prompts, segment_ids, keys, group=group, max_tokens=max_tokens, pad_id=pad_id, place=place
     )  # fmt: skip
-    end = advance(params, layers, cfg, prompted, start, sampling, max_tokens, pad_id=pad_id)
+    end = advance(params, layers, cfg, prompted, start, sampling, until=max_tokens, pad_id=pad_id)
     return Decoded(tokens=end.tokens, mask=end.mask, logprobs=end.logprobs, finished=end.done)

@@ -37,7 +37,7 @@ def make_stream(
 
     @partial(jax.jit, donate_argnums=3)
     def go_on(top, layers, prompted, state, sampling, until):
-        return advance(top, layers, cfg, prompted, state, sampling, until, pad_id=pad_id)
+        return advance(top, layers, cfg, prompted, state, sampling, until=until, pad_id=pad_id)
 
     def stream(prompt, segment_ids, seed: int, step: int, sampling: SamplingParams) -> Iterator[np.ndarray]:
         prompted, state = start(top, layers, prompt, segment_ids, np.uint32(seed), np.uint32(step))

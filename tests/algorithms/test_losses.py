@@ -62,11 +62,11 @@ def test_preference_losses_equal_their_twins(kind, smoothing):
         return -((1 - smoothing) * np.log(right) + smoothing * np.log(wrong))[weight > 0].mean()
 
     def ours(c):
-        return losses.preference(c, rejected, ref_chosen, ref_rejected, weight, beta, kind, smoothing)
+        return losses.preference(c, rejected, ref_chosen, ref_rejected, weight, beta=beta, kind=kind, smoothing=smoothing)
 
     np.testing.assert_allclose(ours(chosen)[0].value(), twin(chosen), rtol=1e-5)
     np.testing.assert_allclose(jax.grad(lambda c: ours(c)[0].value())(chosen), finite_difference(twin, chosen), atol=1e-4)
-    same = losses.preference(chosen, rejected, chosen, rejected, weight, beta)[0].value()
+    same = losses.preference(chosen, rejected, chosen, rejected, weight, beta=beta)[0].value()
     np.testing.assert_allclose(same, np.log(2), rtol=1e-6)
 
 
