@@ -147,6 +147,8 @@ def policy_loss(
         terms = terms * weights
         metrics["correction"] = mean_of(weights, mask)
     if kl.in_loss:
+        if kl_coefficient is None:
+            raise ValueError("a KL term in the loss needs ref_logprobs and kl_coefficient")
         penalty = kl_terms(logp, ref, kl.estimator) * (ratio if kl.corrected else 1.0)
         terms = terms + kl_coefficient * penalty
     terms = terms - cfg.entropy_coefficient * entropy
