@@ -13,7 +13,7 @@ from jax.sharding import AbstractMesh, Mesh
 from rich.console import Console
 from rich.table import Table
 
-from rlaif_jax.config import RunConfig, TrainConfig
+from rlaif_jax.config import RewardConfig, RunConfig, TrainConfig
 from rlaif_jax.config.stages import stages_of
 from rlaif_jax.data.tokenizer import Tokenizer
 from rlaif_jax.models import transformer
@@ -69,15 +69,17 @@ def plan(cfg: RunConfig, place: Placement) -> list[StagePlan]:
         steps, host = f"{train.steps} x {train.batch_size}", {}
         if name == "dpo":
             parts["reference"] = weights
-        if name in _RL:  # reference, what gives the reward, critic; the cache of the rollout
+        arm = cfg.all_arms().get(name)
+        if arm is not None:  # reference, what gives the reward, critic; the cache of the rollout
             rl = cfg.rl_of(name)
             if needs_reference(rl, trainable):
                 parts["reference"] = weights
             elif rl.kl.refreshed:
                 parts["reference"] = parts["adapter"] if trainable.frozen_base else weights
-            parts |= _judge_parts(cfg, model, place, name) if name == "rl_judge" else {
-                "reward model": _scalar_bytes(cfg, "reward", model, place, shared=True)
-            }  # fmt: skip
+            if arm.reward_model:
+                parts["reward model"] = _scalar_bytes(cfg, cfg.reward, model, place, shared=True)
+            if arm.judge:
+                parts |= _judge_parts(cfg, model, place, name)
             if rl.critic is not None:
                 critic = _training_bytes(cfg, dataclasses.replace(train, optimizer=rl.critic.optimizer), model, place)
                 parts["critic"] = sum(critic.values()) - (weights if trainable.frozen_base else 0)
@@ -88,7 +90,7 @@ def plan(cfg: RunConfig, place: Placement) -> list[StagePlan]:
             parts["sampler"] = _sampler_bytes(model, place)
             parts["cache"] = _cache_bytes(model, train.batch_size * rl.group, length, place)
             steps += f" x {rl.group}"
-        rows.append(StagePlan(name, _KINDS.get(name, "scalar model"), parameter_count(model), steps, parts, host))
+        rows.append(StagePlan(name, _models(cfg, name), parameter_count(model), steps, parts, host))
     return rows
 
 
@@ -99,29 +101,32 @@ def planned_model(cfg: RunConfig) -> ModelConfig:
     return resolve(cfg.model).with_vocab(tokens)
 
 
-_RL = ("rl", "rl_judge")
-_KINDS = {
-    "sft": "policy", "feedback": "feedback model", "rl": "policy, reference, reward model",
-    "rl_judge": "policy, reference, judge",
-}  # fmt: skip
-_HELD = {"curate": ("policy", "feedback model"), "judge": ("feedback model",), "evaluate": ("policy", "graders")}
+_KINDS = {"sft": "policy", "feedback": "feedback model"}
+_HELD = {"curate": ("policy", "feedback model"), "principles": ("feedback model",), "evaluate": ("policy", "graders")}
 _JUDGED = 768  # tokens of a row in a feedback model's largest batch: 256 of prompt (of longer ones it has fewer), 512 of reply
+
+
+def _models(cfg: RunConfig, stage: str) -> str:
+    """Which models a training stage needs, in words."""
+    arm = cfg.all_arms().get(stage)
+    if arm is None:
+        return _KINDS.get(stage, "scalar model")
+    return ", ".join(["policy", "reference", *("reward model" if source == "reward_model" else source for source in arm.sources)])
 
 
 def _held(cfg: RunConfig, stage: str, model: ModelConfig, place: Placement) -> dict[str, int]:
     """Models that a stage holds without training any; of evaluation all systems are policies, one at a time."""
     policy = {"policy": _weight_bytes(model, place)}
     if stage == "evaluate":
-        graders = ["reward"] + (["grader"] if cfg.grader is not None else [])
-        return policy | {"graders": sum(_scalar_bytes(cfg, name, model, place) for name in graders)}
-    if stage not in ("curate", "judge"):
+        graders = [scalar for scalar in (cfg.reward, cfg.grader) if scalar is not None]
+        return policy | {"graders": sum(_scalar_bytes(cfg, scalar, model, place) for scalar in graders)}
+    if stage not in ("curate", "principles"):
         return {}
     return (policy if stage == "curate" else {}) | _judge_parts(cfg, model, place, stage)
 
 
-def _scalar_bytes(cfg: RunConfig, stage: str, model: ModelConfig, place: Placement, shared: bool = False) -> int:
+def _scalar_bytes(cfg: RunConfig, settings: RewardConfig, model: ModelConfig, place: Placement, shared: bool = False) -> int:
     """The weights of a reward model or grader; `shared`: beside a policy whose base its adapter may lie over, too."""
-    settings = getattr(cfg, stage)
     if settings.folder:
         return _weight_bytes(foreign_config(settings.folder, cfg.model, scalar=True), place)
     if not (shared and cfg.shares_base(settings)):
@@ -135,19 +140,19 @@ def _judge_parts(cfg: RunConfig, model: ModelConfig, place: Placement, stage: st
     if model is None:
         return {}
     parts = {"feedback model": _int8_bytes(model, place) if feedback.weights == "int8" else _weight_bytes(model, place)}
-    if stage != "rl_judge" or cfg.judge.mode not in ("soft", "checklist"):
+    if stage not in cfg.all_arms() or cfg.judge.mode not in ("soft", "checklist"):
         parts["its cache"] = _cache_bytes(model, feedback.batch_size, _JUDGED, place)
     return parts
 
 
 def _settings(cfg: RunConfig, stage: str):
-    return cfg.rl_of(stage) if stage in _RL else getattr(cfg, stage, None)
+    return cfg.rl_of(stage) if stage in cfg.all_arms() else getattr(cfg, stage, None)
 
 
 def _rounds(cfg: RunConfig, stage: str) -> str:
     if stage == "curate":
         return f"{cfg.curate.prompts or 'all'} prompts x {cfg.curate.candidates}"
-    return f"{cfg.judge.game.rounds} rounds" if stage == "judge" else "-"
+    return f"{cfg.judge.game.rounds} rounds" if stage == "principles" else "-"
 
 
 def _shape(cfg: RunConfig, stage: str) -> tuple[int, int]:
@@ -155,7 +160,7 @@ def _shape(cfg: RunConfig, stage: str) -> tuple[int, int]:
     settings = _settings(cfg, stage)
     if stage in ("sft", "feedback"):
         return settings.train.batch_size, settings.max_length
-    if stage in _RL:
+    if stage in cfg.all_arms():
         sequences = settings.train.batch_size * settings.group // settings.minibatches
         return sequences, settings.max_prompt + settings.sampling.max_tokens
     return settings.train.batch_size * (2 if settings.loss == "bradley_terry" else 1), settings.max_length

@@ -91,11 +91,22 @@ def test_programs_of_several_arms_are_planned_beside_the_largest_of_their_reward
         programs = _programs(cfg, eight_devices)
         kept[names] = {n.partition(": ")[2]: chip_bytes((p.held, p.arguments)) for n, p in programs.items() if ":" in n}
         assert ("scores" in kept[names]) is ("verdicts" in kept[names]) is ("both" in names)
+    parts = {row.name: row.parts for row in plan(cfg, eight_devices)}
+    assert {"reward model", "feedback model"} <= set(parts["both"]) and not {"reward model", "feedback model"} & set(parts["own"])
     judge = chip_bytes(programs["both: verdicts"].arguments[0])
     reward = chip_bytes(programs["own: scores"].arguments[0])
     assert programs["own: update"].also == ("both: update",)
     for name in ("rollout", "log-probs", "update"):
         assert kept["both",][name] == kept["own", "both"][name] == kept["own",][name] + judge + reward, name
+
+
+def test_a_run_without_a_reward_model_is_planned(eight_devices):
+    cfg = dataclasses.replace(_judged(), reward=None, grader=None, arms={})
+    assert list(_programs(cfg, eight_devices)) == [
+        "sft", "rl_judge: rollout", "rl_judge: log-probs", "rl_judge: update", "rl_judge: verdicts"
+    ]  # fmt: skip
+    parts = {row.name: row.parts for row in plan(cfg, eight_devices)}
+    assert "feedback model" in parts["rl_judge"] and parts["evaluate"]["graders"] == 0
 
 
 def test_a_remedy_that_makes_both_arms_equal_is_found(monkeypatch):
