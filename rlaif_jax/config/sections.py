@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 
 from rlaif_jax.data.corpus.build import CorpusConfig
 from rlaif_jax.errors import UserError
+from rlaif_jax.feedback.llm import LLM
 from rlaif_jax.feedback.openai_llm import HttpConfig
 from rlaif_jax.feedback.principle_game import GameConfig
 from rlaif_jax.feedback.prompts import family_for
@@ -68,7 +70,8 @@ class FeedbackConfig:
     Attributes:
       backend: "embedded" (a model that the run trains on `transcripts` of every role, written by the bundled corpus, or
         on labelled responses of the data), "folder" (the Hugging Face model in the folder `model`, with its own tokenizer
-        and template), "http" (a chat API) or "recorded" (the replies in `transcript`).
+        and template), "http" (a chat API) or "recorded" (the replies in `transcript`). Or a function of your own that returns an
+        `LLM` (`feedback/llm.py`): a callable, or "module:name" or "file.py:name"; process 0 alone calls it.
       prompts: a family of prompt files (zh, en, embedded) or a folder; empty: embedded for that backend,
         else the one in the task's language.
       train, max_length, source: how the embedded model is trained; source is corpus | labelled. A step takes
@@ -85,7 +88,7 @@ class FeedbackConfig:
         the matrices of its blocks with a scale per output, keys and values with one per token and head).
     """
 
-    backend: str = "embedded"
+    backend: Callable[[], LLM] | str = "embedded"
     prompts: str = ""
     train: TrainConfig = TrainConfig()
     max_length: int = 128
@@ -109,7 +112,8 @@ class FeedbackConfig:
             "weights": ("float", "int8"), "kv_cache": ("float", "int8"),
         }  # fmt: skip
         for field, allowed in choices.items():
-            if getattr(self, field) not in allowed:
+            own = field == "backend" and (callable(self.backend) or ":" in self.backend)
+            if not own and getattr(self, field) not in allowed:
                 raise UserError(f"feedback.{field} is {getattr(self, field)!r}; expected one of {', '.join(allowed)}")
 
         if self.backend == "folder" and not self.model:

@@ -106,11 +106,12 @@ class CachedLLM:
 
     def spending(self) -> dict[str, float]:
         """What the model was paid in this process; what the cache answered cost nothing."""
-        account = self.inner.account
-        return {
-            "replies_paid": account.replies, "replies_from_cache": self.hits, "prompt_tokens": account.prompt_tokens,
+        account = getattr(self.inner, "account", None)  # a model that is not paid for has none
+        paid = {} if account is None else {
+            "replies_paid": account.replies, "prompt_tokens": account.prompt_tokens,
             "completion_tokens": account.completion_tokens, "spent": account.spent,
         }  # fmt: skip
+        return paid | {"replies_from_cache": self.hits}
 
     def export(self, path: str | Path) -> int:
         """Writes everything as a transcript (JSON lines) for `RecordedLLM`; returns the number of replies."""

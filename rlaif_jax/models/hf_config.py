@@ -12,9 +12,37 @@ from typing import Any
 from rlaif_jax.errors import UserError
 from rlaif_jax.models.model_config import ModelConfig, RopeScaling
 
-_CLASSES = {"qwen2": "Qwen2", "qwen3": "Qwen3", "llama": "Llama", "mistral": "Mistral"}
+
+@dataclasses.dataclass(frozen=True)
+class Family:
+    """What tells one Llama-like family of Hugging Face models from another: what its config.json leaves out.
+
+    Attributes:
+      name: of its classes in transformers: "Qwen2" of Qwen2ForCausalLM.
+      positions: max_position_embeddings where the file has none.
+      qkv_bias, qk_norm: biases on queries, keys and values; RMS norms on queries and keys.
+      head_dim: where the file has none; 0: width / heads.
+      window: whether attention is limited to `sliding_window`: "always", "never", or "flag" (`use_sliding_window` says).
+      default_window: sliding_window where the file has none; 0: no window.
+    """
+
+    name: str
+    positions: int
+    qkv_bias: bool = False
+    qk_norm: bool = False
+    head_dim: int = 0
+    window: str = "flag"
+    default_window: int = 0
+
+
+# model_type -> family. A family of the same architecture is one more entry (docs/extending.md).
+FAMILIES: dict[str, Family] = {
+    "qwen2": Family("Qwen2", 32_768, qkv_bias=True),
+    "qwen3": Family("Qwen3", 32_768, qk_norm=True, head_dim=128),
+    "llama": Family("Llama", 2048, window="never"),
+    "mistral": Family("Mistral", 131_072, window="always", default_window=4096),
+}
 _HEADS = {"ForCausalLM": False, "ForSequenceClassification": True}
-_POSITIONS = {"qwen2": 32_768, "qwen3": 32_768, "llama": 2048, "mistral": 131_072}  # where config.json is silent
 _DTYPES = {"float32": "float32", "bfloat16": "bfloat16", "float16": "float32"}  # as stored -> exact in ours
 
 
@@ -47,26 +75,27 @@ def from_hf(raw: Mapping[str, Any], where: str = "config.json") -> HfConfig:
 
     Errors: UserError for another architecture, or anything that would change the arithmetic and is not computed here.
     """
-    family = raw.get("model_type")
-    if family not in _CLASSES:
-        raise UserError(f"{where}: model_type is {family!r}; expected one of {', '.join(_CLASSES)}")
-    _refuse_unsupported(raw, family, where)
+    kind = raw.get("model_type")
+    if kind not in FAMILIES:
+        raise UserError(f"{where}: model_type is {kind!r}; expected one of {', '.join(FAMILIES)}")
+    family = FAMILIES[kind]
+    _refuse_unsupported(raw, kind, where)
     width, heads = _integer(raw, "hidden_size", where), _integer(raw, "num_attention_heads", where)
     dtype = str(raw.get("dtype") or raw.get("torch_dtype") or "float32").removeprefix("torch.")
     if dtype not in _DTYPES:
         raise UserError(f"{where}: dtype is {dtype!r}; expected one of {', '.join(_DTYPES)}")
-    scalar = _is_scalar(raw, family, where)
+    scalar = _is_scalar(raw, kind, where)
     try:
         theta, scaling = _rope(raw, where)
         model = ModelConfig(
             vocab_size=_integer(raw, "vocab_size", where), width=width, ffn=_integer(raw, "intermediate_size", where),
             layers=_integer(raw, "num_hidden_layers", where), heads=heads,
             kv_heads=_integer(raw, "num_key_value_heads", where, heads),
-            head_dim=_integer(raw, "head_dim", where, 128 if family == "qwen3" else width // heads), rope_theta=theta,
-            rope_scaling=scaling, norm_eps=_number(raw, "rms_norm_eps", where, 1e-6), qkv_bias=family == "qwen2",
+            head_dim=_integer(raw, "head_dim", where, family.head_dim or width // heads), rope_theta=theta,
+            rope_scaling=scaling, norm_eps=_number(raw, "rms_norm_eps", where, 1e-6), qkv_bias=family.qkv_bias,
             # A scalar model has no output matrix, whatever the config says of it.
-            qk_norm=family == "qwen3", tied_embeddings=scalar or bool(raw.get("tie_word_embeddings", False)),
-            max_positions=_integer(raw, "max_position_embeddings", where, _POSITIONS[family]), param_dtype=_DTYPES[dtype],
+            qk_norm=family.qk_norm, tied_embeddings=scalar or bool(raw.get("tie_word_embeddings", False)),
+            max_positions=_integer(raw, "max_position_embeddings", where, family.positions), param_dtype=_DTYPES[dtype],
         )  # fmt: skip
     except UserError as error:  # of the dataclasses, which speak of our fields and know no file
         raise UserError(str(error) if str(error).startswith(where) else f"{where}: {error}") from error
@@ -89,7 +118,7 @@ def to_hf(
     else:
         source = None
     ours = {
-        "model_type": family, "architectures": [_CLASSES[family] + _head_name(scalar)], "torch_dtype": dtype,
+        "model_type": family, "architectures": [FAMILIES[family].name + _head_name(scalar)], "torch_dtype": dtype,
         "vocab_size": cfg.vocab_size, "hidden_size": cfg.width, "intermediate_size": cfg.ffn,
         "num_hidden_layers": cfg.layers, "num_attention_heads": cfg.heads, "num_key_value_heads": cfg.kv_heads,
         "head_dim": cfg.head_dim, "hidden_act": "silu", "rms_norm_eps": cfg.norm_eps, "rope_theta": cfg.rope_theta,
@@ -127,12 +156,12 @@ def _number(raw: Mapping[str, Any], field: str, where: str, default: float | Non
     return float(value)
 
 
-def _is_scalar(raw: Mapping[str, Any], family: str, where: str) -> bool:
+def _is_scalar(raw: Mapping[str, Any], kind: str, where: str) -> bool:
     """Whether the folder holds a sequence classifier; one with other than one label is refused."""
-    names = raw.get("architectures") or [_CLASSES[family] + "ForCausalLM"]
-    known = {_CLASSES[family] + suffix: scalar for suffix, scalar in _HEADS.items()}
+    names = raw.get("architectures") or [FAMILIES[kind].name + "ForCausalLM"]
+    known = {FAMILIES[kind].name + suffix: scalar for suffix, scalar in _HEADS.items()}
     if not isinstance(names, list) or names[0] not in known:
-        raise UserError(f"{where}: architectures is {names!r}; expected one of {', '.join(known)} for {family}")
+        raise UserError(f"{where}: architectures is {names!r}; expected one of {', '.join(known)} for {kind}")
     scalar = known[names[0]]
     labels = raw.get("num_labels") or len(raw.get("id2label") or (0, 1))  # transformers' own default is two
     if scalar and labels != 1:
@@ -175,12 +204,13 @@ def _rope_scaling(cfg: ModelConfig) -> dict[str, Any] | None:
     }  # fmt: skip
 
 
-def _refuse_unsupported(raw: Mapping[str, Any], family: str, where: str) -> None:
+def _refuse_unsupported(raw: Mapping[str, Any], kind: str, where: str) -> None:
     """UserError for what would change the arithmetic and is not computed here."""
+    family = FAMILIES[kind]
     partial = _rope_parameters(raw, where).get("partial_rotary_factor", raw.get("partial_rotary_factor", 1.0))
     wrong = (
         ("hidden_act", raw.get("hidden_act", "silu") not in ("silu", "swish"), "silu"),
-        ("attention_bias", family != "qwen2" and bool(raw.get("attention_bias")), "false"),
+        ("attention_bias", not family.qkv_bias and bool(raw.get("attention_bias")), "false"),
         ("mlp_bias", bool(raw.get("mlp_bias")), "false"),
         ("quantization_config", raw.get("quantization_config") is not None, "none: load unquantised weights"),
         ("partial_rotary_factor", partial not in (None, 1.0), "1"),
@@ -188,15 +218,15 @@ def _refuse_unsupported(raw: Mapping[str, Any], family: str, where: str) -> None
     for field, is_wrong, expected in wrong:
         if is_wrong:
             raise UserError(f"{where}: {field} is {raw.get(field, partial)!r}, which is not supported; expected {expected}")
-    window, positions = raw.get("sliding_window"), _integer(raw, "max_position_embeddings", where, _POSITIONS[family])
-    if family == "mistral" and "sliding_window" not in raw:
-        window = 4096  # transformers' default for the family
+    window, positions = raw.get("sliding_window"), _integer(raw, "max_position_embeddings", where, family.positions)
+    if "sliding_window" not in raw:
+        window = family.default_window or None
     window = window if window is None else _integer(raw, "sliding_window", where, window)
-    used = {"mistral": True, "llama": False}.get(family, bool(raw.get("use_sliding_window", False)))
+    used = family.window == "always" or (family.window == "flag" and bool(raw.get("use_sliding_window", False)))
     layers = raw.get("layer_types")
     if layers is not None:
         used = "sliding_attention" in layers
-    elif family in ("qwen2", "qwen3"):
+    elif family.window == "flag":
         used &= _integer(raw, "num_hidden_layers", where) > (raw.get("max_window_layers", 28) or 0)
     if used and window is not None and window < positions:
         raise UserError(

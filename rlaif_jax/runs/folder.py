@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from rlaif_jax.config.run_config import RunConfig
 from rlaif_jax.config.stages import STAGES, Stage, needed_by
 from rlaif_jax.config.values import from_dict, to_dict
 from rlaif_jax.errors import UserError
+from rlaif_jax.rewards.function import resolve
 from rlaif_jax.sharding import Placement, barrier, connect, is_first, make_mesh, on_first
 
 VERSION = 2  # of run folders; a half-finished stage of another version is not resumed
@@ -35,7 +36,8 @@ def write_json(path: Path, value: Any) -> None:
 class Run:
     """A run folder with its config, mesh and console. One folder belongs to one config.
 
-    `imports_functions`: whether reward functions that the config names as text may be imported; only `rlaif run` sets it.
+    `imports_functions`: whether functions that the config names as text (rewards, losses, models) may be imported; `rlaif run` and
+    the stages that train or curate set it. Opening, evaluating and exporting a run imports no code.
     """
 
     cfg: RunConfig
@@ -43,6 +45,12 @@ class Run:
     place: Placement
     console: Console
     imports_functions: bool = False
+
+    def resolve(self, function: Callable[..., Any] | str) -> Callable[..., Any]:
+        """A function of the config. UserError for one that is named as text where the run may not import code."""
+        if not callable(function) and not self.imports_functions:
+            raise UserError(f"{function!r} is code that the config names; only `rlaif run` and `rlaif rl` import it")
+        return resolve(function)
 
     def folder(self, stage: str) -> Path:
         """Where a stage keeps its files."""

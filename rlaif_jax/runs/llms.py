@@ -82,12 +82,15 @@ class RunLlms:
             params = load_policy(cfg.model, model, run.place, int8=cfg.weights == "int8")
             name = str(Path(cfg.model).resolve()) + (" int8" if cfg.weights == "int8" else "")
             return LocalLLM(params, model, Tokenizer.load(cfg.model), run.place, name=name, batch_size=cfg.batch_size)
-        if cfg.backend == "http" and jax.process_count() > 1:
-            return AsksOnFirst(self._paid)
-        return self._paid() if cfg.backend == "http" else self.policy(FEEDBACK.name, cfg.batch_size)
+        if cfg.backend == "embedded":
+            return self.policy(FEEDBACK.name, cfg.batch_size)
+        return AsksOnFirst(self._asked) if jax.process_count() > 1 else self._asked()
 
-    def _paid(self) -> CachedLLM:
-        return CachedLLM(OpenAILLM(self._run.cfg.feedback.http), self._run.out / "replies.sqlite")
+    def _asked(self) -> LLM:
+        """A model that runs elsewhere: a chat API, or the user's own; its replies are kept in the run's folder."""
+        cfg = self._run.cfg.feedback
+        inner = OpenAILLM(cfg.http) if cfg.backend == "http" else self._run.resolve(cfg.backend)()
+        return CachedLLM(inner, self._run.out / "replies.sqlite")
 
     @property
     def prompts(self) -> Prompts:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 from rlaif_jax.config.stages import GRADER, REWARD
@@ -9,7 +10,7 @@ from rlaif_jax.data.tokenizer import Tokenizer
 from rlaif_jax.errors import UserError
 from rlaif_jax.models.pretrained import foreign_config, load_scalar
 from rlaif_jax.rewards.base import RewardFn, with_unfinished_penalty
-from rlaif_jax.rewards.function import function_reward
+from rlaif_jax.rewards.function import FunctionConfig, function_reward
 from rlaif_jax.rewards.judge import make_judge
 from rlaif_jax.rewards.reward_model import make_reward_model
 from rlaif_jax.rewards.rules import with_rules
@@ -59,9 +60,13 @@ class RunRewards:
         """The user's functions of all arms by name; without those that would have to be imported, where the run may not."""
         found = {n: f for arm in self._run.cfg.all_arms().values() for n, f in arm.functions.items()}
         return {
-            name: function_reward(cfg, name, self._report) for name, cfg in found.items()
+            name: self._function(name, cfg) for name, cfg in found.items()
             if callable(cfg.function) or self._run.imports_functions
         }  # fmt: skip
+
+    def _function(self, name: str, cfg: FunctionConfig) -> RewardFn:
+        resolved = dataclasses.replace(cfg, function=self._run.resolve(cfg.function))
+        return function_reward(resolved, name, self._report)
 
     def arm(self, name: str, base: Any = None) -> RewardFn:
         """The reward that an arm maximises: the weighted sum of its parts, less the penalty for answers that do not end.
@@ -75,7 +80,7 @@ class RunRewards:
         if arm.judge:
             parts["judge"] = self.judge(rl.group), arm.judge
         for function, cfg in arm.functions.items():
-            parts[function] = function_reward(cfg, function, self._report), cfg.weight
+            parts[function] = self._function(function, cfg), cfg.weight
         return with_unfinished_penalty(with_rules(parts, arm.rules, self._run.cfg.language), rl.shaping.unfinished_penalty)
 
     def _report(self, text: str) -> None:

@@ -30,7 +30,8 @@ KINDS: Mapping[str, StageFn] = {
 def run(x: Run, names: Sequence[str] | None = None) -> None:
     """Runs these stages, or all that the config has, and prints what each took. UserError for one that it does not have."""
     todo = list(stages_of(x.cfg).values()) if names is None else [stage_of(x.cfg, name) for name in names]
-    x = dataclasses.replace(x, imports_functions=names is None)
+    trains = names is None or all(stage.kind in ("train", "rl", "curate", "principles") for stage in todo)
+    x = dataclasses.replace(x, imports_functions=trains)
     for stage in todo:
         if stage.kind == "rl":
             rl.require_memory(x, stage.name)
