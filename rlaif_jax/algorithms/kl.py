@@ -47,14 +47,24 @@ class KlConfig:
             )
 
     @property
+    def active(self) -> bool:
+        """Whether there is a KL term at all."""
+        return self.coefficient > 0
+
+    @property
+    def refreshed(self) -> bool:
+        """Whether there is a reference that follows the policy."""
+        return self.active and self.refresh > 0
+
+    @property
     def in_loss(self) -> bool:
         """Whether the loss has a KL term."""
-        return self.coefficient > 0 and self.place == "loss"
+        return self.active and self.place == "loss"
 
     @property
     def in_reward(self) -> bool:
         """Whether the rewards have one."""
-        return self.coefficient > 0 and self.place == "reward"
+        return self.active and self.place == "reward"
 
 
 def kl_terms(logp: jax.Array, ref_logp: jax.Array, kind: str = "k3") -> jax.Array:

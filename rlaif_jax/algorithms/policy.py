@@ -17,7 +17,6 @@ from rlaif_jax.algorithms.mean import Max, Mean, Metrics, Min, mean_of
 from rlaif_jax.errors import UserError
 
 _LOG_RATIO_BOUND = 20.0  # e^20: far beyond any clip, and no overflow
-_PER_TOKEN = ("old_logprobs", "ref_logprobs", "sampler_logprobs", "advantages")
 _SAPO_TEMPERATURES = (1.0, 1.05)  # of positive and negative advantages
 
 
@@ -125,43 +124,48 @@ def correction_weights(
 
 
 def policy_loss(
-    logp: jax.Array, entropy: jax.Array, batch: dict[str, jax.Array], cfg: PolicyConfig, kl: KlConfig
-) -> tuple[Mean, Metrics]:
-    """logp, entropy (B, R) and a batch of mask, old_logprobs, advantages (B, R); with a KL term ref_logprobs (B, R) and
-    kl_coefficient (B,); with a correction sampler_logprobs (B, R) -> (loss, metrics)."""
-    mask = batch["mask"]
-    # Padding may hold anything; what overflowed there would give NaN times zero in the gradient.
-    logp = jnp.where(mask > 0, logp, 0.0)
-    batch = batch | {k: jnp.where(mask > 0, batch[k], 0.0) for k in _PER_TOKEN if k in batch}
-    terms, ratio, active = surrogate_terms(logp, batch["old_logprobs"], batch["advantages"], mask, cfg)
-    metrics = policy_metrics(logp, entropy, batch, ratio, active)
+    logp: jax.Array, entropy: jax.Array, cfg: PolicyConfig, kl: KlConfig, *, mask: jax.Array, old_logprobs: jax.Array,
+    advantages: jax.Array, ref_logprobs: jax.Array | None = None, sampler_logprobs: jax.Array | None = None,
+    kl_coefficient: jax.Array | float | None = None,
+) -> tuple[Mean, Metrics]:  # fmt: skip
+    """The loss of the policy's logp and entropy (B, R) on a batch, and its metrics.
+
+    mask, old_logprobs, advantages (B, R); with a KL term ref_logprobs (B, R) and kl_coefficient (), with a correction
+    sampler_logprobs (B, R).
+    """
+
+    def valid(x):  # padding may hold anything; what overflowed there would give NaN times zero in the gradient
+        return None if x is None else jnp.where(mask > 0, x, 0.0)
+
+    logp, old, ref, advantages = valid(logp), valid(old_logprobs), valid(ref_logprobs), valid(advantages)
+    terms, ratio, active = surrogate_terms(logp, old, advantages, mask, cfg)
+    metrics = policy_metrics(logp, entropy, old, mask, ratio=ratio, active=active)
+    if ref is not None:
+        metrics["kl"] = mean_of(kl_terms(logp, ref), mask)
     if cfg.correction != "none":
-        weights = correction_weights(batch["old_logprobs"], batch["sampler_logprobs"], mask, cfg)
+        weights = correction_weights(old, valid(sampler_logprobs), mask, cfg)
         terms = terms * weights
         metrics["correction"] = mean_of(weights, mask)
     if kl.in_loss:
-        penalty = kl_terms(logp, batch["ref_logprobs"], kl.estimator) * (ratio if kl.corrected else 1.0)
-        terms = terms + batch["kl_coefficient"][:, None] * penalty
+        if kl_coefficient is None:
+            raise ValueError("a KL term in the loss needs ref_logprobs and kl_coefficient")
+        penalty = kl_terms(logp, ref, kl.estimator) * (ratio if kl.corrected else 1.0)
+        terms = terms + kl_coefficient * penalty
     terms = terms - cfg.entropy_coefficient * entropy
     return aggregate(terms, mask, cfg.aggregation, mask.shape[1]), metrics
 
 
 def policy_metrics(
-    logp: jax.Array, entropy: jax.Array, batch: dict[str, jax.Array], ratio: jax.Array, active: jax.Array
+    logp: jax.Array, entropy: jax.Array, old_logprobs: jax.Array, mask: jax.Array, *, ratio: jax.Array, active: jax.Array
 ) -> Metrics:
-    """What one update says of itself: how far it has gone from the sampled policy and from the reference."""
-    mask = batch["mask"]
-    gap = logp - batch["old_logprobs"]
-    metrics: Metrics = {
+    """How far one update has gone from the policy that sampled; all arrays (B, R), `ratio` and `active` of `surrogate_terms`."""
+    return {
         "entropy": mean_of(entropy, mask),
         "clip_low": mean_of((active < 0).astype(jnp.float32), mask),
         "clip_high": mean_of((active > 0).astype(jnp.float32), mask),
         "ratio": mean_of(ratio, mask),
         "ratio_max": Max(jnp.max(jnp.where(mask > 0, ratio, -jnp.inf))),
         "ratio_min": Min(jnp.min(jnp.where(mask > 0, ratio, jnp.inf))),
-        "kl_old": mean_of(kl_terms(logp, batch["old_logprobs"]), mask),
-        "logprob_gap": mean_of(jnp.abs(gap), mask),
+        "kl_old": mean_of(kl_terms(logp, old_logprobs), mask),
+        "logprob_gap": mean_of(jnp.abs(logp - old_logprobs), mask),
     }
-    if "ref_logprobs" in batch:
-        metrics["kl"] = mean_of(kl_terms(logp, batch["ref_logprobs"]), mask)
-    return metrics

@@ -6,9 +6,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from rlaif_jax.models import lora as lora_lib
 from rlaif_jax.models import transformer
-from rlaif_jax.models.lora import LoraConfig
 from rlaif_jax.models.model_config import ModelConfig
 from rlaif_jax.sharding.placement import Placement
 
@@ -36,16 +34,6 @@ def zero_head(cfg: ModelConfig) -> dict:
 def logical_axes(cfg: ModelConfig) -> dict:
     """Logical axis names in the tree of `init`."""
     return {"model": transformer.logical_axes(cfg), "head": {"score": ("norm",)}}
-
-
-def adapter_init(cfg: ModelConfig, lora: LoraConfig, key: jax.Array) -> dict:
-    """{"model": adapter, "head": {"score": (D,)}}: what is trained of a scalar model over a frozen {"model": decoder}."""
-    return {"model": lora_lib.init(cfg, lora, key), "head": zero_head(cfg)}
-
-
-def adapter_axes(cfg: ModelConfig, lora: LoraConfig) -> dict:
-    """Logical axis names in the tree of `adapter_init`."""
-    return {"model": lora_lib.logical_axes(cfg, lora), "head": logical_axes(cfg)["head"]}
 
 
 def values(

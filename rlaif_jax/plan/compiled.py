@@ -82,7 +82,8 @@ def _remedy(cfg: RunConfig, program: Program, devices: Sequence[Any], chip: Chip
     """The first of the program's remedies that fits, as command line options."""
     for settings in program.remedies:
         try:
-            place, other = _programs(overridden(cfg, settings), devices)[program.name]
+            programs = _programs(overridden(cfg, settings), devices)
+            place, other = next(found for found in programs.values() if program.name in (found[1].name, *found[1].also))
         except UserError:  # the config refuses this setting
             continue
         if measure(other, place, chip).fits:

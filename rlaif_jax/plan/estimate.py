@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Mapping
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -12,18 +13,20 @@ from jax.sharding import AbstractMesh, Mesh
 from rich.console import Console
 from rich.table import Table
 
-from rlaif_jax.config import RunConfig, TrainConfig
+from rlaif_jax.config import RewardConfig, RunConfig, TrainConfig
 from rlaif_jax.config.stages import stages_of
 from rlaif_jax.data.tokenizer import Tokenizer
-from rlaif_jax.models import heads, lora, transformer
+from rlaif_jax.models import transformer
 from rlaif_jax.models.model_config import ModelConfig, parameter_count
 from rlaif_jax.models.pretrained import foreign_config, resolve
+from rlaif_jax.plan.abstract import chip_bytes, full_weights
 from rlaif_jax.runs.llms import planned_feedback
 from rlaif_jax.sharding import MeshConfig, Placement, abstract_mesh, bytes_per_device, make_mesh
 from rlaif_jax.sharding.mesh import AXES
-from rlaif_jax.sharding.optimizer import optimizer_shardings
 from rlaif_jax.stages.pipeline import uneven_batches
 from rlaif_jax.trainers.optimizer import make_optimizer
+from rlaif_jax.trainers.rl import needs_reference
+from rlaif_jax.trainers.trainable import abstract_params, abstract_train_state, trainable_of
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,7 +55,7 @@ def plan(cfg: RunConfig, place: Placement) -> list[StagePlan]:
     """What each stage will run. Memory: weights, gradients and optimiser of what is trained, activations with logits,
     other models held, the sampler's copy of the weights and its cache."""
     model = planned_model(cfg)
-    weights = _weight_bytes(model, place)
+    weights, trainable = _weight_bytes(model, place), trainable_of(cfg.lora)
     rows = []
     for name in stages_of(cfg):
         train: TrainConfig | None = getattr(_settings(cfg, name), "train", None)
@@ -66,16 +69,20 @@ def plan(cfg: RunConfig, place: Placement) -> list[StagePlan]:
         steps, host = f"{train.steps} x {train.batch_size}", {}
         if name == "dpo":
             parts["reference"] = weights
-        if name in _RL:  # reference, what gives the reward, critic; the cache of the rollout
+        arm = cfg.all_arms().get(name)
+        if arm is not None:  # reference, what gives the reward, critic; the cache of the rollout
             rl = cfg.rl_of(name)
-            if rl.kl.coefficient > 0 and cfg.lora is None:  # else there is none, or the frozen base is one
+            if needs_reference(rl, trainable):
                 parts["reference"] = weights
-            parts |= _judge_parts(cfg, model, place, name) if name == "rl_judge" else {
-                "reward model": _scalar_bytes(cfg, "reward", model, place, shared=True)
-            }  # fmt: skip
+            elif rl.kl.refreshed:
+                parts["reference"] = parts["adapter"] if trainable.frozen_base else weights
+            if arm.reward_model:
+                parts["reward model"] = _scalar_bytes(cfg, cfg.reward, model, place, shared=True)
+            if arm.judge:
+                parts |= _judge_parts(cfg, model, place, name)
             if rl.critic is not None:
                 critic = _training_bytes(cfg, dataclasses.replace(train, optimizer=rl.critic.optimizer), model, place)
-                parts["critic"] = sum(critic.values()) - (weights if cfg.lora else 0)
+                parts["critic"] = sum(critic.values()) - (weights if trainable.frozen_base else 0)
             if rl.offload_optimizer:
                 host["optimiser"] = parts["optimiser"] + (0 if rl.critic is None else critic["optimiser"])
             if rl.offload_reference:
@@ -83,7 +90,7 @@ def plan(cfg: RunConfig, place: Placement) -> list[StagePlan]:
             parts["sampler"] = _sampler_bytes(model, place)
             parts["cache"] = _cache_bytes(model, train.batch_size * rl.group, length, place)
             steps += f" x {rl.group}"
-        rows.append(StagePlan(name, _KINDS.get(name, "scalar model"), parameter_count(model), steps, parts, host))
+        rows.append(StagePlan(name, _models(cfg, name), parameter_count(model), steps, parts, host))
     return rows
 
 
@@ -94,35 +101,37 @@ def planned_model(cfg: RunConfig) -> ModelConfig:
     return resolve(cfg.model).with_vocab(tokens)
 
 
-_RL = ("rl", "rl_judge")
-_KINDS = {
-    "sft": "policy", "feedback": "feedback model", "rl": "policy, reference, reward model",
-    "rl_judge": "policy, reference, judge",
-}  # fmt: skip
-_HELD = {"curate": ("policy", "feedback model"), "judge": ("feedback model",), "evaluate": ("policy", "graders")}
+_KINDS = {"sft": "policy", "feedback": "feedback model"}
+_HELD = {"curate": ("policy", "feedback model"), "principles": ("feedback model",), "evaluate": ("policy", "graders")}
 _JUDGED = 768  # tokens of a row in a feedback model's largest batch: 256 of prompt (of longer ones it has fewer), 512 of reply
+
+
+def _models(cfg: RunConfig, stage: str) -> str:
+    """Which models a training stage needs, in words."""
+    arm = cfg.all_arms().get(stage)
+    if arm is None:
+        return _KINDS.get(stage, "scalar model")
+    return ", ".join(["policy", "reference", *("reward model" if source == "reward_model" else source for source in arm.sources)])
 
 
 def _held(cfg: RunConfig, stage: str, model: ModelConfig, place: Placement) -> dict[str, int]:
     """Models that a stage holds without training any; of evaluation all systems are policies, one at a time."""
     policy = {"policy": _weight_bytes(model, place)}
     if stage == "evaluate":
-        graders = ["reward"] + (["grader"] if cfg.grader is not None else [])
-        return policy | {"graders": sum(_scalar_bytes(cfg, name, model, place) for name in graders)}
-    if stage not in ("curate", "judge"):
+        graders = [scalar for scalar in (cfg.reward, cfg.grader) if scalar is not None]
+        return policy | {"graders": sum(_scalar_bytes(cfg, scalar, model, place) for scalar in graders)}
+    if stage not in ("curate", "principles"):
         return {}
     return (policy if stage == "curate" else {}) | _judge_parts(cfg, model, place, stage)
 
 
-def _scalar_bytes(cfg: RunConfig, stage: str, model: ModelConfig, place: Placement, shared: bool = False) -> int:
+def _scalar_bytes(cfg: RunConfig, settings: RewardConfig, model: ModelConfig, place: Placement, shared: bool = False) -> int:
     """The weights of a reward model or grader; `shared`: beside a policy whose base its adapter may lie over, too."""
-    settings = getattr(cfg, stage)
     if settings.folder:
         return _weight_bytes(foreign_config(settings.folder, cfg.model, scalar=True), place)
     if not (shared and cfg.shares_base(settings)):
         return _weight_bytes(model, place)
-    trained = jax.eval_shape(lambda: heads.adapter_init(model, cfg.lora, jax.random.key(0)))
-    return bytes_per_device(heads.adapter_axes(model, cfg.lora), trained, dict(place.mesh.shape), place.rules)
+    return chip_bytes(abstract_params(trainable_of(cfg.lora), model, place, scalar=True)[0])
 
 
 def _judge_parts(cfg: RunConfig, model: ModelConfig, place: Placement, stage: str) -> dict[str, int]:
@@ -131,19 +140,19 @@ def _judge_parts(cfg: RunConfig, model: ModelConfig, place: Placement, stage: st
     if model is None:
         return {}
     parts = {"feedback model": _int8_bytes(model, place) if feedback.weights == "int8" else _weight_bytes(model, place)}
-    if stage != "rl_judge" or cfg.judge.mode not in ("soft", "checklist"):
+    if stage not in cfg.all_arms() or cfg.judge.mode not in ("soft", "checklist"):
         parts["its cache"] = _cache_bytes(model, feedback.batch_size, _JUDGED, place)
     return parts
 
 
 def _settings(cfg: RunConfig, stage: str):
-    return cfg.rl_of(stage) if stage in _RL else getattr(cfg, stage, None)
+    return cfg.rl_of(stage) if stage in cfg.all_arms() else getattr(cfg, stage, None)
 
 
 def _rounds(cfg: RunConfig, stage: str) -> str:
     if stage == "curate":
         return f"{cfg.curate.prompts or 'all'} prompts x {cfg.curate.candidates}"
-    return f"{cfg.judge.game.rounds} rounds" if stage == "judge" else "-"
+    return f"{cfg.judge.game.rounds} rounds" if stage == "principles" else "-"
 
 
 def _shape(cfg: RunConfig, stage: str) -> tuple[int, int]:
@@ -151,31 +160,30 @@ def _shape(cfg: RunConfig, stage: str) -> tuple[int, int]:
     settings = _settings(cfg, stage)
     if stage in ("sft", "feedback"):
         return settings.train.batch_size, settings.max_length
-    if stage in _RL:
+    if stage in cfg.all_arms():
         sequences = settings.train.batch_size * settings.group // settings.minibatches
         return sequences, settings.max_prompt + settings.sampling.max_tokens
     return settings.train.batch_size * (2 if settings.loss == "bradley_terry" else 1), settings.max_length
 
 
 def _weight_bytes(model: ModelConfig, place: Placement) -> int:
-    abstract = jax.eval_shape(lambda: heads.init(model, jax.random.key(0)))["model"]
-    return bytes_per_device(transformer.logical_axes(model), abstract, dict(place.mesh.shape), place.rules)
+    return chip_bytes(full_weights(model, place))
 
 
 def _training_bytes(cfg: RunConfig, train: TrainConfig, model: ModelConfig, place: Placement) -> dict[str, int]:
     """Weights, their gradients (in float32 where several micro-batches are summed) and the optimiser's state."""
-    axes, trained = transformer.logical_axes(model), jax.eval_shape(lambda: transformer.init(model, jax.random.key(0)))
+    trainable = trainable_of(cfg.lora)
+    state = abstract_train_state(trainable, model, make_optimizer(train.optimizer, train.steps), place)
     parts = {"weights": _weight_bytes(model, place)}
-    if cfg.lora is not None:
-        axes = lora.logical_axes(model, cfg.lora)
-        trained = jax.eval_shape(lambda: lora.init(model, cfg.lora, jax.random.key(0)))
-        parts["adapter"] = bytes_per_device(axes, trained, dict(place.mesh.shape), place.rules)
-    summed = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, jnp.float32 if train.accumulation > 1 else x.dtype), trained)
-    parts["gradients"] = bytes_per_device(axes, summed, dict(place.mesh.shape), place.rules)
-    state = jax.eval_shape(make_optimizer(train.optimizer, train.steps).init, trained)
-    shardings = optimizer_shardings(state, trained, place.tree(axes, trained))
-    held = jax.tree.map(lambda x, s: math.prod(s.shard_shape(x.shape)) * x.dtype.itemsize, state, shardings)
-    return parts | {"optimiser": sum(jax.tree.leaves(held))}
+    if trainable.frozen_base:
+        parts["adapter"] = chip_bytes(state.params)
+    parts["gradients"] = chip_bytes(jax.tree.map(partial(_summed, train), state.params))
+    return parts | {"optimiser": chip_bytes(state.opt_state)}
+
+
+def _summed(train: TrainConfig, x: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+    """A gradient: in float32 where several micro-batches are summed."""
+    return jax.ShapeDtypeStruct(x.shape, jnp.float32 if train.accumulation > 1 else x.dtype, sharding=x.sharding)
 
 
 def _sampler_bytes(model: ModelConfig, place: Placement) -> int:

@@ -13,10 +13,11 @@ from rlaif_jax.feedback.principles import read_rules
 from rlaif_jax.feedback.prompts import load_prompts
 from rlaif_jax.feedback.verdicts import requests_for
 from rlaif_jax.language import ZH, get_language
+from rlaif_jax.models import transformer
 from rlaif_jax.models.matrices import Int8
 from rlaif_jax.models.model_config import ModelConfig
 from rlaif_jax.models.quant import quantise_layers
-from rlaif_jax.plan.abstract import Abstract, Program, array, chip_bytes, gathered_bytes, in_rows, policy_weights
+from rlaif_jax.plan.abstract import Abstract, Program, array, chip_bytes, full_weights, gathered_bytes, in_rows, named
 from rlaif_jax.runs.llms import planned_feedback
 from rlaif_jax.sampling import filters
 from rlaif_jax.sampling.filters import SamplingConfig
@@ -27,17 +28,17 @@ _TEMPLATE = 32  # tokens that a chat template adds to a message
 
 
 def judge_weights(cfg: RunConfig, policy: ModelConfig, place: Placement) -> Abstract:
-    """The weights of a judge on the mesh, as they are kept; an empty tree if the run has none there."""
+    """The weights of a judge on the mesh, as they are kept (the `named` "judge"); an empty tree if the run has none there."""
     model = planned_feedback(cfg, policy) if cfg.judge is not None else None
     if model is None:
         return ()
-    axes, weights = policy_weights(model, place)
+    weights = full_weights(model, place)
     if cfg.feedback.weights == "float":
-        return weights
-    shapes = jax.eval_shape(quantise_layers, weights)
+        return named("judge", weights)
+    shapes, axes = jax.eval_shape(quantise_layers, weights), transformer.logical_axes(model)
     at = {n: _in_8_bits(a, weights["layers"][n].shape, place) for n, a in axes["layers"].items()}
     shardings = jax.tree.map(lambda x: x.sharding, weights)
-    return abstract_like(shapes, shardings | {"layers": at})
+    return named("judge", abstract_like(shapes, shardings | {"layers": at}))
 
 
 def _in_8_bits(axes: tuple, shape: tuple[int, ...], place: Placement):
@@ -45,12 +46,14 @@ def _in_8_bits(axes: tuple, shape: tuple[int, ...], place: Placement):
     return Int8(whole, place.array((axes[0], axes[2]), shape[::2])) if len(shape) == 3 else whole
 
 
-def verdicts(cfg: RunConfig, policy: ModelConfig, weights: Abstract, held: tuple[Abstract, ...], place: Placement) -> Program:
-    """One call of the judge: a batch of requests about whole answers, each as long as the longest may be.
+def verdicts(
+    cfg: RunConfig, arm: str, policy: ModelConfig, weights: Abstract, held: tuple[Abstract, ...], place: Placement
+) -> Program:
+    """One call of the judge in an arm: a batch of requests about whole answers, each as long as the longest may be.
 
     The fixed text of a request counts one token per character, which Chinese and English stay below.
     """
-    model, settings = planned_feedback(cfg, policy), cfg.rl_of("rl_judge")
+    model, settings = planned_feedback(cfg, policy), cfg.rl_of(arm)
     language = ZH if cfg.language == "auto" else get_language(cfg.language)  # the data, which would tell, need not be here
     principles = read_rules(cfg.judge.principles, language)
     request = requests_for(load_prompts(cfg.feedback.family(language)), principles, [("", "")])[0]
@@ -69,10 +72,10 @@ def verdicts(cfg: RunConfig, policy: ModelConfig, weights: Abstract, held: tuple
         trips = reply_bound(request.max_tokens)
         function, rest = _spoken(model, rows, trips, place)
         arguments = (weights, *in_rows((text, text), place), *rest)
-        return Program("rl_judge: verdicts", function, arguments, held, (trips + 1) * read, trips, remedies)
+        return Program(f"{arm}: verdicts", function, arguments, held, (trips + 1) * read, trips, remedies)
     choices = _everywhere(array((2,), jnp.int32), place)
     arguments = (weights, *in_rows((text, text, text, array((rows, 1), jnp.int32)), place), choices)
-    return Program("rl_judge: verdicts", make_choose(model, place), arguments, held, read, remedies=remedies)
+    return Program(f"{arm}: verdicts", make_choose(model, place), arguments, held, read, remedies=remedies)
 
 
 def _spoken(model: ModelConfig, rows: int, limit: int, place: Placement) -> tuple[Callable, tuple]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import dataclasses
 from functools import partial
 from typing import Any
 
@@ -10,44 +10,67 @@ import jax
 import jax.numpy as jnp
 
 from rlaif_jax.config import RunConfig
-from rlaif_jax.models import heads, ops, transformer
-from rlaif_jax.models import lora as lora_lib
-from rlaif_jax.models.lora import LoraConfig
+from rlaif_jax.models import heads, ops
 from rlaif_jax.models.model_config import ModelConfig
+from rlaif_jax.models.pretrained import foreign_config
 from rlaif_jax.plan.abstract import (
     Abstract,
     Program,
     array,
     chip_bytes,
+    full_weights,
     gathered_bytes,
     in_rows,
-    policy_weights,
-    scalar_weights,
+    named,
     single,
-    state_of,
-    weights_of,
     without,
-)  # fmt: skip
+)
 from rlaif_jax.plan.judging import judge_weights, verdicts
 from rlaif_jax.sampling import filters
 from rlaif_jax.sampling.decode import Decoded
-from rlaif_jax.sampling.sampler import make_sampler
 from rlaif_jax.sharding import Placement
 from rlaif_jax.sharding.placement import abstract_like
 from rlaif_jax.trainers import rl, sft
-from rlaif_jax.trainers.adapter import adapted
 from rlaif_jax.trainers.config import RlConfig, TrainConfig
-from rlaif_jax.trainers.learn import make_learn
-from rlaif_jax.trainers.optimizer import OptimizerConfig, make_optimizer
+from rlaif_jax.trainers.optimizer import make_optimizer
 from rlaif_jax.trainers.reward import label_loss, pair_loss
-from rlaif_jax.trainers.update import TrainState, make_update, make_update_fn
+from rlaif_jax.trainers.rl_programs import build
+from rlaif_jax.trainers.rl_types import RlBatch, RlPrograms, RlState
+from rlaif_jax.trainers.trainable import Trainable, abstract_params, abstract_train_state, scalar_base, trainable_of
+from rlaif_jax.trainers.update import make_update, shardings_of
 
 
 def build_programs(cfg: RunConfig, model: ModelConfig, place: Placement) -> list[Program]:
-    """SFT (if any) and reward-model updates; rollout, log-probs, scores and updates of RL against the reward model; and the
-    verdicts of a judge on the mesh, which takes part in the same rollouts and updates."""
-    first = [_sft(cfg, model, place)] if cfg.sft is not None else []
-    return [*first, _reward(cfg, model, place), *_rl(cfg, model, place)]
+    """The updates of SFT and of the reward model, where the run trains them; rollout, log-probs and update of every arm of RL; the
+    scores of the reward model, where an arm uses it; and the verdicts of a judge on the mesh.
+
+    A program that serves several arms is planned once, named after the first, beside the largest of their rewards.
+    """
+    trainable, judge = trainable_of(cfg.lora), judge_weights(cfg, model, place)
+    programs = [_sft(cfg, model, trainable, place)] if cfg.sft is not None else []
+    if cfg.reward is not None and not cfg.reward.folder:
+        programs.append(_reward(cfg, model, trainable, place))
+    arms = [_arm(name, cfg.rl_of(name), model, trainable, place) for name in cfg.all_arms()]
+    firsts: list[_Arm] = []
+    for arm in arms:
+        if any(_compiled(arm, chunks=True) == _compiled(other, chunks=True) for other in firsts):
+            continue
+        firsts.append(arm)
+        programs += _rl(cfg, arm, arms, judge)
+    judged = [arm for arm in arms if cfg.all_arms()[arm.name].judge]
+    return programs + [verdicts(cfg, arm.name, model, judge, arm.between_updates, place) for arm in judged[:1] if judge]
+
+
+def _compiled(arm: _Arm, chunks: bool) -> RlConfig:
+    """The arm's settings, with defaults for those that change no program, or only a constant in it; without `chunks` also for
+    what the rollout alone depends on."""
+    own = arm.programs.rl
+    train = TrainConfig(batch_size=own.train.batch_size, accumulation=own.train.accumulation, optimizer=own.train.optimizer)
+    kl = dataclasses.replace(own.kl, coefficient=1.0 if own.kl.active else 0.0)
+    return dataclasses.replace(
+        own, train=train, kl=kl, refills=0, eval_prompts=0, samples_every=1, max_lost_rewards=0.0,
+        rollout_chunks=own.rollout_chunks if chunks else 1,
+    )  # fmt: skip
 
 
 def _passes(model: ModelConfig) -> int:
@@ -65,23 +88,23 @@ def _more_accumulation(stage: str, train: TrainConfig) -> tuple[tuple[str, ...],
 
 
 def _update(
-    name: str, train: TrainConfig, loss_fn: Any, lora: LoraConfig | None, batch: Any, model: ModelConfig, place: Placement
+    name: str, train: TrainConfig, loss_fn: Any, batch: Any, *, model: ModelConfig, trainable: Trainable, place: Placement
 ) -> Program:
     optimizer = make_optimizer(train.optimizer, train.steps)
-    state, shardings = state_of(weights_of(lora, model, place, scalar=name == "reward"), optimizer, place)
-    update = make_update(loss_fn if lora is None else adapted(loss_fn, lora), optimizer, shardings, train.accumulation)
+    state = abstract_train_state(trainable, model, optimizer, place, scalar=name == "reward")
+    update = make_update(trainable.loss(loss_fn), optimizer, shardings_of(state), train.accumulation)
     read = _passes(model) * train.accumulation * gathered_bytes(model, place)
     return Program(name, update, (state, in_rows(batch, place)), read=read, remedies=_more_accumulation(name, train))
 
 
-def _sft(cfg: RunConfig, model: ModelConfig, place: Placement) -> Program:
+def _sft(cfg: RunConfig, model: ModelConfig, trainable: Trainable, place: Placement) -> Program:
     rows, length = cfg.sft.train.batch_size, cfg.sft.max_length
     batch = _text((rows,), length) | {"loss_mask": array((rows, length), jnp.float32)}
     loss_fn = partial(sft.sft_loss, cfg=model, place=place)
-    return _update("sft", cfg.sft.train, loss_fn, cfg.lora, batch, model, place)
+    return _update("sft", cfg.sft.train, loss_fn, batch, model=model, trainable=trainable, place=place)
 
 
-def _reward(cfg: RunConfig, model: ModelConfig, place: Placement) -> Program:
+def _reward(cfg: RunConfig, model: ModelConfig, trainable: Trainable, place: Placement) -> Program:
     rows, length = cfg.reward.train.batch_size, cfg.reward.max_length
     if cfg.reward.loss == "bradley_terry":
         batch = _text((rows, 2), length) | {"margin": array((rows,), jnp.float32)}
@@ -89,59 +112,130 @@ def _reward(cfg: RunConfig, model: ModelConfig, place: Placement) -> Program:
     else:
         batch = _text((rows,), length) | {"label": array((rows,), jnp.float32)}
         loss_fn = partial(label_loss, cfg=model, place=place)
-    return _update("reward", cfg.reward.train, loss_fn, cfg.lora, batch, model, place)
+    return _update("reward", cfg.reward.train, loss_fn, batch, model=model, trainable=trainable, place=place)
 
 
-def _rl(cfg: RunConfig, model: ModelConfig, place: Placement) -> list[Program]:
-    settings, lora = cfg.rl, cfg.lora
-    state, learn = _rl_state(settings, lora, model, place)
-    needed = settings.kl.coefficient > 0 and not settings.kl.refresh and lora is None  # else the frozen base is the reference
-    reference = policy_weights(model, place)[1] if needed else None
-    view = rl.plain_view if lora is None else partial(lora_lib.apply_lora, lora=lora)
-    whole = view(state.frozen, state.params)
-    scorer, judge = _scorer(cfg, model, state, place), judge_weights(cfg, model, place)
+@dataclasses.dataclass(frozen=True)
+class _Scorer:
+    """A reward model: its shapes, its weights, and the tokens of a row."""
 
-    def rewarding(used: tuple) -> Abstract:  # reward model or judge: of the two stages the one that holds more
-        return max(without(scorer, used), judge, key=chip_bytes)
+    model: ModelConfig
+    weights: Abstract
+    max_length: int
 
-    rows = settings.train.batch_size * settings.group
-    prompts = {k: array((settings.train.batch_size, settings.max_prompt), jnp.int32) for k in ("tokens", "segment_ids")}
-    temperature = single(jnp.float32, place)
-    decoded = _decoded(rows, settings.sampling.max_tokens, place)
-    annotate = rl.make_annotate(model, settings, place)
-    critic = None if state.critic is None else view(rl.critic_base(state.frozen), state.critic.params)
-    policy = whole if settings.policy.correction != "none" else None
-    inputs = (policy, rl.reference_of(state, reference, view), critic)
-    annotated = (*inputs, *in_rows(prompts, place).values(), decoded, temperature)
-    batch = _batch(settings, annotate, annotated, decoded, place)
-    weights, passes = gathered_bytes(model, place), sum(x is not None for x in inputs)
-    score = jax.jit(lambda params, tokens, ids: heads.scores(params, model, tokens, ids, ops.positions_of(ids), place))
-    text = in_rows({k: array((rows, cfg.reward.max_length), jnp.int32) for k in ("tokens", "segment_ids")}, place)
-    accumulation = settings.train.accumulation
-    updates = settings.epochs * settings.minibatches * (1 if critic is None else 2)
-    more = [n for n in (2 * accumulation, 4 * accumulation) if rows // settings.minibatches % n == 0]
-    number = single(jnp.uint32, place)
-    kept, waiting = _between_updates(settings, state), None if settings.offload_reference else reference
+
+def _scorer(cfg: RunConfig, model: ModelConfig, trainable: Trainable, base: Abstract, place: Placement) -> _Scorer:
+    """That of a folder, or of this run: all weights, or an adapter over the policy's base (see `RunRewards.scalar`)."""
+    if not cfg.reward.folder and cfg.shares_base(cfg.reward):
+        trained, _ = abstract_params(trainable, model, place, scalar=True)
+        weights = trainable.full_params(scalar_base(base), named("reward model", trained))
+        return _Scorer(model, weights, cfg.reward.max_length)
+    shapes = foreign_config(cfg.reward.folder, cfg.model, scalar=True) if cfg.reward.folder else model
+    return _Scorer(shapes, named("reward model", full_weights(shapes, place, scalar=True)), cfg.reward.max_length)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Arm:
+    """One arm of RL: its programs, its state, and the weights of a reference beside it (None: there are none)."""
+
+    name: str
+    model: ModelConfig
+    place: Placement
+    programs: RlPrograms
+    state: RlState
+    reference: Abstract | None
+
+    @property
+    def between_updates(self) -> tuple[Abstract, Abstract]:
+        """What of state and reference is on the chips while nothing is updated, and no log-prob is computed."""
+        kept = self.state
+        if self.programs.rl.offload_optimizer:
+            kept = kept.replace(opt_state=None, critic=None if kept.critic is None else kept.critic.replace(opt_state=None))
+        return kept, None if self.programs.rl.offload_reference else self.reference
+
+
+def _arm(name: str, settings: RlConfig, model: ModelConfig, trainable: Trainable, place: Placement) -> _Arm:
+    programs = build(model, settings, trainable, place, pad_id=0)
+    reference = named("reference", full_weights(model, place)) if rl.needs_reference(settings, trainable) else None
+    return _Arm(name, model, place, programs, named("state", programs.abstract), reference)
+
+
+def _rl(cfg: RunConfig, arm: _Arm, arms: list[_Arm], judge: Abstract) -> list[Program]:
+    """The programs of an arm that no arm before it has."""
+    same = [other for other in arms if _compiled(other, chunks=False) == _compiled(arm, chunks=False)]
+    rollouts = [other for other in same if _compiled(other, chunks=True) == _compiled(arm, chunks=True)]
+    served = same if same[0] is arm else rollouts
+    scorer = None
+    if any(cfg.all_arms()[other.name].reward_model for other in served):
+        scorer = _scorer(cfg, arm.model, arm.programs.trainable, arm.state.frozen, arm.place)
+    rewards = [
+        (scorer.weights if scorer is not None and kind.reward_model else (), judge if kind.judge else ())
+        for kind in (cfg.all_arms()[other.name] for other in served)
+    ]  # fmt: skip
+    programs = _arm_programs(arm, _section(cfg, arm.name), rewards, scorer)
+    programs = programs if same[0] is arm else programs[:1]
     return [
-        _rollout(settings, model, whole, prompts, (without(kept, (whole,)), waiting, rewarding((whole,))), place),
-        Program("rl: log-probs", annotate, annotated, (without(kept, inputs), rewarding(inputs)), passes * weights),
-        Program("rl: scores", score, (scorer, *text.values()), (without(kept, (scorer,)), waiting), weights),
-        Program(
-            "rl: update", learn, (state.replace(frozen=None), batch, number, single(jnp.int32, place), state.frozen),
-            (waiting, rewarding((state,))),
-            updates * accumulation * _passes(model) * weights,
-            remedies=tuple((f"rl.train.accumulation={n}",) for n in more),
-        ),
-        *([verdicts(cfg, model, judge, (kept, waiting), place)] if judge else []),
+        dataclasses.replace(program, also=tuple(
+            f"{other.name}:{program.name.partition(':')[2]}"
+            for other in (rollouts if program.name == f"{arm.name}: rollout" else same) if other is not arm
+        ))
+        for program in programs
     ]  # fmt: skip
 
 
-def _rollout(settings: RlConfig, model: ModelConfig, policy: Abstract, prompts: dict, held: tuple, place: Placement) -> Program:
-    count = settings.train.batch_size // settings.rollout_chunks
-    limit = settings.sampling.max_tokens
-    sampler = make_sampler(
-        model, transformer.logical_axes(model), place, group=settings.group, max_tokens=limit, pad_id=0
-    )  # fmt: skip
+def _section(cfg: RunConfig, name: str) -> str:
+    """Where the config has the RL settings of an arm."""
+    arm = cfg.arms.get(name)
+    return "rl" if arm is None or arm.rl is None else f"arms.{name}.rl"
+
+
+def _arm_programs(arm: _Arm, section: str, rewards: list[tuple], scorer: _Scorer | None) -> list[Program]:
+    """`rewards`: of each arm that these programs serve, the models that give its reward; a `scorer` is planned, too."""
+    settings, model, place, state = arm.programs.rl, arm.model, arm.place, arm.state
+    trainable = arm.programs.trainable
+
+    def rewarding(used: tuple) -> Abstract:  # what the arm with the largest models holds beside these
+        return max((without(weights, used) for weights in rewards), key=chip_bytes)
+
+    policy = trainable.full_params(state.frozen, state.params)
+    models = rl.scoring_models(settings, trainable, state, arm.reference)
+    rows = settings.train.batch_size * settings.group
+    prompts = {k: array((settings.train.batch_size, settings.max_prompt), jnp.int32) for k in ("tokens", "segment_ids")}
+    decoded = _decoded(rows, settings.sampling.max_tokens, place)
+    scored = (models, *in_rows(prompts, place).values(), decoded, single(jnp.float32, place))
+    batch = _batch(arm.programs, scored, state, place)
+    weights, passes = gathered_bytes(model, place), sum(x is not None for x in models)
+    kept, reference = arm.between_updates
+    programs = [
+        _rollout(arm, section, policy, prompts, (without(kept, (policy,)), reference, rewarding((policy,)))),
+        Program(
+            f"{arm.name}: log-probs", arm.programs.score_rollout, scored, (without(kept, models), rewarding(models)),
+            passes * weights,
+        ),
+    ]  # fmt: skip
+    if scorer is not None:
+        held = without(kept, (scorer.weights,)), reference
+        programs.append(_scores(f"{arm.name}: scores", scorer, rows, held, place))
+    accumulation = settings.train.accumulation
+    updates = settings.epochs * settings.minibatches * (1 if state.critic is None else 2)
+    more = [n for n in (2 * accumulation, 4 * accumulation) if rows // settings.minibatches % n == 0]
+    given = state.replace(frozen=None), batch, single(jnp.uint32, place), single(jnp.int32, place), state.frozen
+    return [*programs, Program(
+        f"{arm.name}: update", arm.programs.update_program, given, (reference, rewarding((state,))),
+        updates * accumulation * _passes(model) * weights,
+        remedies=tuple((f"{section}.train.accumulation={n}",) for n in more),
+    )]  # fmt: skip
+
+
+def _scores(name: str, scorer: _Scorer, rows: int, held: tuple, place: Placement) -> Program:
+    score = jax.jit(lambda params, tokens, ids: heads.scores(params, scorer.model, tokens, ids, ops.positions_of(ids), place))
+    text = in_rows({k: array((rows, scorer.max_length), jnp.int32) for k in ("tokens", "segment_ids")}, place)
+    return Program(name, score, (scorer.weights, *text.values()), held, gathered_bytes(scorer.model, place))
+
+
+def _rollout(arm: _Arm, section: str, policy: Abstract, prompts: dict, held: tuple) -> Program:
+    settings, model, place = arm.programs.rl, arm.model, arm.place
+    count, limit = settings.train.batch_size // settings.rollout_chunks, settings.sampling.max_tokens
     sampling = jax.eval_shape(lambda: filters.traced(settings.sampling, (0,)))
     sampling = abstract_like(sampling, jax.tree.map(lambda _: place.replicated, sampling))
     text = in_rows({k: array((count, x.shape[1]), x.dtype) for k, x in prompts.items()}, place)
@@ -149,8 +243,8 @@ def _rollout(settings: RlConfig, model: ModelConfig, policy: Abstract, prompts: 
     arguments = (policy, *text.values(), *numbers, sampling, single(jnp.int32, place))
     read = (limit + 1) * gathered_bytes(model, place) + limit * _cache(model, count * settings.group, settings, place)
     chunks = [n for n in (2 * settings.rollout_chunks, 4 * settings.rollout_chunks) if settings.train.batch_size % n == 0]
-    remedies = tuple((f"rl.rollout_chunks={n}",) for n in chunks) + _more_tensor(place)
-    return Program("rl: rollout", sampler.compiled, arguments, held, read, limit, remedies)
+    remedies = tuple((f"{section}.rollout_chunks={n}",) for n in chunks) + _more_tensor(place)
+    return Program(f"{arm.name}: rollout", arm.programs.sampler.program, arguments, held, read, limit, remedies)
 
 
 def _more_tensor(place: Placement) -> tuple[tuple[str, ...], ...]:
@@ -175,49 +269,10 @@ def _decoded(rows: int, limit: int, place: Placement) -> Decoded:
     return in_rows(decoded, place)
 
 
-def _batch(settings: RlConfig, annotate: Callable, annotated: tuple, decoded: Decoded, place: Placement) -> Abstract:
-    """The batch of the updates, as annotate and experience would make it."""
+def _batch(programs: RlPrograms, scored: tuple, state: RlState, place: Placement) -> RlBatch:
+    """The batch of the updates, as the programs before them make it."""
+    decoded = scored[3]
     rows = decoded.finished.shape[0]
-    part = jax.eval_shape(annotate, *annotated)
-    batch = jax.eval_shape(
-        rl.make_experience(settings), part, decoded, array((rows,), jnp.float32), array((rows,), jnp.bool_),
-        array((), jnp.float32), array((3,), jnp.float32),
-    )[0]  # fmt: skip
-    return in_rows(batch, place)
-
-
-def _scorer(cfg: RunConfig, model: ModelConfig, state: rl.RlState, place: Placement) -> Abstract:
-    """The reward model: whole, or an adapter over the policy's base (see `RunModels.reward`)."""
-    if not cfg.shares_base(cfg.reward):
-        return scalar_weights(model, place)[1]
-    return lora_lib.apply_lora({"model": state.frozen}, weights_of(cfg.lora, model, place, scalar=True).params, cfg.lora)
-
-
-def _between_updates(settings: RlConfig, state: rl.RlState) -> rl.RlState:
-    """What of the state is on the chips while nothing is updated."""
-    if not settings.offload_optimizer:
-        return state
-    return state.replace(opt_state=None, critic=None if state.critic is None else state.critic.replace(opt_state=None))
-
-
-def _rl_state(settings: RlConfig, lora: LoraConfig | None, model: ModelConfig, place: Placement) -> tuple[rl.RlState, Callable]:
-    """Abstract state and the jitted updates of policy and critic, as `rl_stages` makes them."""
-
-    def turn(loss_fn: Any, config: OptimizerConfig, scalar: bool) -> tuple[TrainState, TrainState, Any]:
-        weights, optimizer = weights_of(lora, model, place, scalar), make_optimizer(config, settings.updates)
-        loss_fn = partial(loss_fn, cfg=model, rl=settings, place=place)
-        loss_fn = loss_fn if lora is None else adapted(loss_fn, lora)
-        return *state_of(weights, optimizer, place), make_update_fn(loss_fn, optimizer, settings.train.accumulation)
-
-    policy, policy_at, update = turn(rl.rl_loss, settings.train.optimizer, scalar=False)
-    critic = critic_at = critic_update = None
-    if settings.critic is not None:
-        critic, critic_at, critic_update = turn(rl.critic_loss, settings.critic.optimizer, scalar=True)
-        critic, critic_at = critic.replace(frozen=None), critic_at.replace(frozen=None)  # the policy's base is its own
-    refreshed = settings.kl.refresh > 0 and settings.kl.coefficient > 0
-    numbers = {"kl_coefficient": array((), jnp.float32), "reward_stats": array((3,), jnp.float32)}
-    at = dict.fromkeys(numbers, place.replicated)
-    reference = weights_of(lora, model, place, scalar=False).params if refreshed else None
-    state = rl.RlState(**policy, critic=critic, reference=reference, **abstract_like(numbers, at))
-    shardings = rl.RlState(**policy_at, critic=critic_at, reference=policy_at.params if refreshed else None, **at)
-    return state, make_learn(update, critic_update, settings, shardings, place).compiled
+    part = jax.eval_shape(programs.score_rollout, *scored)
+    rewards = array((rows,), jnp.float32), array((rows,), jnp.bool_)
+    return in_rows(jax.eval_shape(programs.compute_advantages, part, decoded, *rewards, state.numbers)[0], place)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-from functools import partial
 from typing import Any
 
 import jax
@@ -11,15 +10,16 @@ import jax
 from rlaif_jax.config.stages import FEEDBACK, GRADER, REWARD, SFT, TOKENIZER, stage_of
 from rlaif_jax.data.tokenizer import Tokenizer
 from rlaif_jax.errors import UserError
-from rlaif_jax.models import heads, transformer
-from rlaif_jax.models import lora as lora_lib
+from rlaif_jax.models import transformer
+from rlaif_jax.models.matrices import dense
 from rlaif_jax.models.model_config import ModelConfig
 from rlaif_jax.models.pretrained import load_policy, resolve
 from rlaif_jax.runs.folder import Run
-from rlaif_jax.sharding.placement import abstract_like
 from rlaif_jax.trainers.checkpoint import Checkpoints
 from rlaif_jax.trainers.config import TrainConfig
 from rlaif_jax.trainers.metrics_log import read_metrics
+from rlaif_jax.trainers.trainable import Full, Trainable, abstract_params, scalar_base, trainable_of
+from rlaif_jax.trainers.update import shardings_of
 
 BASE = "base"  # the policy before any training
 
@@ -60,38 +60,43 @@ class RunModels:
             name = BASE
         if name == BASE and run.cfg.model.init_from:
             return load_policy(run.cfg.model.init_from, self.config, run.place)
-        abstract = jax.eval_shape(self.fresh_policy)
-        shardings = run.place.tree(transformer.logical_axes(self.config), abstract)
+        shardings = run.place.tree(transformer.logical_axes(self.config), jax.eval_shape(self.fresh_policy))
         if name == BASE:
             return jax.jit(self.fresh_policy, out_shardings=shardings)()
-        if run.cfg.lora is not None:
-            return self._merged(self.policy(BASE if name == SFT.name else SFT.name), self.adapter(name), shardings)
-        return self._restore(name, abstract_like(abstract, shardings))
+        if not self.trainable.frozen_base:
+            return self.trained(name)
+        return self._merged(self.policy(BASE if name == SFT.name else SFT.name), self.trained(name), shardings)
 
     def scalar(self, name: str) -> Any:
         """Weights of the stage that trains the reward model or the grader, decoder and head, in their shardings."""
         run, stage = self._run, stage_of(self._run.cfg, name)
-        abstract = jax.eval_shape(lambda: heads.init(self.config, jax.random.key(0)))
-        shardings = run.place.tree(heads.logical_axes(self.config), abstract)
-        if run.cfg.lora is not None:
-            base = {"model": self.policy(start_name(stage.section(run.cfg).init))}
-            return self._merged(base, self.adapter(name), shardings)
-        return self._restore(name, abstract_like(abstract, shardings))
+        if not self.trainable.frozen_base:
+            return self.trained(name)
+        shardings = shardings_of(abstract_params(Full(), self.config, run.place, scalar=True)[0])
+        base = scalar_base(self.policy(start_name(stage.section(run.cfg).init)))
+        return self._merged(base, self.trained(name), shardings)
 
     def adapter(self, name: str) -> Any:
-        """What a stage trained beside frozen weights: an adapter, or {"model": adapter, "head"} of a scalar model."""
-        cfg, lora = self.config, self._run.cfg.lora
-        if lora is None:
+        """What a stage trained over frozen weights: an adapter, or {"model": adapter, "head"} of a scalar model."""
+        if not self.trainable.frozen_base:
             raise UserError("the run has no lora section: its stages trained all weights")
-        axes, init = lora_lib.logical_axes(cfg, lora), lora_lib.init
-        if name in (REWARD.name, GRADER.name):
-            axes, init = heads.adapter_axes(cfg, lora), heads.adapter_init
-        abstract = jax.eval_shape(lambda: init(cfg, lora, jax.random.key(0)))
-        return self._restore(name, abstract_like(abstract, self._run.place.tree(axes, abstract)))
+        return self.trained(name)
+
+    @property
+    def trainable(self) -> Trainable:
+        """What the run's stages train of a model."""
+        return trainable_of(self._run.cfg.lora)
+
+    def trained(self, name: str) -> Any:
+        """What a stage trained, in its shardings: all weights, or an adapter (and the head of a scalar model)."""
+        wanted, _ = abstract_params(self.trainable, self.config, self._run.place, scalar=name in (REWARD.name, GRADER.name))
+        return self._restore(name, wanted)
 
     def _merged(self, base: Any, trained: Any, shardings: Any) -> Any:
-        merge = jax.jit(partial(lora_lib.merge, lora=self._run.cfg.lora), donate_argnums=0, out_shardings=shardings)
-        return merge(base, trained)
+        def merge(base: Any, trained: Any) -> Any:
+            return dense(self.trainable.full_params(base, trained))
+
+        return jax.jit(merge, donate_argnums=0, out_shardings=shardings)(base, trained)
 
     def selected(self, name: str) -> dict[str, Any]:
         """The checkpoint that a stage hands on: its step and held-out metrics."""

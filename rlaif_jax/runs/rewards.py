@@ -8,7 +8,6 @@ from typing import Any
 from rlaif_jax.config.stages import GRADER, REWARD
 from rlaif_jax.data.tokenizer import Tokenizer
 from rlaif_jax.errors import UserError
-from rlaif_jax.models import lora as lora_lib
 from rlaif_jax.models.pretrained import foreign_config, load_scalar
 from rlaif_jax.rewards.base import RewardFn, with_unfinished_penalty
 from rlaif_jax.rewards.function import FunctionConfig, function_reward
@@ -18,6 +17,7 @@ from rlaif_jax.rewards.rules import with_rules
 from rlaif_jax.runs.folder import Run
 from rlaif_jax.runs.llms import RunLlms
 from rlaif_jax.runs.models import RunModels
+from rlaif_jax.trainers.trainable import scalar_base
 
 
 class RunRewards:
@@ -41,7 +41,7 @@ class RunRewards:
             params, tokenizer = load_scalar(cfg.folder, model, run.place), Tokenizer.load(cfg.folder)
             return make_reward_model(params, model, tokenizer, cfg.max_length, run.place, batch_size, whole_chat=True)
         if base is not None and run.cfg.shares_base(cfg):
-            params = lora_lib.apply_lora({"model": base}, models.adapter(name), run.cfg.lora)
+            params = models.trainable.full_params(scalar_base(base), models.trained(name))
         else:
             params = models.scalar(name)
         return make_reward_model(params, models.config, models.tokenizer, cfg.max_length, run.place, batch_size)

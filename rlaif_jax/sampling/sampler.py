@@ -15,11 +15,27 @@ from rlaif_jax.models.matrices import Int8, is_wrapped
 from rlaif_jax.models.model_config import ModelConfig
 from rlaif_jax.models.quant import quantised
 from rlaif_jax.sampling.decode import Decoded, decode
-from rlaif_jax.sampling.filters import row_keys
+from rlaif_jax.sampling.filters import SamplingParams, row_keys
 from rlaif_jax.sharding.move import shard
 from rlaif_jax.sharding.placement import Placement
 
-Sampler = Callable[..., Decoded]
+
+@dataclasses.dataclass(frozen=True)
+class Sampler:
+    """Samples responses; made by `make_sampler`. `program` is the jitted function that each call runs."""
+
+    program: Callable[..., Decoded]
+    place: Placement
+
+    def __call__(
+        self, params: Any, prompts: Any, segment_ids: Any, seed: int, step: int, sampling: SamplingParams, first_row: int = 0
+    ) -> Decoded:
+        """prompts, segment_ids (P, Tp) -> P * group rows. Prompts are the whole batch, the same on every process.
+
+        Seed, step, first_row (the place of the first of these rows in the whole batch) and sampling values are traced.
+        """
+        prompts, segment_ids = shard((prompts, segment_ids), self.place.rows(prompts.shape[0]))
+        return self.program(params, prompts, segment_ids, np.uint32(seed), np.uint32(step), sampling, np.int32(first_row))
 
 
 def for_sampling(params: Any, cfg: ModelConfig, axes: Any, place: Placement) -> Any:
@@ -48,11 +64,7 @@ def for_sampling(params: Any, cfg: ModelConfig, axes: Any, place: Placement) -> 
 
 
 def make_sampler(cfg: ModelConfig, axes: Any, place: Placement, *, group: int, max_tokens: int, pad_id: int) -> Sampler:
-    """sampler(params, prompts (P, Tp), segment_ids, seed, step, sampling, first_row=0) -> Decoded with P * group rows.
-
-    Prompts are the whole batch, the same on every process.
-    Seed, step, first_row (the place of the first of these rows in the whole batch) and sampling values are traced.
-    """
+    """A sampler of `group` responses per prompt, of up to `max_tokens` tokens each; `axes` are the weights' logical axes."""
 
     def run(params, prompts, segment_ids, seed, step, sampling, first_row):
         params = for_sampling(params, cfg, axes, place)
@@ -62,15 +74,7 @@ def make_sampler(cfg: ModelConfig, axes: Any, place: Placement, *, group: int, m
             place=place,
         )  # fmt: skip
 
-    jitted = jax.jit(run)
-
-    def sampler(params, prompts, segment_ids, seed, step, sampling, first_row=0):
-        rows = place.rows(prompts.shape[0])
-        prompts, segment_ids = shard((prompts, segment_ids), rows)
-        return jitted(params, prompts, segment_ids, np.uint32(seed), np.uint32(step), sampling, np.int32(first_row))
-
-    sampler.compiled = jitted  # type: ignore[attr-defined]  # a function takes attributes: tests count compilations by it
-    return sampler
+    return Sampler(jax.jit(run), place)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -14,17 +14,17 @@ import jax
 
 from rlaif_jax.config.stages import DPO, FEEDBACK, GRADER, REWARD, SFT, Stage
 from rlaif_jax.feedback.verdicts import BAD, GOOD
-from rlaif_jax.models import heads, transformer
+from rlaif_jax.models import heads
 from rlaif_jax.runs.data import RunData
 from rlaif_jax.runs.folder import Run
 from rlaif_jax.runs.models import BASE, RunModels, start_name
 from rlaif_jax.trainers import dpo, loop, sft
-from rlaif_jax.trainers.adapter import adapted, adapter_state
 from rlaif_jax.trainers.config import RewardConfig
 from rlaif_jax.trainers.embedded_judge import feedback_loss
 from rlaif_jax.trainers.optimizer import make_optimizer
 from rlaif_jax.trainers.reward import label_loss, pair_loss
-from rlaif_jax.trainers.update import LossFn, make_update, state_of
+from rlaif_jax.trainers.trainable import train_state
+from rlaif_jax.trainers.update import LossFn, make_update
 
 Held = Callable[[], Iterable[dict]]  # one pass over the held-out rows
 
@@ -35,7 +35,6 @@ class Supervised:
 
     Attributes:
       start: the weights that it starts from, which it may donate; {"model", "head"} for a scalar model.
-      axes: their logical axes.
       loss: (params, batch) -> (Mean, metrics).
       data: (training batches, held-out pass, facts).
       score: of a checkpoint, from the held-out metrics; higher is better.
@@ -43,7 +42,6 @@ class Supervised:
     """
 
     start: Any
-    axes: Any
     loss: LossFn
     data: tuple[loop.Batches, Held, dict[str, Any]]
     score: Callable[[dict[str, float]], float] = lambda metrics: metrics["accuracy"]
@@ -54,14 +52,11 @@ def run(x: Run, stage: Stage) -> Mapping[str, Any]:
     """Trains the stage's model, all of its weights or an adapter, and gives its facts."""
     models = RunModels(x)
     spec = _SPECS[stage.name](x, RunData(x), models)
-    train, lora, loss_fn = stage.train(x.cfg), x.cfg.lora, spec.loss
+    train, trainable = stage.train(x.cfg), models.trainable
     batches, held_out, facts = spec.data
     optimizer = make_optimizer(train.optimizer, train.steps)
-    if lora is None:
-        state, shardings = state_of(spec.start, spec.axes, optimizer, x.place)
-    else:
-        loss_fn, key = adapted(loss_fn, lora), jax.random.key(x.cfg.seed)
-        state, shardings = adapter_state(spec.start, spec.axes, models.config, lora, optimizer, x.place, key)
+    loss_fn, key = trainable.loss(spec.loss), jax.random.key(x.cfg.seed)
+    state, shardings = train_state(trainable, models.config, spec.start, optimizer, x.place, key=key)
     update = make_update(loss_fn, optimizer, shardings, train.accumulation)
     evaluate = sft.make_evaluate(loss_fn, held_out, x.place, spec.prepare)
     step = sft.make_step(update, x.place, spec.prepare)
@@ -73,7 +68,7 @@ def run(x: Run, stage: Stage) -> Mapping[str, Any]:
 def _sft(x: Run, data: RunData, models: RunModels) -> Supervised:
     """Supervised fine-tuning from fresh weights, or from those of `model.init_from`."""
     return Supervised(
-        models.policy(BASE), transformer.logical_axes(models.config), partial(sft.sft_loss, cfg=models.config, place=x.place),
+        models.policy(BASE), partial(sft.sft_loss, cfg=models.config, place=x.place),
         data.sft_batches(models.tokenizer), score=lambda metrics: -metrics["loss"],
     )  # fmt: skip
 
@@ -82,8 +77,8 @@ def _feedback(x: Run, data: RunData, models: RunModels) -> Supervised:
     """The embedded feedback model: from the SFT policy, on transcripts of every role and pairs of verdicts."""
     words = tuple(models.tokenizer.encode_response(word)[0] for word in (GOOD, BAD))
     return Supervised(
-        models.policy(SFT.name), transformer.logical_axes(models.config),
-        partial(feedback_loss, cfg=models.config, words=words, place=x.place), data.feedback_batches(models.tokenizer),
+        models.policy(SFT.name), partial(feedback_loss, cfg=models.config, words=words, place=x.place),
+        data.feedback_batches(models.tokenizer),
     )  # fmt: skip
 
 
@@ -104,7 +99,7 @@ def _scalar(x: Run, data: RunData, models: RunModels, cfg: RewardConfig, seed: i
         loss_fn = partial(label_loss, cfg=models.config, place=x.place)
     start = {"model": models.policy(start_name(cfg.init)), "head": heads.zero_head(models.config)}
     batches = data.scalar_batches(cfg, models.tokenizer, seed)
-    return Supervised(start, heads.logical_axes(models.config), loss_fn, batches)
+    return Supervised(start, loss_fn, batches)
 
 
 def _dpo(x: Run, data: RunData, models: RunModels) -> Supervised:
@@ -112,7 +107,7 @@ def _dpo(x: Run, data: RunData, models: RunModels) -> Supervised:
     cfg, model = x.cfg.dpo, models.config
     reference = models.policy(SFT.name)
     return Supervised(
-        models.policy(SFT.name), transformer.logical_axes(model), partial(dpo.dpo_loss, cfg=model, dpo=cfg, place=x.place),
+        models.policy(SFT.name), partial(dpo.dpo_loss, cfg=model, dpo=cfg, place=x.place),
         data.pair_batches(cfg, models.tokenizer, x.cfg.seed + 3),
         prepare=dpo.make_with_reference(reference, model, cfg, x.place),
     )  # fmt: skip

@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import jax
 import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import preservation_policy as keep
 
@@ -68,18 +67,6 @@ class Checkpoints:
         """Parameters alone."""
         args = ocp.args.Composite(params=ocp.args.StandardRestore(params))
         return self._manager.restore(step, args=args)["params"]
-
-    def restore_all(self, step: int) -> dict[str, Any]:
-        """Everything that was saved: {"params", "rest", "meta"}; for looking at.
-
-        Arrays lie where they lay; on other devices or processes than those, whole on this process's first device.
-        """
-        here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-        args = ocp.args.Composite(
-            params=ocp.args.StandardRestore(fallback_sharding=here), rest=ocp.args.StandardRestore(fallback_sharding=here),
-            meta=ocp.args.JsonRestore(),
-        )  # fmt: skip
-        return dict(self._manager.restore(step, args=args))
 
     def wait(self) -> None:
         """Returns when everything is on disk."""

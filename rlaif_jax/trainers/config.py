@@ -174,7 +174,7 @@ class RlConfig:
             raise UserError(f"rl: {self.train.batch_size} prompts do not divide into {self.rollout_chunks} rollout_chunks")
         if self.critic is None and self.group < 2 and self.advantage.baseline != "none":
             raise UserError(f"rl.group is {self.group}; without a critic a group of at least 2 is needed to compare samples")
-        if self.offload_reference and (self.kl.coefficient == 0 or self.kl.refresh):
+        if self.offload_reference and (not self.kl.active or self.kl.refreshed):
             raise UserError("rl.offload_reference: with kl.coefficient 0 or kl.refresh there is no reference that stays as it is")
         if self.shaping.overlong_buffer >= self.sampling.max_tokens:
             raise UserError("rl.shaping.overlong_buffer must be shorter than rl.sampling.max_tokens")

@@ -44,11 +44,6 @@ class MetricsWriter:
         if self._wandb is not None:
             self._wandb.log(row, step=step)
 
-    def text(self, step: int, name: str, text: str) -> None:
-        """A text panel in TensorBoard, for samples to read."""
-        if not self._silent:
-            self._board.add_text(name, text, step)
-
     def close(self) -> None:
         """Flushes everything."""
         if self._silent:

@@ -1,4 +1,4 @@
-"""What RL needs once a step waits in the host's memory meanwhile: the optimisers' states, and a reference that never changes."""
+"""What of an RL stage may be kept in the host's memory between its uses: optimizer states, and a reference that never changes."""
 
 from __future__ import annotations
 
@@ -8,23 +8,34 @@ from typing import Any
 import jax
 
 from rlaif_jax.sharding.memory import on_device, on_host
-from rlaif_jax.trainers.rl import RlState
+from rlaif_jax.trainers.rl_types import RlBatch, RlState
+from rlaif_jax.trainers.update import shardings_of
+
+UpdateFn = Callable[[RlState, RlBatch, int, int], tuple[RlState, dict]]
 
 
-def optimizers_on_host(state: RlState) -> RlState:
-    """Shardings of a state with those of the optimisers' states, policy's and critic's, on the host."""
-    return _replaced(state, on_host(_optimizers(state)))
+def to_host(tree: Any) -> Any:
+    """The arrays in the host's memory, with the same shardings."""
+    return jax.device_put(tree, on_host(shardings_of(tree)))
 
 
-def with_optimizers_on_host(learn: Callable[..., tuple[RlState, dict]], shardings: RlState) -> Callable[..., tuple[RlState, dict]]:
-    """learn of a state that waits as `optimizers_on_host(shardings)`: the optimisers' states are brought and taken back."""
-    there = on_host(_optimizers(shardings))
-    here = on_device(there)
+def to_devices(tree: Any) -> Any:
+    """The arrays on the devices again."""
+    return jax.device_put(tree, on_device(shardings_of(tree)))
 
-    def run(state: RlState, batch: dict, seed: int, number: int) -> tuple[RlState, dict]:
-        state = _replaced(state, jax.device_put(_optimizers(state), here))
-        state, metrics = learn(state, batch, seed, number)
-        return _replaced(state, jax.device_put(_optimizers(state), there)), metrics
+
+def optimizers_on_host(shardings: RlState) -> RlState:
+    """Shardings of a state with those of the optimizer states, policy's and critic's, in the host's memory."""
+    return _replaced(shardings, on_host(_optimizers(shardings)))
+
+
+def with_optimizers_on_host(update: UpdateFn) -> UpdateFn:
+    """The update of a state whose optimizer states are in the host's memory: they are on the devices for the update only."""
+
+    def run(state: RlState, batch: RlBatch, seed: int, number: int) -> tuple[RlState, dict]:
+        state = _replaced(state, to_devices(_optimizers(state)))
+        state, metrics = update(state, batch, seed, number)
+        return _replaced(state, to_host(_optimizers(state))), metrics
 
     return run
 

@@ -1,16 +1,18 @@
 """One step of reinforcement learning from AI feedback, GRPO's family or PPO:
 
-    prompts --sampler--> Rollout --annotate--> log-probs, values --experience--> advantages --learn--> new state
-                             `--reward--> RewardResult --------------'
+    prompts --sampler--> Rollout --score_rollout--> log-probs, values --compute_advantages--> RlBatch --update--> new state
+                             `--reward--> RewardResult ------------------'
+
+The step comes first, then its parts in this order; `rl_update` has the last one, `rl_programs` builds all of them.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from collections.abc import Callable
 from typing import Any
 
-import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -26,126 +28,159 @@ from rlaif_jax.models.model_config import ModelConfig
 from rlaif_jax.rewards.base import RewardResult, Sample, checked
 from rlaif_jax.sampling.decode import Decoded
 from rlaif_jax.sampling.filters import SamplingParams
-from rlaif_jax.sampling.sampler import sequences
+from rlaif_jax.sampling.sampler import Sequences, sequences
+from rlaif_jax.sharding.order import after
 from rlaif_jax.sharding.placement import Placement
 from rlaif_jax.trainers.config import RlConfig
-from rlaif_jax.trainers.rollout import Rollout, RolloutFn
-from rlaif_jax.trainers.update import TrainState
+from rlaif_jax.trainers.offload import to_devices
+from rlaif_jax.trainers.rl_types import RlBatch, RlNumbers, RlPrograms, RlState, Rollout, RolloutFn, ScoringModels
+from rlaif_jax.trainers.trainable import Trainable, scalar_base
 
 
-@chex.dataclass(frozen=True)
-class RlState(TrainState):
-    """The policy's state and whatever else an RL step changes; all of it is in one checkpoint.
+def make_step(
+    programs: RlPrograms, rollout: RolloutFn, *, sampling: SamplingParams, seed: int, reference: Any = None,
+    refill: Callable[[Any, Rollout, int], tuple[Rollout, dict]] | None = None,
+    on_samples: Callable[[int, list[Sample], RewardResult], None] = lambda step, samples, result: None,
+) -> Callable[[RlState, dict, int], tuple[RlState, dict]]:  # fmt: skip
+    """The body of the RL loop: (state, prompts, step number) -> (state, metrics).
 
-    Attributes:
-      critic: the critic's state, or None; its own `frozen` is None, see `critic_base`.
-      reference: the reference's weights where they are refreshed; None where they are SFT's for good.
-      kl_coefficient: () float32, adaptive or not.
-      reward_stats: (3,) float32: count, mean and sum of squared deviations of all rewards so far.
+    `reference`: full weights, where `needs_reference` says so; with `rl.offload_reference` in the host's memory.
+    `refill`: see `rollout.make_refill`. `on_samples` gets texts and rewards every `rl.samples_every` steps.
     """
+    rl, trainable = programs.rl, programs.trainable
+    copy = jax.jit(lambda tree: jax.tree.map(jnp.copy, tree))
 
-    critic: TrainState | None
-    reference: Any
-    kl_coefficient: jax.Array
-    reward_stats: jax.Array
+    def step(state: RlState, prompts: dict, number: int) -> tuple[RlState, dict]:
+        clock = [time.perf_counter()]
+        policy = trainable.full_params(state.frozen, state.params)
+        rolled, refilled = rollout(policy, prompts, number), {}
+        if refill is not None:
+            rolled, refilled = refill(policy, rolled, number)
+        clock.append(time.perf_counter())
+        models = scoring_models(rl, trainable, state, reference)
+        if rl.offload_reference:
+            models = models._replace(reference=to_devices(models.reference))
+        texts = rolled.prompts["tokens"], rolled.prompts["segment_ids"]
+        # Runs on the devices while the host waits for the rewards.
+        batch = programs.score_rollout(models, *texts, rolled.decoded, sampling.temperature)
+        result = checked(rolled.result(), rl.max_lost_rewards)
+        clock.append(time.perf_counter())
+        batch, numbers, metrics = programs.compute_advantages(batch, rolled.decoded, result.values, result.valid, state.numbers)
+        state, updated = programs.update(state.replace(**numbers._asdict()), batch, seed, number)
+        if rl.kl.refreshed and number % rl.kl.refresh == 0:
+            state = state.replace(reference=copy(state.params))
+        jax.block_until_ready(state.params)
+        clock.append(time.perf_counter())
+        if number % rl.samples_every == 0:
+            on_samples(number, rolled.samples, result)
+        phases = dict(zip(("rollout", "reward", "update"), np.diff(clock), strict=True))
+        seconds = {f"seconds/{k}": v for k, v in phases.items()}
+        return state, metrics | updated | reward_metrics(result) | refilled | seconds
+
+    return step
+
+
+def needs_reference(rl: RlConfig, trainable: Trainable) -> bool:
+    """Whether the stage keeps weights of a reference beside its state: there is a KL term, the reference does not follow the
+    policy, and there is no frozen base, which is the reference where there is one."""
+    return rl.kl.active and not rl.kl.refreshed and not trainable.frozen_base
+
+
+def scoring_models(rl: RlConfig, trainable: Trainable, state: RlState, reference: Any) -> ScoringModels:
+    """Those of these settings; `reference` as in `make_step`. Weights that several models share are the same arrays."""
+    critic = None if state.critic is None else trainable.full_params(scalar_base(state.frozen), state.critic.params)
+    return ScoringModels(
+        trainable.full_params(state.frozen, state.params) if rl.policy.correction != "none" else None,
+        reference_of(trainable, state, reference) if rl.kl.active else None,
+        critic,
+    )
+
+
+def reference_of(trainable: Trainable, state: RlState, reference: Any) -> Any:
+    """The refreshed weights, else the given ones, else the frozen base."""
+    if state.reference is not None:
+        return trainable.full_params(state.frozen, state.reference)
+    return state.frozen if reference is None else reference
+
+
+def make_score_rollout(cfg: ModelConfig, rl: RlConfig, place: Placement) -> Callable[..., RlBatch]:
+    """Jitted: (models, prompts (P, Tp), segment_ids (P, Tp), decoded, temperature ()) -> the part of the batch that needs no
+    reward: tokens, log-probs of old policy and reference, values. One model runs after the other, to need less memory."""
+
+    @jax.jit
+    def score_rollout(models: ScoringModels, prompts, segment_ids, decoded: Decoded, temperature) -> RlBatch:
+        seq = sequences(prompts, segment_ids, decoded, rl.group)
+        length = decoded.mask.shape[1]
+        batch = RlBatch(
+            tokens=seq.tokens, segment_ids=seq.segment_ids, positions=seq.positions, temperature=temperature,
+            old_logprobs=decoded.logprobs,
+        )  # fmt: skip
+
+        def logprobs(params):
+            return response_logprobs(params, cfg, seq, length, temperature, place)[0] * decoded.mask
+
+        if rl.policy.correction != "none":
+            batch = batch.replace(sampler_logprobs=decoded.logprobs, old_logprobs=logprobs(models.policy))
+            seq = _after(seq, batch.old_logprobs)
+        if rl.kl.active:
+            batch = batch.replace(ref_logprobs=logprobs(models.reference))
+            seq = _after(seq, batch.ref_logprobs)
+        if rl.critic is not None:
+            batch = batch.replace(values=response_values(models.critic, cfg, seq, length, place) * decoded.mask)
+        return batch
+
+    return score_rollout
+
+
+def _after(seq: Sequences, logprobs: jax.Array) -> Sequences:
+    """The inputs of the next model, after the log-probs (B, R) of the last one; no log-prob is above 0."""
+    return dataclasses.replace(seq, tokens=after(seq.tokens, jnp.any(logprobs > 1e30, axis=1, keepdims=True)))
 
 
 def response_logprobs(
-    params: Any, cfg: ModelConfig, tokens: jax.Array, segment_ids: jax.Array, positions: jax.Array, length: int,
-    temperature: jax.Array, place: Placement | None = None,
-) -> tuple[jax.Array, jax.Array]:  # fmt: skip
-    """log-probs and entropy (B, R) of the last `length` tokens of each row; only their logits are computed."""
-    hidden = transformer.forward(params, cfg, tokens, segment_ids, positions, place)
-    return transformer.logprobs(params, cfg, hidden[:, -length - 1 : -1], tokens[:, -length:], temperature)
+    params: Any, cfg: ModelConfig, seq: Sequences, length: int, temperature: jax.Array, place: Placement | None = None
+) -> tuple[jax.Array, jax.Array]:
+    """Log-probs and entropy (B, R) of the last `length` tokens of each row; only their logits are computed."""
+    hidden = transformer.forward(params, cfg, seq.tokens, seq.segment_ids, seq.positions, place)
+    return transformer.logprobs(params, cfg, hidden[:, -length - 1 : -1], seq.tokens[:, -length:], temperature)
 
 
 def response_values(
-    params: Any, cfg: ModelConfig, tokens: jax.Array, segment_ids: jax.Array, positions: jax.Array, length: int,
-    place: Placement | None = None,
-) -> jax.Array:  # fmt: skip
+    params: Any, cfg: ModelConfig, seq: Sequences, length: int, place: Placement | None = None
+) -> jax.Array:
     """Values (B, R) of the states in which each of the last `length` tokens was chosen."""
-    return heads.values(params, cfg, tokens, segment_ids, positions, place)[:, -length - 1 : -1]
+    return heads.values(params, cfg, seq.tokens, seq.segment_ids, seq.positions, place)[:, -length - 1 : -1]
 
 
-def rl_loss(
-    params: Any, batch: dict[str, jax.Array], cfg: ModelConfig, rl: RlConfig, place: Placement | None = None
-) -> tuple[Mean, Metrics]:
-    """The policy's loss on tokens, segment_ids, positions (B, Tp + R), temperature (B,) and what `policy_loss` reads."""
-    logp, entropy = response_logprobs(
-        params, cfg, batch["tokens"], batch["segment_ids"], batch["positions"], batch["mask"].shape[1],
-        batch["temperature"][0], place,
-    )  # fmt: skip
-    return policy_loss(logp, entropy, batch, rl.policy, rl.kl)
-
-
-def critic_loss(
-    params: Any, batch: dict[str, jax.Array], cfg: ModelConfig, rl: RlConfig, place: Placement | None = None
-) -> tuple[Mean, Metrics]:
-    """The critic's loss on tokens, segment_ids, positions (B, Tp + R) and mask, values, returns (B, R)."""
-    values = response_values(params, cfg, batch["tokens"], batch["segment_ids"], batch["positions"], batch["mask"].shape[1], place)
-    return losses.value_loss(values, batch["values"], batch["returns"], batch["mask"], rl.critic.value_clip)
-
-
-def make_annotate(cfg: ModelConfig, rl: RlConfig, place: Placement) -> Callable[..., dict]:
-    """Jitted: a rollout -> the part of the batch that needs no reward: log-probs of old policy and reference, values."""
+def make_compute_advantages(rl: RlConfig) -> Callable[..., tuple[RlBatch, RlNumbers, dict[str, jax.Array]]]:
+    """Jitted: (the batch of `score_rollout`, decoded, rewards (B,) float32, valid (B,) bool, numbers) -> (the full batch,
+    the numbers after this step, metrics)."""
 
     @jax.jit
-    def annotate(params, reference, critic, prompts, segment_ids, decoded: Decoded, temperature):
-        seq = sequences(prompts, segment_ids, decoded, rl.group)
-        inputs = seq.tokens, seq.segment_ids, seq.positions, decoded.mask.shape[1]
-        part = {
-            "tokens": seq.tokens, "segment_ids": seq.segment_ids, "positions": seq.positions,
-            "old_logprobs": decoded.logprobs, "temperature": jnp.full(decoded.mask.shape[:1], temperature),
-        }  # fmt: skip
-        if rl.policy.correction != "none":
-            part["sampler_logprobs"] = decoded.logprobs
-            part["old_logprobs"] = response_logprobs(params, cfg, *inputs, temperature, place)[0] * decoded.mask
-            inputs = _after(part["old_logprobs"], *inputs)
-        if rl.kl.coefficient > 0:
-            part["ref_logprobs"] = response_logprobs(reference, cfg, *inputs, temperature, place)[0] * decoded.mask
-            inputs = _after(part["ref_logprobs"], *inputs)
-        if rl.critic is not None:
-            part["values"] = response_values(critic, cfg, *inputs, place) * decoded.mask
-        return part
-
-    return annotate
-
-
-def _after(logprobs: jax.Array, tokens: jax.Array, *rest: Any) -> tuple:
-    """The inputs of the next model, to be had only after the log-probs (B, R) of the last one: one model at a time needs
-    less memory, and see "One order" in docs/multihost.md. A log-prob is never above 0, which the compiler does not know."""
-    never = jnp.any(logprobs > 1e30, axis=1, keepdims=True)
-    return jnp.where(never, 0, tokens), *rest
-
-
-def make_experience(rl: RlConfig) -> Callable[..., tuple[dict, dict, jax.Array, jax.Array]]:
-    """Jitted: that part, the rollout, its rewards and valid (B,), KL coefficient and reward statistics
-    -> the batch for the updates, metrics, and the two numbers as they go on."""
-
-    @jax.jit
-    def experience(part, decoded: Decoded, rewards, valid, coefficient, stats):
-        mask = decoded.mask * valid[:, None]  # a row without a verdict is left out of everything, its KL term too
+    def compute_advantages(batch: RlBatch, decoded: Decoded, rewards, valid, numbers: RlNumbers):
+        coefficient = numbers.kl_coefficient
+        mask = decoded.mask * valid[:, None]  # a row without a valid reward counts nowhere, its KL term included
         lengths = jnp.sum(decoded.mask, axis=1)
-        scores, stats = _shaped(rewards, valid, lengths, decoded.mask.shape[1], stats, rl)
-        batch = part | {"mask": mask, "kl_coefficient": jnp.full(rewards.shape, coefficient)}
+        scores, stats = _shaped(rewards, valid, lengths, decoded.mask.shape[1], numbers.reward_stats, rl)
+        batch = batch.replace(mask=mask, kl_coefficient=coefficient)
         metrics = {"kl_coefficient": coefficient}
         penalty = jnp.zeros_like(mask)
-        if rl.kl.coefficient > 0:
-            kl = kl_terms(part["old_logprobs"], part["ref_logprobs"], "k1")
+        if rl.kl.active:
+            kl = kl_terms(batch.old_logprobs, batch.ref_logprobs, "k1")
             metrics["kl_sequence"] = jnp.sum(kl * mask) / jnp.maximum(jnp.sum(valid), 1)
             if rl.kl.in_reward:
-                penalty = coefficient * kl_terms(part["old_logprobs"], part["ref_logprobs"], rl.kl.estimator) * mask
+                penalty = coefficient * kl_terms(batch.old_logprobs, batch.ref_logprobs, rl.kl.estimator) * mask
             coefficient = adapted_coefficient(coefficient, metrics["kl_sequence"], rewards.shape[0], rl.kl)
-        found, more = _advantages(batch, scores, valid, penalty, rl)
-        metrics |= more | {
+        batch, found = _with_advantages(batch, scores, valid, penalty, rl)
+        metrics |= found | {
             "length_tokens": jnp.mean(lengths),
             "finished": jnp.mean(decoded.finished.astype(jnp.float32)),
             "no_signal_groups": 1.0 - jnp.mean(adv.groups_with_signal(rewards, valid, rl.group).astype(jnp.float32)),
-            "tokens": jnp.sum(part["segment_ids"]).astype(jnp.float32),
+            "tokens": jnp.sum(batch.segment_ids).astype(jnp.float32),
         }
-        return batch | found, metrics, coefficient, stats
+        return batch, RlNumbers(coefficient, stats), metrics
 
-    return experience
+    return compute_advantages
 
 
 def _shaped(rewards, valid, lengths, max_tokens: int, stats, rl: RlConfig):
@@ -170,82 +205,35 @@ def running_stats(stats: jax.Array, x: jax.Array, valid: jax.Array) -> jax.Array
     return jnp.stack([total, mean + delta * new / jnp.maximum(total, 1.0), squares])
 
 
-def _advantages(batch: dict, scores, valid, penalty, rl: RlConfig) -> tuple[dict, dict]:
-    """Advantages (B, R), with a critic also returns, and what to log of them."""
-    mask = batch["mask"]
+def _with_advantages(batch: RlBatch, scores, valid, penalty, rl: RlConfig) -> tuple[RlBatch, dict]:
+    """The batch with advantages (B, R), with a critic also returns, and what to log of them."""
     if rl.critic is None:
-        return {"advantages": adv.advantages(scores, valid, penalty, mask, rl.group, rl.advantage)}, {}
-    rewards = adv.token_rewards(scores, penalty, mask)
-    found, returns = adv.gae(rewards, batch["values"], mask, rl.critic.gamma, rl.critic.lam)
-    metrics = {"explained_variance": explained_variance(batch["values"], returns, mask)}
-    found = whiten(found, mask) if rl.critic.whiten else found
-    return {"advantages": found, "returns": returns}, metrics
+        return batch.replace(advantages=adv.advantages(scores, valid, penalty, batch.mask, rl.group, rl.advantage)), {}
+    rewards = adv.token_rewards(scores, penalty, batch.mask)
+    found, returns = adv.gae(rewards, batch.values, batch.mask, rl.critic.gamma, rl.critic.lam)
+    metrics = {"explained_variance": explained_variance(batch.values, returns, batch.mask)}
+    found = whiten(found, batch.mask) if rl.critic.whiten else found
+    return batch.replace(advantages=found, returns=returns), metrics
 
 
-def plain_view(frozen: None, params: Any) -> Any:
-    """The model of a state that trains all of its weights: these."""
-    return params
+def rl_loss(
+    params: Any, batch: RlBatch, cfg: ModelConfig, rl: RlConfig, place: Placement | None = None
+) -> tuple[Mean, Metrics]:
+    """The policy's loss; `params` are its full weights."""
+    length = batch.mask.shape[1]
+    logp, entropy = response_logprobs(params, cfg, batch.sequences, length, batch.temperature, place)
+    return policy_loss(
+        logp, entropy, rl.policy, rl.kl, mask=batch.mask, old_logprobs=batch.old_logprobs, advantages=batch.advantages,
+        ref_logprobs=batch.ref_logprobs, sampler_logprobs=batch.sampler_logprobs, kl_coefficient=batch.kl_coefficient,
+    )  # fmt: skip
 
 
-def critic_base(frozen: Any) -> Any:
-    """The frozen part of a critic: where the policy is an adapter, so is the critic, beside its head, over the same base."""
-    return None if frozen is None else {"model": frozen}
-
-
-def make_step(
-    rollout: RolloutFn, refill: Callable[[Any, Rollout, int], tuple[Rollout, dict]] | None, annotate: Callable,
-    experience: Callable, learn: Callable, reference: Any, sampling: SamplingParams, rl: RlConfig, seed: int,
-    on_samples: Callable[[int, list[Sample], RewardResult], None],
-    view: Callable[[Any, Any], Any] = plain_view, fetch: Callable[[Any], Any] | None = None,
-) -> Callable[[RlState, dict, int], tuple[RlState, dict]]:  # fmt: skip
-    """The body of the RL loop.
-
-    `view(state.frozen, state.params)` is the model of a state that trains an adapter; its reference is then the frozen
-    base, where `reference` is None and never refreshed, and its critic is an adapter and a head over that base. `fetch`
-    brings a reference to the devices that waits elsewhere.
-    """
-    copy = jax.jit(lambda tree: jax.tree.map(jnp.copy, tree))
-
-    def step(state: RlState, prompts: dict, number: int) -> tuple[RlState, dict]:
-        clock = [time.perf_counter()]
-        policy = view(state.frozen, state.params)
-        rolled, refilled = rollout(policy, prompts, number), {}
-        if refill is not None:
-            rolled, refilled = refill(policy, rolled, number)
-        clock.append(time.perf_counter())
-        compared = reference_of(state, reference, view)
-        # Runs on the device while the rewards are waited for.
-        part = annotate(
-            policy if rl.policy.correction != "none" else None,
-            compared if fetch is None else fetch(compared),
-            view(critic_base(state.frozen), state.critic.params) if state.critic is not None else None,
-            rolled.prompts["tokens"], rolled.prompts["segment_ids"], rolled.decoded, sampling.temperature,
-        )  # fmt: skip
-        result = checked(rolled.result(), rl.max_lost_rewards)
-        clock.append(time.perf_counter())
-        batch, metrics, coefficient, stats = experience(
-            part, rolled.decoded, result.values, result.valid, state.kl_coefficient, state.reward_stats
-        )
-        state = state.replace(kl_coefficient=coefficient, reward_stats=stats)
-        state, learned = learn(state, batch, seed, number)
-        if rl.kl.refresh and number % rl.kl.refresh == 0:
-            state = state.replace(reference=copy(state.params))
-        jax.block_until_ready(state.params)
-        clock.append(time.perf_counter())
-        if number % rl.samples_every == 0:
-            on_samples(number, rolled.samples, result)
-        phases = dict(zip(("rollout", "reward", "update"), np.diff(clock), strict=True))
-        seconds = {f"seconds/{k}": v for k, v in phases.items()}
-        return state, metrics | learned | reward_metrics(result) | refilled | seconds
-
-    return step
-
-
-def reference_of(state: RlState, reference: Any, view: Callable[[Any, Any], Any]) -> Any:
-    """The refreshed weights, else the given ones, else the base under an adapter."""
-    if state.reference is not None:
-        return view(state.frozen, state.reference)
-    return state.frozen if reference is None else reference
+def critic_loss(
+    params: Any, batch: RlBatch, cfg: ModelConfig, rl: RlConfig, place: Placement | None = None
+) -> tuple[Mean, Metrics]:
+    """The critic's loss; `params` are its full weights."""
+    values = response_values(params, cfg, batch.sequences, batch.mask.shape[1], place)
+    return losses.value_loss(values, batch.values, batch.returns, batch.mask, rl.critic.value_clip)
 
 
 def reward_metrics(result: RewardResult) -> dict[str, float]:

@@ -1,8 +1,7 @@
-"""The first half of an RL step: prompts --sampler--> Decoded --tokenizer--> Exchanges --reward--> RewardResult."""
+"""The first half of an RL step: prompts --sampler--> Decoded --tokenizer--> Samples --reward--> RewardResult."""
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
@@ -20,6 +19,7 @@ from rlaif_jax.sampling.filters import SamplingParams
 from rlaif_jax.sampling.sampler import Sampler
 from rlaif_jax.sharding.move import gather
 from rlaif_jax.trainers.config import RlConfig
+from rlaif_jax.trainers.rl_types import Rollout, RolloutFn
 
 
 def to_samples(
@@ -38,38 +38,21 @@ def to_samples(
     ], host
 
 
-@dataclasses.dataclass(frozen=True)
-class Rollout:
-    """Sampled answers to `prompts` on the device, their texts, and the rewards to come."""
-
-    prompts: dict[str, np.ndarray]
-    decoded: Decoded
-    samples: list[Sample]
-    rewards: Sequence[Future[RewardResult]]
-
-    def result(self) -> RewardResult:
-        """Waits for the rewards of all parts and joins them."""
-        return joined([job.result() for job in self.rewards])
-
-
-RolloutFn = Callable[..., Rollout]
-
-
-def _later(judge: ThreadPoolExecutor | None, reward: RewardFn, texts: list[Sample]) -> Future[RewardResult]:
-    """The reward, worked on in a thread; without one at once: several processes must give their devices work in one order."""
-    if judge is not None:
-        return judge.submit(reward, texts)
-    done: Future[RewardResult] = Future()
-    done.set_result(reward(texts))
-    return done
+def _done(result: RewardResult) -> Future[RewardResult]:
+    future: Future[RewardResult] = Future()
+    future.set_result(result)
+    return future
 
 
 def make_rollout(
-    sampler: Sampler, reward: RewardFn, records: Sequence[Prompt], tokenizer: Tokenizer, sampling: SamplingParams,
+    sampler: Sampler, reward: RewardFn, *, records: Sequence[Prompt], tokenizer: Tokenizer, sampling: SamplingParams,
     rl: RlConfig, seed: int,
 ) -> RolloutFn:  # fmt: skip
-    """rollout(params, prompts, step, first_row=0); a chunk's reward is worked on in a thread while the next is sampled."""
-    judge = ThreadPoolExecutor(1, "reward") if jax.process_count() == 1 else None
+    """rollout(params, prompts, step, first_row=0); the rewards of a chunk are computed in a thread while the next is sampled.
+
+    With several processes they are computed at once: all processes must give their devices work in one order.
+    """
+    thread = ThreadPoolExecutor(1, "reward") if jax.process_count() == 1 else None
     join = jax.jit(lambda parts: jax.tree.map(lambda *x: jnp.concatenate(x), *parts))
     group, size = rl.group, rl.train.batch_size // rl.rollout_chunks
 
@@ -82,7 +65,7 @@ def make_rollout(
                 first_row + start * group,
             )  # fmt: skip
             texts, _ = to_samples(decoded, [records[int(r)] for r in prompts["row"][rows]], group, tokenizer)
-            rewards.append(_later(judge, reward, texts))
+            rewards.append(_done(reward(texts)) if thread is None else thread.submit(reward, texts))
             parts.append(decoded)
             samples += texts
         return Rollout(prompts, parts[0] if len(parts) == 1 else join(parts), samples, rewards)
@@ -116,10 +99,8 @@ def make_refill(
         rows = np.concatenate([np.arange(g * group, (g + 1) * group) for g in chosen])
         # Fewer rounds than allowed are filled up with the last one, whose copies nobody picks: one compiled shape.
         parts = [r.decoded for r in rounds] + [rounds[-1].decoded] * (rl.refills + 1 - len(rounds))
-        done: Future[RewardResult] = Future()
-        done.set_result(joined(results).take(rows))
         prompts = {k: np.concatenate([r.prompts[k] for r in rounds])[chosen] for k in first.prompts}
         samples = [e for r in rounds for e in r.samples]
-        return Rollout(prompts, pick(parts, rows), [samples[i] for i in rows], [done]), metrics
+        return Rollout(prompts, pick(parts, rows), [samples[i] for i in rows], [_done(joined(results).take(rows))]), metrics
 
     return refill

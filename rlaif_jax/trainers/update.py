@@ -15,9 +15,9 @@ import optax
 from rlaif_jax.algorithms.mean import Mean, Metrics, empty, merge
 from rlaif_jax.sharding.move import shard
 from rlaif_jax.sharding.optimizer import optimizer_shardings
-from rlaif_jax.sharding.placement import Placement
+from rlaif_jax.sharding.placement import Placement, abstract_like
 
-LossFn = Callable[[Any, dict], tuple[Mean, Metrics]]
+LossFn = Callable[[Any, Any], tuple[Mean, Metrics]]  # (params, batch); a batch is a tree whose scalars belong to all rows
 
 
 @chex.dataclass(frozen=True, kw_only=True)
@@ -34,40 +34,40 @@ class TrainState:
     frozen: Any = None
 
 
-Update = Callable[[TrainState, dict], tuple[TrainState, Metrics]]
-
-
-def create_state(
-    init_params: Callable[[], Any], axes: Any, optimizer: optax.GradientTransformation, place: Placement
-) -> tuple[TrainState, TrainState]:
-    """A sharded state made in place, nothing ever whole on one device, and the tree of its shardings."""
-    shardings = place.tree(axes, jax.eval_shape(init_params))
-    return state_of(jax.jit(init_params, out_shardings=shardings)(), axes, optimizer, place)
+Update = Callable[[TrainState, Any], tuple[TrainState, Metrics]]
 
 
 def state_of(
     params: Any, axes: Any, optimizer: optax.GradientTransformation, place: Placement
 ) -> tuple[TrainState, TrainState]:
-    """The same around weights that exist; the update will donate them, so they must be nobody else's."""
-
-    def build(params: Any) -> TrainState:
-        return TrainState(params=params, opt_state=optimizer.init(params), step=jnp.int32(0), skipped=jnp.int32(0))
-
-    shardings = state_shardings(jax.eval_shape(build, params), axes, place)
+    """The state that trains these weights, and its shardings. The update will donate the weights: keep no other use of them."""
+    shardings = shardings_of(abstract_state(params, axes, optimizer, place))
     params = shard(params, shardings.params)  # what lies elsewhere (a fresh head) could not be donated
     opt_state = jax.jit(optimizer.init, out_shardings=shardings.opt_state)(params)
     scalars = jax.device_put({"step": np.int32(0), "skipped": np.int32(0)}, place.replicated)
     return TrainState(params=params, opt_state=opt_state, **scalars), shardings
 
 
-def state_shardings(abstract: TrainState, axes: Any, place: Placement) -> TrainState:
-    """Shardings of a state: optimiser moments lie where their parameters do, scalars everywhere."""
-    params = place.tree(axes, abstract.params)
-    opt_state = optimizer_shardings(abstract.opt_state, abstract.params, params)
-    return TrainState(params=params, opt_state=opt_state, step=place.replicated, skipped=place.replicated)
+def abstract_state(params: Any, axes: Any, optimizer: optax.GradientTransformation, place: Placement) -> TrainState:
+    """The state of `state_of` as ShapeDtypeStructs with shardings: the optimizer's moments are sharded like their parameters,
+    scalars are replicated. `params` are arrays or ShapeDtypeStructs."""
+
+    def build(params: Any) -> TrainState:
+        return TrainState(params=params, opt_state=optimizer.init(params), step=jnp.int32(0), skipped=jnp.int32(0))
+
+    shapes, at = jax.eval_shape(build, params), place.tree(axes, params)
+    moments = optimizer_shardings(shapes.opt_state, shapes.params, at)
+    return abstract_like(
+        shapes, TrainState(params=at, opt_state=moments, step=place.replicated, skipped=place.replicated)
+    )  # fmt: skip
 
 
-def _accumulate(loss_fn: LossFn, params: Any, batch: dict, accumulation: int) -> tuple[Any, Mean, Metrics]:
+def shardings_of(abstract: Any) -> Any:
+    """The shardings in a tree of ShapeDtypeStructs (or arrays)."""
+    return jax.tree.map(lambda x: x.sharding, abstract)
+
+
+def _accumulate(loss_fn: LossFn, params: Any, batch: Any, accumulation: int) -> tuple[Any, Mean, Metrics]:
     """Sums of gradients, loss and metrics over micro-batches; the division comes after, so token means are exact."""
 
     def total(p, piece):
@@ -79,7 +79,9 @@ def _accumulate(loss_fn: LossFn, params: Any, batch: dict, accumulation: int) ->
         grads, (loss, metrics) = grad(params, batch)
         return grads, loss, metrics
 
-    def split(x):  # row i goes to piece i % accumulation: every device keeps its rows
+    def split(x):  # row i goes to piece i % accumulation: every device keeps its rows; a scalar goes to all pieces
+        if x.ndim == 0:
+            return jnp.broadcast_to(x, (accumulation,))
         return jnp.moveaxis(x.reshape(-1, accumulation, *x.shape[1:]), 1, 0)
 
     def add(sums, piece):
@@ -101,7 +103,7 @@ def make_update_fn(loss_fn: LossFn, optimizer: optax.GradientTransformation, acc
     A step whose loss or gradient norm is not finite changes nothing but `skipped` and `step`.
     """
 
-    def update(state: TrainState, batch: dict) -> tuple[TrainState, Metrics]:
+    def update(state: TrainState, batch: Any) -> tuple[TrainState, Metrics]:
         whole_loss = loss_fn if state.frozen is None else partial(loss_fn, frozen=state.frozen)
         grads, loss, metrics = _accumulate(whole_loss, state.params, batch, accumulation)
         scale = jnp.where(loss.weight > 0, 1.0 / jnp.where(loss.weight > 0, loss.weight, 1.0), 0.0)

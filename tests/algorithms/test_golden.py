@@ -84,21 +84,21 @@ def policy(name: str) -> tuple[dict, dict]:
     old = logp if "noold" in name else arr(given["old"])
     batch = {
         "mask": mask, "old_logprobs": old, "advantages": jnp.broadcast_to(arr(given["adv"])[:, None], mask.shape) * mask,
-        "ref_logprobs": arr(given["ref"]), "kl_coefficient": jnp.full(len(mask), kl.coefficient),
+        "ref_logprobs": arr(given["ref"]), "kl_coefficient": kl.coefficient,
     }  # fmt: skip
     if cfg.correction != "none":
         batch["sampler_logprobs"] = arr(given["rollout"])
 
     def loss(logp, entropy):
         if "dr_grpo_L8" in name:  # the limit there is 8, the arrays have 6 columns
-            wide = {k: jnp.pad(v, ((0, 0), (0, 2))) if v.ndim == 2 else v for k, v in batch.items()}
+            wide = {k: jnp.pad(v, ((0, 0), (0, 2))) if np.ndim(v) == 2 else v for k, v in batch.items()}
             pads = (jnp.pad(x, ((0, 0), (0, 2))) for x in (logp, entropy))
-            return policy_loss(*pads, wide, cfg, kl)[0].value()
+            return policy_loss(*pads, cfg, kl, **wide)[0].value()
         if name.endswith("dapo_is"):  # TRL multiplies by a given weight: the same as one whose logarithm is the gap
             given_weight = {"sampler_logprobs": old - jnp.log(arr(given["is_ratio"]))}
             capped = PolicyConfig(**settings, correction="token_truncate", correction_high=1e9)
-            return policy_loss(logp, entropy, batch | given_weight, capped, kl)[0].value()
-        return policy_loss(logp, entropy, batch, cfg, kl)[0].value() / (4 if "accum4" in name else 1)
+            return policy_loss(logp, entropy, capped, kl, **(batch | given_weight))[0].value()
+        return policy_loss(logp, entropy, cfg, kl, **batch)[0].value() / (4 if "accum4" in name else 1)
 
     value, (g_logp, g_entropy) = jax.value_and_grad(loss, argnums=(0, 1))(logp, arr(given["entropies"]))
     ours, theirs = {"loss": value, "g_logp": g_logp}, {"loss": out["loss"], "g_logp": out["g_logp"]}
@@ -176,7 +176,7 @@ def trl_ppo(name: str) -> tuple[dict, dict]:
 
     def loss(logits, values):
         logp, entropy = ops.token_logprob(logits, tokens, given["temperature"])
-        policy_part = policy_loss(logp, entropy, batch, PolicyConfig(), KlConfig(0.0))[0].value()
+        policy_part = policy_loss(logp, entropy, PolicyConfig(), KlConfig(0.0), **batch)[0].value()
         old = arr(earlier["in"]["values"]) * wide
         value_part, metrics = losses.value_loss(values, old, arr(earlier["out"]["returns"]), wide, given["cliprange_value"])
         return policy_part + given["vf_coef"] * value_part.value(), (policy_part, value_part.value(), logp, metrics)

@@ -18,7 +18,7 @@ def batch_of(rows=4, length=5):
     mask = (np.arange(length)[None] < RNG.integers(1, length + 1, rows)[:, None]).astype(np.float32)
     logp, old, ref, sampler, entropy = (RNG.normal(-2, 0.4, (rows, length)).astype(np.float32) for _ in range(5))
     advantages = RNG.normal(size=(rows, length)).astype(np.float32)
-    beta = np.full(rows, 0.1, np.float32)
+    beta = np.float32(0.1)
     batch = {"mask": mask, "old_logprobs": old, "ref_logprobs": ref, "sampler_logprobs": sampler, "advantages": advantages,
              "kl_coefficient": beta}  # fmt: skip
     return logp, np.abs(entropy), batch
@@ -80,7 +80,7 @@ KLS = [KlConfig(0.1), KlConfig(0.1, estimator="k2"), KlConfig(0.1, estimator="k1
 def test_value_and_gradient_equal_the_numpy_twin(options):
     cfg, kl = PolicyConfig(**options), KLS[OPTIONS.index(options) % len(KLS)]
     logp, entropy, batch = batch_of()
-    value, grad = jax.value_and_grad(lambda x: policy_loss(x, entropy, batch, cfg, kl)[0].value())(jnp.array(logp))
+    value, grad = jax.value_and_grad(lambda x: policy_loss(x, entropy, cfg, kl, **batch)[0].value())(jnp.array(logp))
     exact = logp.astype(np.float64)
     np.testing.assert_allclose(value, twin(exact, entropy, batch, cfg, kl), rtol=2e-5, atol=1e-6)
     for i, t in np.ndindex(logp.shape):
@@ -97,7 +97,7 @@ def test_padding_never_counts_and_gets_no_gradient(options):
     spoilt = np.where(batch["mask"] > 0, logp, -1e4).astype(np.float32)
 
     def loss(x, b):
-        return policy_loss(x, entropy, b, cfg, KlConfig(0.1))[0].value()
+        return policy_loss(x, entropy, cfg, KlConfig(0.1), **b)[0].value()
 
     assert float(loss(jnp.array(logp), batch)) == float(loss(jnp.array(spoilt), poisoned))
     grad = jax.grad(loss)(jnp.array(spoilt), poisoned)
@@ -107,7 +107,8 @@ def test_padding_never_counts_and_gets_no_gradient(options):
 def test_identical_weights_give_ratio_one_no_kl_and_no_clip():
     logp, entropy, batch = batch_of()
     batch |= {"old_logprobs": logp, "ref_logprobs": logp}
-    metrics = {k: float(m.value()) for k, m in policy_loss(jnp.array(logp), entropy, batch, PolicyConfig(), KlConfig())[1].items()}
+    _, found = policy_loss(jnp.array(logp), entropy, PolicyConfig(), KlConfig(), **batch)
+    metrics = {k: float(m.value()) for k, m in found.items()}
     assert metrics["ratio"] == metrics["ratio_max"] == metrics["ratio_min"] == 1.0
     assert metrics["kl"] == metrics["kl_old"] == metrics["clip_low"] == metrics["clip_high"] == metrics["logprob_gap"] == 0.0
 
@@ -116,7 +117,7 @@ def test_clips_are_counted_by_side():
     logp = jnp.array([[0.5, -0.5, 0.5, 0.1]])
     batch = {"mask": np.ones((1, 4), np.float32), "old_logprobs": np.zeros((1, 4), np.float32),
              "advantages": np.array([[1.0, -1.0, -1.0, 1.0]], np.float32)}  # fmt: skip
-    metrics = policy_loss(logp, jnp.zeros((1, 4)), batch, PolicyConfig(), KlConfig(0.0))[1]
+    metrics = policy_loss(logp, jnp.zeros((1, 4)), PolicyConfig(), KlConfig(0.0), **batch)[1]
     assert float(metrics["clip_high"].value()) == 0.25 and float(metrics["clip_low"].value()) == 0.25
     np.testing.assert_allclose(metrics["ratio_max"].value(), np.exp(0.5), rtol=1e-6)
     np.testing.assert_allclose(metrics["ratio_min"].value(), np.exp(-0.5), rtol=1e-6)

@@ -112,7 +112,7 @@ def test_with_a_lora_section_the_programs_are_those_of_adapters(eight_devices, c
     assert [unordered(text) for text in compiled] == [[]] * len(NAMES)
     rows = {n: chip_bytes(p.held) + chip_bytes(p.arguments) for n, p in programs.items() if n.startswith("rl")}
     assert max(rows.values()) < 1.2 * min(rows.values()), "whatever runs, the stage keeps the same"
-    inputs = programs["rl: log-probs"].arguments
+    inputs = programs["rl: log-probs"].arguments[0]
     bases = [x for x in jax.tree.leaves(inputs[1:3]) if x is inputs[1]["embed"]]
     assert len(bases) == 2, "the critic reads the reference's own weights"
 
@@ -126,7 +126,8 @@ def test_held_and_arguments_add_up_to_what_the_stage_keeps():
         kept = models - (1 if algorithm == "grpo" else 2)  # gradients are no argument
         for program in build_programs(cfg, model, place)[2:]:
             params = sum(chip_bytes(tree) for tree in program.held) + chip_bytes(program.arguments)
-            assert params == pytest.approx(kept * per_model, rel=0.02), program.name
+            held = kept - 1 if program.name.startswith("rl_judge") else kept  # that judge is an API: no reward model
+            assert params == pytest.approx(held * per_model, rel=0.02), program.name
 
 
 def test_a_remedy_is_the_first_setting_that_fits(monkeypatch):

@@ -46,7 +46,7 @@ def test_values_are_traced_and_eos_ends_rows(small_model, one_device):
             assert finished == (tokens[length - 1] in eos)
             assert not set(tokens[: length - 1].tolist()) & set(eos)
             assert (tokens[length:] == 0).all() and (mask[:length] == 1).all()
-    assert sampler.compiled._cache_size() == 1
+    assert sampler.program._cache_size() == 1
 
 
 def test_samples_depend_on_neither_batch_nor_mesh(small_model, one_device, eight_devices):

@@ -18,14 +18,16 @@ from rlaif_jax.runs.folder import Run
 from rlaif_jax.runs.llms import RunLlms
 from rlaif_jax.runs.models import RunModels
 from rlaif_jax.runs.rewards import RunRewards
+from rlaif_jax.runs.samples import SampleTable
 from rlaif_jax.sharding import MeshConfig, Placement, make_mesh
 from rlaif_jax.stages import pipeline
 from rlaif_jax.stages import rl as rl_stages
-from rlaif_jax.trainers.checkpoint import Checkpoints
 from rlaif_jax.trainers.config import CriticConfig
 from rlaif_jax.trainers.metrics_log import read_metrics
 from rlaif_jax.trainers.optimizer import OptimizerConfig
+from rlaif_jax.trainers.rl_programs import build
 from tests import tiny
+from tests.trainers.states import restore_all
 
 pytestmark = pytest.mark.slow  # minutes of compiling; tests/test_lora_run.py and tests/test_ppo_dpo.py are the quick halves
 QUIET = Console(quiet=True)
@@ -50,10 +52,7 @@ def run(tmp_path_factory):
 
 def _saved(x: Run) -> dict:
     """All of the last checkpoint of RL."""
-    checkpoints = Checkpoints(x.folder("rl") / "checkpoints")
-    step = checkpoints.latest_step()
-    tree = checkpoints.restore_all(step)
-    checkpoints.close()
+    step, tree = restore_all(x.folder("rl") / "checkpoints")
     assert step == 4
     return tree
 
@@ -72,7 +71,9 @@ def _again(x: Run, folder, cfg) -> Run:
 
 
 def _state(x: Run):
-    return rl_stages._learner(x, x.cfg.rl, RunModels(x))[0]
+    models = RunModels(x)
+    programs = build(models.config, x.cfg.rl, models.trainable, x.place, pad_id=models.tokenizer.pad_id)
+    return rl_stages._start(x, models, programs)[0]
 
 
 def test_the_critic_starts_as_the_reward_model_over_the_policys_base(run):
@@ -98,7 +99,7 @@ def test_it_learns_beside_a_base_that_is_in_no_checkpoint(run):
 
 
 def test_an_interrupted_stage_ends_with_the_same_bytes(run, tmp_path, monkeypatch):
-    again, show = _again(run, tmp_path, run.cfg), rl_stages.SampleTable.show
+    again, show = _again(run, tmp_path, run.cfg), SampleTable.show
 
     def fail_at_three(self, step, *rest):
         if step == 3:
@@ -106,7 +107,7 @@ def test_an_interrupted_stage_ends_with_the_same_bytes(run, tmp_path, monkeypatc
         show(self, step, *rest)
 
     with monkeypatch.context() as patched:
-        patched.setattr(rl_stages.SampleTable, "show", fail_at_three)
+        patched.setattr(SampleTable, "show", fail_at_three)
         with pytest.raises(KeyboardInterrupt):
             pipeline.run(again, ["rl"])
     pipeline.run(again, ["rl"])

@@ -19,10 +19,10 @@ from rlaif_jax.models.model_config import ModelConfig, preset
 from rlaif_jax.runs.folder import open_run
 from rlaif_jax.runs.models import RunModels
 from rlaif_jax.stages import pipeline
-from rlaif_jax.trainers.checkpoint import Checkpoints
 from rlaif_jax.trainers.config import DpoConfig
 from rlaif_jax.trainers.metrics_log import read_metrics
 from tests import hf, tiny
+from tests.trainers.states import restore_all
 
 torch = pytest.importorskip("torch")
 pytestmark = pytest.mark.slow  # the parts are in models/test_lora.py and test_lora_critic.py
@@ -58,9 +58,7 @@ def test_only_the_targets_move_and_only_adapters_are_saved(run):
     reward, sft = models.scalar("reward"), weights["sft"]
     assert float(np.abs(reward["head"]["score"]).max()) > 0
     np.testing.assert_array_equal(reward["model"]["embed"], sft["embed"])
-    checkpoints = Checkpoints(x.folder("sft") / "checkpoints")
-    saved = checkpoints.restore_all(checkpoints.latest_step())
-    checkpoints.close()
+    _, saved = restore_all(x.folder("sft") / "checkpoints")
     count = sum(v.size for v in jax.tree.leaves(models.adapter("sft")))
     assert sum(v.size for v in jax.tree.leaves(saved["params"])) == count, "no base in a checkpoint"
     assert sum(v.size for v in jax.tree.leaves(saved["rest"])) < 2 * count + 10, "two moments and a few counts"

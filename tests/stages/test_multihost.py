@@ -20,12 +20,12 @@ from rlaif_jax.errors import Preempted
 from rlaif_jax.runs.folder import Run, open_run
 from rlaif_jax.stages import pipeline
 from rlaif_jax.trainers import loop
-from rlaif_jax.trainers.checkpoint import Checkpoints
 from rlaif_jax.trainers.config import CriticConfig, ShapingConfig
 from rlaif_jax.trainers.metrics_log import read_metrics
 from rlaif_jax.trainers.optimizer import OptimizerConfig
 from tests import tiny
 from tests.processes import MESH, ended, launch
+from tests.trainers.states import restore_all
 
 pytestmark = pytest.mark.slow
 QUIET, STEPS = Console(quiet=True), 12
@@ -63,10 +63,9 @@ def _held_out(folder: Path) -> list[dict]:
 
 
 def _params(folder: Path) -> dict[str, np.ndarray]:
-    checkpoints = Checkpoints(folder / "checkpoints")
-    tree = checkpoints.restore_all(STEPS)["params"]
-    checkpoints.close()
-    return {jax.tree_util.keystr(k): np.asarray(v) for k, v in jax.tree_util.tree_leaves_with_path(tree)}
+    step, saved = restore_all(folder / "checkpoints")
+    assert step == STEPS
+    return {jax.tree_util.keystr(k): np.asarray(v) for k, v in jax.tree_util.tree_leaves_with_path(saved["params"])}
 
 
 def _samples(folder: Path) -> list[tuple]:

@@ -12,15 +12,15 @@ from rlaif_jax.algorithms.kl import KlConfig
 from rlaif_jax.errors import UserError
 from rlaif_jax.rewards.base import RewardResult
 from rlaif_jax.runs.folder import Run
+from rlaif_jax.runs.samples import SampleTable
 from rlaif_jax.stages import pipeline
-from rlaif_jax.stages import rl as rl_stages
 from rlaif_jax.stages.evaluate import best_of_groups
 from rlaif_jax.trainers import rl as rl_trainer
-from rlaif_jax.trainers.checkpoint import Checkpoints
 from rlaif_jax.trainers.config import CriticConfig, DpoConfig, ShapingConfig
 from rlaif_jax.trainers.metrics_log import read_metrics
 from rlaif_jax.trainers.optimizer import OptimizerConfig
 from tests import tiny
+from tests.trainers.states import restore_all
 
 QUIET = Console(quiet=True)
 
@@ -48,10 +48,7 @@ def run(tmp_path_factory):
 
 def _state(experiment: Run) -> list[bytes]:
     """All of the last checkpoint: actor, critic, both optimisers, reference, coefficient, statistics."""
-    checkpoints = Checkpoints(experiment.folder("rl") / "checkpoints")
-    step = checkpoints.latest_step()
-    tree = checkpoints.restore_all(step)
-    checkpoints.close()
+    step, tree = restore_all(experiment.folder("rl") / "checkpoints")
     assert step == 6
     return [np.asarray(x).tobytes() for x in jax.tree.leaves(tree)]
 
@@ -84,7 +81,7 @@ def test_an_interrupted_ppo_stage_ends_with_the_same_bytes(run, tmp_path, monkey
 
 def _stop_once(monkeypatch, step: int):
     """The RL stage fails once, at this step."""
-    show, failed = rl_stages.SampleTable.show, []
+    show, failed = SampleTable.show, []
 
     def stop(self, number, *rest):
         if number == step and not failed:
@@ -92,15 +89,15 @@ def _stop_once(monkeypatch, step: int):
             raise KeyboardInterrupt
         show(self, number, *rest)
 
-    monkeypatch.setattr(rl_stages.SampleTable, "show", stop)
+    monkeypatch.setattr(SampleTable, "show", stop)
 
 
 def _where_it_waits(monkeypatch) -> set[str]:
     """The memory kinds in which optimisers' states and the reference are found between updates."""
     real, kinds = rl_trainer.reference_of, set()
 
-    def look(state, *rest):
-        reference = real(state, *rest)
+    def look(trainable, state, kept):
+        reference = real(trainable, state, kept)
         waiting = state.opt_state, state.critic.opt_state, reference
         kinds.update(leaf.sharding.memory_kind for leaf in jax.tree.leaves(waiting))
         return reference

@@ -19,7 +19,8 @@ from rlaif_jax.trainers import loop
 from rlaif_jax.trainers.checkpoint import Checkpoints
 from rlaif_jax.trainers.metrics_log import read_metrics
 from rlaif_jax.trainers.optimizer import OptimizerConfig, make_optimizer
-from rlaif_jax.trainers.update import create_state, make_update
+from rlaif_jax.trainers.update import make_update
+from tests.trainers.states import create_state
 from tests.trainers.test_update import _Counting
 
 NAN = float("nan")

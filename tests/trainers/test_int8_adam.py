@@ -16,7 +16,8 @@ from rlaif_jax.trainers import int8_adam
 from rlaif_jax.trainers.checkpoint import Checkpoints
 from rlaif_jax.trainers.optimizer import OptimizerConfig, make_optimizer
 from rlaif_jax.trainers.sft import sft_loss
-from rlaif_jax.trainers.update import create_state, make_update
+from rlaif_jax.trainers.update import make_update
+from tests.trainers.states import create_state
 
 CODES = {"first": (int8_adam.encode_first, int8_adam.decode_first), "second": (int8_adam.encode_second, int8_adam.decode_second)}
 BLOCK = (-2, 16)

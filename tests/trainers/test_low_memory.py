@@ -14,7 +14,8 @@ from rlaif_jax.sharding import MeshConfig, Placement, make_mesh
 from rlaif_jax.trainers.low_memory import scale_by_adam, stochastic_round
 from rlaif_jax.trainers.optimizer import OptimizerConfig, make_optimizer
 from rlaif_jax.trainers.sft import sft_loss
-from rlaif_jax.trainers.update import create_state, make_update
+from rlaif_jax.trainers.update import make_update
+from tests.trainers.states import create_state
 
 OPTIONS = {
     "moments": ("float32", OptimizerConfig(3e-3, moments="bfloat16")),

@@ -18,6 +18,7 @@ from rlaif_jax.models.model_config import parameter_count
 from rlaif_jax.plan.abstract import chip_bytes
 from rlaif_jax.plan.estimate import plan, planned_mesh, planned_model, print_plan
 from rlaif_jax.plan.programs import build_programs
+from rlaif_jax.runs.folder import Run
 from rlaif_jax.sharding import Placement
 from rlaif_jax.sharding.memory import on_device, on_host, require_host_memory
 from rlaif_jax.stages import pipeline
@@ -43,13 +44,13 @@ def test_only_the_memory_kind_changes(eight_devices):
     np.testing.assert_array_equal(jax.device_put(away, back["w"]), x)
 
 
-def test_a_backend_without_that_memory_is_named():
+def test_a_backend_without_that_memory_is_named(tmp_path):
     device = types.SimpleNamespace(platform="abacus", addressable_memories=lambda: [types.SimpleNamespace(kind="device")])
     mesh = types.SimpleNamespace(devices=np.array([[device]]))
     with pytest.raises(UserError, match=r"rl\.offload_optimizer needs .* pinned_host .* abacus backend have device: leave"):
         require_host_memory(mesh, "rl.offload_optimizer")
     require_host_memory(types.SimpleNamespace(devices=np.array(jax.devices())), "rl.offload_optimizer")
-    x = types.SimpleNamespace(cfg=_offloading(tiny.config()), place=types.SimpleNamespace(mesh=mesh))
+    x = Run(_offloading(tiny.config()), tmp_path, types.SimpleNamespace(mesh=mesh), Console(quiet=True))
     with pytest.raises(UserError, match="needs devices with pinned_host memory"):
         pipeline.run(x)
 

@@ -11,11 +11,16 @@ from rlaif_jax.algorithms.advantages import AdvantageConfig
 from rlaif_jax.algorithms.kl import KlConfig
 from rlaif_jax.algorithms.policy import PolicyConfig, policy_loss
 from rlaif_jax.errors import UserError
+from rlaif_jax.models.lora import LoraConfig
 from rlaif_jax.rewards.base import RewardResult
 from rlaif_jax.sampling.filters import SamplingConfig
 from rlaif_jax.trainers.config import CriticConfig, RlConfig, ShapingConfig, TrainConfig
-from rlaif_jax.trainers.rl import running_stats
-from tests.trainers.toy import GRPO, LENGTH, PPO, Toy, share_of_wanted
+from rlaif_jax.trainers.rl import needs_reference, running_stats, scoring_models
+from rlaif_jax.trainers.rl_types import RlNumbers
+from rlaif_jax.trainers.trainable import Full, Lora
+from tests.trainers.toy import GRPO, LENGTH, PPO, Toy, programs, share_of_wanted
+
+NUMBERS = RlNumbers(np.float32(0.001), np.zeros(3, np.float32))
 
 
 @pytest.mark.parametrize("seed", [0, *(pytest.param(n, marks=pytest.mark.slow) for n in (1, 2))])
@@ -64,20 +69,22 @@ def test_the_first_update_has_ratio_one_and_no_kl_under_filters(cfg, one_device)
     assert metrics["clip_low"] == metrics["clip_high"] == 0
 
 
-def _experience(toy, rewards, valid):
+def _advantages(toy, rewards, valid):
+    """(full batch, numbers, metrics) of the first rollout under these rewards, and the rollout."""
     rolled = toy.rollout(toy.state.params, toy.prompts, 1)
-    critic = toy.state.critic.params if toy.state.critic is not None else None
-    part = toy.annotate(None, toy.state.params, critic, toy.prompts["tokens"], toy.prompts["segment_ids"], rolled.decoded,
-                        np.float32(1.0))  # fmt: skip
-    return toy.experience(part, rolled.decoded, rewards, valid, np.float32(0.001), np.zeros(3, np.float32)), rolled
+    models = scoring_models(toy.programs.rl, toy.programs.trainable, toy.state, toy.state.params)
+    batch = toy.programs.score_rollout(
+        models, toy.prompts["tokens"], toy.prompts["segment_ids"], rolled.decoded, np.float32(1.0)
+    )  # fmt: skip
+    return toy.programs.compute_advantages(batch, rolled.decoded, rewards, valid, NUMBERS), rolled
 
 
 def test_a_fractional_reward_arrives_unchanged(one_device):
     toy = Toy(dataclasses.replace(GRPO, advantage=AdvantageConfig(scale="none")), one_device)
     rewards = np.linspace(0.05, 0.95, 32).astype(np.float32)
-    (batch, *_), _ = _experience(toy, rewards, np.ones(32, bool))
+    (batch, *_), _ = _advantages(toy, rewards, np.ones(32, bool))
     centred = rewards.reshape(8, 4) - rewards.reshape(8, 4).mean(1, keepdims=True)
-    np.testing.assert_allclose(batch["advantages"][:, 0], centred.reshape(-1), atol=1e-6)
+    np.testing.assert_allclose(batch.advantages[:, 0], centred.reshape(-1), atol=1e-6)
 
 
 @pytest.mark.parametrize("cfg", [GRPO, PPO], ids=["grpo", "ppo"])
@@ -85,32 +92,40 @@ def test_a_masked_reward_changes_nothing_else(cfg, one_device):
     """The row without verdict, whatever its number, counts nowhere: its group is one smaller, other groups stay the same."""
     cfg = dataclasses.replace(cfg, critic=cfg.critic and dataclasses.replace(cfg.critic, whiten=False))
     toy, rewards, valid = Toy(cfg, one_device), np.linspace(0, 1, 32).astype(np.float32), np.ones(32, bool)
-    (whole, *_), _ = _experience(toy, rewards, valid)
+    (whole, *_), _ = _advantages(toy, rewards, valid)
     valid[5] = False
     found = []
     for lie in (0.0, 1e6, np.nan):
         rewards[5] = lie
-        (batch, *_), _ = _experience(toy, rewards, valid)
-        found.append(np.asarray(batch["advantages"]))
-        assert not np.asarray(batch["mask"][5]).any() and not found[-1][5].any()
+        (batch, *_), _ = _advantages(toy, rewards, valid)
+        found.append(np.asarray(batch.advantages))
+        assert not np.asarray(batch.mask[5]).any() and not found[-1][5].any()
     np.testing.assert_array_equal(found[0], found[1])
     np.testing.assert_array_equal(found[0], found[2])
     others = np.arange(32) // 4 != 1
-    np.testing.assert_array_equal(found[0][others], np.asarray(whole["advantages"])[others])
+    np.testing.assert_array_equal(found[0][others], np.asarray(whole.advantages)[others])
 
 
 def test_eos_gets_a_gradient(one_device):
     """The end token is a token like any other: its log-prob has an advantage and a place in the mask."""
     toy = Toy(GRPO, one_device)
-    (batch, *_), rolled = _experience(toy, np.linspace(0, 1, 32).astype(np.float32), np.ones(32, bool))
+    (batch, *_), rolled = _advantages(toy, np.linspace(0, 1, 32).astype(np.float32), np.ones(32, bool))
     ended = rolled.decoded.replace(mask=rolled.decoded.mask.at[0, 4:].set(0.0))  # a response that ends at its fifth token
-    part = {k: v for k, v in batch.items() if k not in ("mask", "advantages", "kl_coefficient")}
-    again, *_ = toy.experience(part, ended, np.linspace(0, 1, 32).astype(np.float32), np.ones(32, bool), np.float32(0.001),
-                               np.zeros(3, np.float32))  # fmt: skip
-    assert float(again["mask"][0, 3]) == 1 and float(again["advantages"][0, 3]) != 0
-    assert float(again["mask"][0, 4]) == 0 and float(again["advantages"][0, 4]) == 0
-    logp = again["old_logprobs"]
-    grad = jax.grad(lambda x: policy_loss(x, jnp.zeros_like(x), again, GRPO.policy, GRPO.kl)[0].value())(logp)
+    scored = batch.replace(mask=None, advantages=None, kl_coefficient=None)
+    again, *_ = toy.programs.compute_advantages(
+        scored, ended, np.linspace(0, 1, 32).astype(np.float32), np.ones(32, bool), NUMBERS
+    )  # fmt: skip
+    assert float(again.mask[0, 3]) == 1 and float(again.advantages[0, 3]) != 0
+    assert float(again.mask[0, 4]) == 0 and float(again.advantages[0, 4]) == 0
+
+    def loss(logp):
+        loss, _ = policy_loss(
+            logp, jnp.zeros_like(logp), GRPO.policy, GRPO.kl, mask=again.mask, old_logprobs=again.old_logprobs,
+            advantages=again.advantages, ref_logprobs=again.ref_logprobs, kl_coefficient=again.kl_coefficient,
+        )  # fmt: skip
+        return loss.value()
+
+    grad = jax.grad(loss)(again.old_logprobs)
     assert float(grad[0, 3]) != 0 and not np.asarray(grad[0, 4:]).any()
 
 
@@ -121,8 +136,9 @@ def test_micro_batches_and_order_change_nothing_beyond_rounding(cfg, one_device)
     results = []
     for settings, order in ((cfg, np.arange(32)), (pieces, np.arange(32)), (cfg, np.random.default_rng(0).permutation(32))):
         toy = Toy(settings, one_device)
-        (batch, *_), _ = _experience(toy, np.linspace(0, 1, 32).astype(np.float32), np.ones(32, bool))
-        _, metrics = toy.learn(toy.state, {k: v[order] for k, v in batch.items()}, 0, 1)
+        (batch, *_), _ = _advantages(toy, np.linspace(0, 1, 32).astype(np.float32), np.ones(32, bool))
+        shuffled = jax.tree.map(lambda x, order=order: x[order] if x.ndim else x, batch)
+        _, metrics = toy.programs.update(toy.state, shuffled, 0, 1)
         results.append({k: float(metrics[k]) for k in ("loss", "grad_norm", "ratio_max", "entropy")})
     for other in results[1:]:
         np.testing.assert_allclose(list(other.values()), list(results[0].values()), rtol=1e-4, atol=1e-6)
@@ -180,6 +196,37 @@ def test_the_reference_is_refreshed_and_the_coefficient_adapts(one_device):
     np.testing.assert_array_equal(toy.state.reference["embed"], toy.state.params["embed"])
 
 
+def test_when_weights_of_a_reference_are_kept():
+    """(beside the state, within it) with all weights trained, and with an adapter, whose base is the reference."""
+    expected = {KlConfig(0.1): (True, False), KlConfig(0.1, refresh=2): (False, True), KlConfig(0.0): (False, False),
+                KlConfig(0.0, refresh=2): (False, False)}  # fmt: skip
+    for kl, (beside, within) in expected.items():
+        cfg = dataclasses.replace(GRPO, kl=kl)
+        assert needs_reference(cfg, Full()) is beside and kl.refreshed is within
+        assert not needs_reference(cfg, Lora(LoraConfig()))
+
+
+def test_a_refresh_without_a_kl_term_keeps_no_reference(one_device):
+    toy = Toy(dataclasses.replace(GRPO, kl=KlConfig(0.0, refresh=1)), one_device)
+    toy.step(1), toy.step(2)
+    assert toy.state.reference is None
+
+
+@pytest.mark.parametrize("cfg", [
+    GRPO, dataclasses.replace(PPO, kl=KlConfig(0.1, "reward", "k1", refresh=2)),
+], ids=["grpo", "ppo, refreshed"])  # fmt: skip
+def test_the_abstract_state_is_that_of_a_real_one(cfg, eight_devices):
+    """Shapes, dtypes and shardings, before and after a step."""
+    toy = Toy(cfg, eight_devices)
+    abstract = programs(cfg, eight_devices).abstract
+    for number in (1, 2):
+        assert jax.tree.structure(toy.state) == jax.tree.structure(abstract)
+        for real, planned in zip(jax.tree.leaves(toy.state), jax.tree.leaves(abstract), strict=True):
+            assert (real.shape, real.dtype) == (planned.shape, planned.dtype)
+            assert real.sharding.is_equivalent_to(planned.sharding, real.ndim)
+        toy.step(number)
+
+
 def test_running_statistics_are_those_of_all_values_so_far():
     stats, seen = np.zeros(3, np.float32), []
     for size in (4, 7, 1):
@@ -193,11 +240,11 @@ def test_running_statistics_are_those_of_all_values_so_far():
 def test_shaping_normalises_then_clips_and_penalises_length(one_device):
     cfg = dataclasses.replace(GRPO, shaping=ShapingConfig(0.0, 4, 0.5, True, 1.0), advantage=AdvantageConfig("none", "none"))
     toy, rewards = Toy(cfg, one_device), np.linspace(-2, 2, 32).astype(np.float32)
-    (batch, _, _, stats), _ = _experience(toy, rewards, np.ones(32, bool))
+    (batch, numbers, _), _ = _advantages(toy, rewards, np.ones(32, bool))
     lowered = rewards - 0.5  # every toy response runs to the limit
     expected = np.clip((lowered - lowered.mean()) / lowered.std(ddof=1), -1, 1)
-    np.testing.assert_allclose(batch["advantages"][:, 0], expected, atol=1e-4)
-    np.testing.assert_allclose(stats[:2], [32, lowered.mean()], atol=1e-5)
+    np.testing.assert_allclose(batch.advantages[:, 0], expected, atol=1e-4)
+    np.testing.assert_allclose(numbers.reward_stats[:2], [32, lowered.mean()], atol=1e-5)
 
 
 @pytest.mark.parametrize("change, said", [

@@ -43,7 +43,9 @@ def rolled(small_model, one_device):
 
     def roll(rl, reward=length_reward, wrap=lambda sampler: sampler):
         sampling = traced(rl.sampling, (1, 2))
-        return make_rollout(wrap(sampler), reward, records, Letters(), sampling, rl, seed=5)(params, prompts, 9)
+        return make_rollout(
+            wrap(sampler), reward, records=records, tokenizer=Letters(), sampling=sampling, rl=rl, seed=5
+        )(params, prompts, 9)  # fmt: skip
 
     return roll
 

@@ -13,7 +13,8 @@ from rlaif_jax.trainers import loop
 from rlaif_jax.trainers.metrics_log import read_metrics
 from rlaif_jax.trainers.optimizer import OptimizerConfig, decay_mask, make_optimizer, schedule
 from rlaif_jax.trainers.sft import sft_loss
-from rlaif_jax.trainers.update import create_state, make_update
+from rlaif_jax.trainers.update import make_update
+from tests.trainers.states import create_state
 
 
 def _batch(rows=8, length=12, seed=0):
