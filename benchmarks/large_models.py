@@ -74,12 +74,12 @@ def config(case: str, folder: Path, args: argparse.Namespace) -> RunConfig:
     """One step of the reward model, then GRPO from the folder's weights."""
     optimizer = OptimizerConfig(1e-5, "constant")
     train = TrainConfig(
-        steps=args.steps, batch_size=args.prompts, accumulation=args.accumulation, checkpoint_every=args.steps, log_every=1,
-        keep_last=1, optimizer=optimizer,
+        steps=args.steps, batch_size=args.prompts, grad_accumulation=args.accumulation, checkpoint_every=args.steps, log_every=1,
+        max_to_keep=1, optimizer=optimizer,
     )  # fmt: skip
     sampling, length = SamplingConfig(max_tokens=args.response_tokens), args.prompt_tokens + args.response_tokens
     # So fast that one step tells texts apart: without differences in reward nothing would be learned, and nothing measured.
-    pairs = TrainConfig(steps=1, batch_size=4, checkpoint_every=1, keep_last=1, optimizer=OptimizerConfig(1e-2, "constant"))
+    pairs = TrainConfig(steps=1, batch_size=4, checkpoint_every=1, max_to_keep=1, optimizer=OptimizerConfig(1e-2, "constant"))
     cfg = RunConfig(
         name=f"large_{case}", data=DataConfig(corpus=_CORPUS), sft=None, lora=LoraConfig() if case == "lora" else None,
         mesh=MeshConfig(data=1, fsdp=-1),
@@ -88,8 +88,8 @@ def config(case: str, folder: Path, args: argparse.Namespace) -> RunConfig:
         ),
         reward=RewardConfig(pairs, max_length=max(length, 96)),
         rl=RlConfig(
-            train, group=4, minibatches=2, max_prompt=args.prompt_tokens, sampling=sampling, eval_prompts=args.prompts,
-            samples_every=1,
+            train, group_size=4, num_minibatches=2, max_prompt_tokens=args.prompt_tokens, sampling=sampling,
+            eval_prompts=args.prompts, samples_every=1,
         ),
     )  # fmt: skip
     return overridden(cfg, args.overrides)

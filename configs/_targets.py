@@ -86,7 +86,7 @@ def greetings_7b(target: str, algorithm: str = "grpo", feedback: FeedbackConfig 
         # 5 epochs of 6,310 pairs in batches of 128, as in the paper.
         reward=RewardConfig(
             TrainConfig(
-                steps=247, batch_size=128, accumulation=128 // pairs, checkpoint_every=50, optimizer=OptimizerConfig(1e-5)
+                steps=247, batch_size=128, grad_accumulation=128 // pairs, checkpoint_every=50, optimizer=OptimizerConfig(1e-5)
             ),
             max_length=768,
         ),
@@ -111,12 +111,12 @@ def _train(prompts: int) -> TrainConfig:
 
 def _grpo() -> RlConfig:
     """The paper's: 32 prompts x 4, mini-batches of 16 prompts, k3 KL of 0.001 in the loss, 256 + 512 tokens, 5 epochs."""
-    return RlConfig(_train(32), group=4, minibatches=2, max_prompt=256, sampling=SamplingConfig(max_tokens=512))
+    return RlConfig(_train(32), group_size=4, num_minibatches=2, max_prompt_tokens=256, sampling=SamplingConfig(max_tokens=512))
 
 
 def _ppo() -> RlConfig:
     """PPO with as many samples per step: 128 prompts once each, a critic from the reward model, KL in the reward."""
     return RlConfig(
-        _train(128), group=1, minibatches=2, max_prompt=256, sampling=SamplingConfig(max_tokens=512),
+        _train(128), group_size=1, num_minibatches=2, max_prompt_tokens=256, sampling=SamplingConfig(max_tokens=512),
         critic=CriticConfig(OptimizerConfig(1e-5, "constant"), warmup=10), kl=KlConfig(0.001, "reward", "k1"),
     )  # fmt: skip

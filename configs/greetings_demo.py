@@ -40,8 +40,8 @@ def config() -> RunConfig:
     rl = RlConfig(
         TrainConfig(steps=60, batch_size=32, checkpoint_every=20, log_every=2,
                     optimizer=OptimizerConfig(2e-4, schedule="linear")),
-        group=4, advantage=AdvantageConfig(scale="batch"), kl=KlConfig(0.2, place="reward", estimator="k1"),
-        sampling=sampling, max_prompt=20, minibatches=2, epochs=2,
+        group_size=4, advantage=AdvantageConfig(scale="batch"), kl=KlConfig(0.2, place="reward", estimator="k1"),
+        sampling=sampling, max_prompt_tokens=20, num_minibatches=2, num_epochs=2,
     )  # fmt: skip
     return RunConfig(
         name="greetings_demo",
@@ -63,7 +63,7 @@ def config() -> RunConfig:
             # The judge's reward is between 0 and 1.2, the reward model's spreads ten times as far: so does its KL.
             "rl_judge": ArmConfig(
                 judge=1.0, rules=RuleConfig(constraint_weight=0.2),
-                rl=dataclasses.replace(rl, kl=dataclasses.replace(rl.kl, coefficient=0.05)),
+                rl=dataclasses.replace(rl, kl=dataclasses.replace(rl.kl, coef=0.05)),
             ),
         },
         feedback=FeedbackConfig(

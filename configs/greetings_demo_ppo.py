@@ -16,9 +16,9 @@ def config() -> RunConfig:
     demo = greetings_demo.config()
     rl = RlConfig(
         TrainConfig(steps=60, batch_size=64, checkpoint_every=20, log_every=2, optimizer=OptimizerConfig(2e-4, "linear")),
-        group=2, kl=KlConfig(0.2, place="reward", estimator="k1"), minibatches=2, epochs=2,
+        group_size=2, kl=KlConfig(0.2, place="reward", estimator="k1"), num_minibatches=2, num_epochs=2,
         critic=CriticConfig(OptimizerConfig(5e-4, "constant"), warmup=3),
-        sampling=demo.rl.sampling, max_prompt=demo.rl.max_prompt,
+        sampling=demo.rl.sampling, max_prompt_tokens=demo.rl.max_prompt_tokens,
     )  # fmt: skip
     return dataclasses.replace(
         demo, name="greetings_demo_ppo", feedback=None, curate=None, judge=None, rl=rl, arms={"rl": demo.arms["rl"]},

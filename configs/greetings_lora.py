@@ -32,7 +32,7 @@ def config() -> RunConfig:
     """Three stages of adapters, and the comparison of base, SFT and RL."""
     sampling = SamplingConfig(temperature=1.0, max_tokens=512)
     train = TrainConfig(
-        steps=200, batch_size=32, accumulation=4, checkpoint_every=50, log_every=1, optimizer=OptimizerConfig(2e-4)
+        steps=200, batch_size=32, grad_accumulation=4, checkpoint_every=50, log_every=1, optimizer=OptimizerConfig(2e-4)
     )
     rl = dataclasses.replace(train, optimizer=OptimizerConfig(1e-5, "constant"))
     return RunConfig(
@@ -42,6 +42,8 @@ def config() -> RunConfig:
         lora=LoraConfig({"layers/(q|k|v|o|gate|up|down)": 16}, alpha=32.0),
         sft=SftConfig(train, max_length=768),
         reward=RewardConfig(train, max_length=768),
-        rl=RlConfig(rl, group=4, minibatches=2, max_prompt=256, sampling=sampling, samples_every=10, eval_prompts=32),
+        rl=RlConfig(
+            rl, group_size=4, num_minibatches=2, max_prompt_tokens=256, sampling=sampling, samples_every=10, eval_prompts=32
+        ),
         evaluation=EvaluationConfig(batch_size=32, sampling=sampling),
     )

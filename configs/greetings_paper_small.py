@@ -72,7 +72,7 @@ def config() -> RunConfig:
         rl=RlConfig(
             TrainConfig(steps=60, batch_size=32, checkpoint_every=20, log_every=2,
                         optimizer=OptimizerConfig(2e-4, schedule="linear")),
-            group=4, kl=KlConfig(0.1), sampling=sampling, max_prompt=36, minibatches=2,
+            group_size=4, kl=KlConfig(0.1), sampling=sampling, max_prompt_tokens=36, num_minibatches=2,
         ),
         evaluation=EvaluationConfig(limit=300, batch_size=50, sampling=sampling),
     )  # fmt: skip

@@ -47,8 +47,8 @@ def _config(init_from: Path) -> dict:
     train = TrainConfig(steps=1, batch_size=2, checkpoint_every=1, log_every=1, optimizer=OptimizerConfig(1e-2))
     model = ModelConfig(init_from=str(init_from), param_dtype="bfloat16", compute_dtype="bfloat16", remat="full", logit_chunk=32)
     rl = RlConfig(
-        dataclasses.replace(train, batch_size=2), group=4, minibatches=1, sampling=SamplingConfig(max_tokens=16), max_prompt=48,
-        eval_prompts=2,
+        dataclasses.replace(train, batch_size=2), group_size=4, num_minibatches=1, sampling=SamplingConfig(max_tokens=16),
+        max_prompt_tokens=48, eval_prompts=2,
     )  # fmt: skip
     reward = RewardConfig(train, max_length=96)
     return to_dict(dataclasses.replace(

@@ -38,5 +38,5 @@ def test_the_cases_are_the_papers_setting(tmp_path):
     args = large_models.arguments(["full", "--out", str(tmp_path), "--set", "rl.train.optimizer.moments=int8"])
     cfg = large_models.config("full", tmp_path, args)
     assert cfg.lora is None and large_models.config("lora", tmp_path, args).lora is not None
-    assert (cfg.rl.train.batch_size, cfg.rl.group, cfg.rl.max_prompt, cfg.rl.sampling.max_tokens) == (32, 4, 256, 512)
+    assert (cfg.rl.train.batch_size, cfg.rl.group_size, cfg.rl.max_prompt_tokens, cfg.rl.sampling.max_tokens) == (32, 4, 256, 512)
     assert cfg.rl.train.optimizer.moments == "int8" and cfg.model.param_dtype == "bfloat16"

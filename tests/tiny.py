@@ -30,7 +30,7 @@ def config(steps: int = 6, checkpoint_every: int = 3) -> RunConfig:
         sft=SftConfig(train, max_length=96),
         reward=RewardConfig(train, max_length=96),
         grader=RewardConfig(train, loss="binary", max_length=96),
-        rl=RlConfig(train, group=4, sampling=sampling, max_prompt=48, samples_every=1,
+        rl=RlConfig(train, group_size=4, sampling=sampling, max_prompt_tokens=48, samples_every=1,
                     eval_prompts=8),
         evaluation=EvaluationConfig(batch_size=8, sampling=sampling),
     )  # fmt: skip

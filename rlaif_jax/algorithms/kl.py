@@ -15,46 +15,46 @@ class KlConfig:
     """The penalty for leaving the reference. Defaults are the reference paper's (k3 in the loss, 0.001).
 
     Attributes:
-      coefficient: its weight beta; 0 = off, and then no reference is kept or evaluated.
+      coef: its weight beta; 0 = off, and then no reference is kept or evaluated.
       place: "loss" (GRPO) or "reward" (PPO: taken off the reward of each token, no gradient through it).
-      estimator: k1, k2 or k3, see `kl_terms`. In the loss k1 needs `corrected`: its own expected gradient is zero.
-      corrected: in the loss, multiply by the importance ratio, so that the expected gradient is that of the KL
+      estimator: k1, k2 or k3, see `kl_terms`. In the loss k1 needs `unbiased`: its own expected gradient is zero.
+      unbiased: in the loss, multiply by the importance ratio, so that the expected gradient is that of the KL
         (DeepSeek-V3.2, arXiv 2512.02556).
       target: > 0 makes the coefficient adaptive: it grows while the KL is above the target (arXiv 1909.08593, section 2.2).
       horizon: over how many samples the adaptive coefficient reacts.
-      refresh: every so many steps the policy becomes the new reference; 0 = never.
+      ref_sync_steps: every so many steps the policy becomes the new reference; 0 = never.
     """
 
-    coefficient: float = 0.001
+    coef: float = 0.001
     place: str = "loss"
     estimator: str = "k3"
-    corrected: bool = False
+    unbiased: bool = False
     target: float = 0.0
     horizon: float = 10_000.0
-    refresh: int = 0
+    ref_sync_steps: int = 0
 
     def __post_init__(self):
         for field, values in (("place", ("loss", "reward")), ("estimator", ("k1", "k2", "k3"))):
             if getattr(self, field) not in values:
                 raise UserError(f"kl.{field} is {getattr(self, field)!r}; expected one of {', '.join(values)}")
-        for field in ("coefficient", "target", "refresh"):
+        for field in ("coef", "target", "ref_sync_steps"):
             if getattr(self, field) < 0:
                 raise UserError(f"kl.{field} is {getattr(self, field)}; expected 0 or more")
-        if self.place == "loss" and self.estimator == "k1" and not self.corrected and self.coefficient > 0:
+        if self.place == "loss" and self.estimator == "k1" and not self.unbiased and self.coef > 0:
             raise UserError(
-                "kl.estimator k1 in the loss has an expected gradient of zero: use k2 or k3, set kl.corrected, "
+                "kl.estimator k1 in the loss has an expected gradient of zero: use k2 or k3, set kl.unbiased, "
                 "or put it into the reward (kl.place=reward)"
             )
 
     @property
     def active(self) -> bool:
         """Whether there is a KL term at all."""
-        return self.coefficient > 0
+        return self.coef > 0
 
     @property
     def refreshed(self) -> bool:
         """Whether there is a reference that follows the policy."""
-        return self.active and self.refresh > 0
+        return self.active and self.ref_sync_steps > 0
 
     @property
     def in_loss(self) -> bool:

@@ -25,41 +25,41 @@ class PolicyConfig:
     """The surrogate objective. Defaults are the reference paper's GRPO.
 
     Attributes:
-      surrogate: "clip" (PPO, arXiv 1707.06347, eq. 7); "cispo": the clipped ratio as a constant weight of log p, so that
+      loss: "clip" (PPO, arXiv 1707.06347, eq. 7); "cispo": the clipped ratio as a constant weight of log p, so that
         clipped tokens keep a gradient (arXiv 2506.13585); "sapo": a smooth gate instead of a clip (arXiv 2511.20347);
-        "gradient": -A log p, no ratio.
-      ratio: "token", or "sequence": the geometric mean over a response's tokens (GSPO, arXiv 2507.18071), with
+        "reinforce": -A log p, no ratio.
+      importance_level: "token", or "sequence": the geometric mean over a response's tokens (GSPO, arXiv 2507.18071), with
         aggregation "sequence_mean" and clips of some 3e-4.
       clip_low, clip_high: the ratio is held in [1 - clip_low, 1 + clip_high]; a larger clip_high lets unlikely tokens
         grow (DAPO, arXiv 2503.14476).
       dual_clip: > 1: where the advantage is negative the loss is bounded by dual_clip * |A| (arXiv 1912.09729); 0 = off.
       aggregation: see `losses.aggregate`.
       entropy_coefficient: weight of the entropy bonus, aggregated like the rest.
-      correction: the sampler's log-probs may differ from the trainer's (another precision or engine). With this on, the
+      rollout_correction: the sampler's log-probs may differ from the trainer's (another precision or engine). With this on, the
         trainer computes the old log-probs itself and weighs the terms by p_old / p_sampler: "token_truncate" (held in the
         bounds; Yao et al. 2025, fengyao.notion.site/off-policy-rl), "token_mask" (0 outside), "sequence_truncate",
         "sequence_mask" (product over the response) or "geometric_mask" (mean per token). "none": the sampler's log-probs
         are the old ones.
-      correction_low, correction_high: its bounds.
+      rollout_correction_low, rollout_correction_high: its bounds.
     """
 
-    surrogate: str = "clip"
-    ratio: str = "token"
+    loss: str = "clip"
+    importance_level: str = "token"
     clip_low: float = 0.2
     clip_high: float = 0.2
     dual_clip: float = 0.0
     aggregation: str = "token_mean"
     entropy_coefficient: float = 0.0
-    correction: str = "none"
-    correction_low: float = 0.0
-    correction_high: float = 2.0
+    rollout_correction: str = "none"
+    rollout_correction_low: float = 0.0
+    rollout_correction_high: float = 2.0
 
     def __post_init__(self):
         allowed = {
-            "surrogate": ("clip", "cispo", "sapo", "gradient"),
-            "ratio": ("token", "sequence"),
+            "loss": ("clip", "cispo", "sapo", "reinforce"),
+            "importance_level": ("token", "sequence"),
             "aggregation": ("token_mean", "sequence_mean", "sequence_sum", "fixed_length"),
-            "correction": (
+            "rollout_correction": (
                 "none", "token_truncate", "token_mask", "sequence_truncate", "sequence_mask", "geometric_mask"
             ),
         }  # fmt: skip
@@ -68,8 +68,8 @@ class PolicyConfig:
                 raise UserError(f"policy.{field} is {getattr(self, field)!r}; expected one of {', '.join(values)}")
         if self.dual_clip and self.dual_clip <= 1.0 + self.clip_high:
             raise UserError(f"policy.dual_clip is {self.dual_clip}; expected 0 (off) or more than 1 + policy.clip_high")
-        if self.ratio == "sequence" and self.aggregation == "token_mean":
-            raise UserError("policy.ratio=sequence weighs whole responses: set policy.aggregation to sequence_mean")
+        if self.importance_level == "sequence" and self.aggregation == "token_mean":
+            raise UserError("policy.importance_level=sequence weighs whole responses: set policy.aggregation to sequence_mean")
 
 
 def surrogate_terms(
@@ -80,19 +80,19 @@ def surrogate_terms(
     logp, old_logp, advantages, mask (B, R).
     """
     log_ratio = jnp.clip(logp - old_logp, -_LOG_RATIO_BOUND, _LOG_RATIO_BOUND)
-    if cfg.ratio == "sequence":
+    if cfg.importance_level == "sequence":
         mean = jnp.sum(log_ratio * mask, axis=1, keepdims=True) / jnp.maximum(jnp.sum(mask, axis=1, keepdims=True), 1.0)
         # The sequence's value, with each token's own gradient (GSPO-token): their sum is the sequence's gradient.
         log_ratio = jax.lax.stop_gradient(mean) + logp - jax.lax.stop_gradient(logp)
     ratio = jnp.exp(log_ratio)
     held = jnp.clip(ratio, 1.0 - cfg.clip_low, 1.0 + cfg.clip_high)
-    if cfg.surrogate == "cispo":
+    if cfg.loss == "cispo":
         terms = -jax.lax.stop_gradient(held) * advantages * logp
         return terms, ratio, jnp.sign(ratio - held)
-    if cfg.surrogate == "sapo":
+    if cfg.loss == "sapo":
         tau = jnp.where(advantages > 0, *_SAPO_TEMPERATURES)
         return -4.0 / tau * jax.nn.sigmoid(tau * (ratio - 1.0)) * advantages, ratio, jnp.zeros_like(ratio)
-    if cfg.surrogate == "gradient":
+    if cfg.loss == "reinforce":
         return -advantages * logp, ratio, jnp.zeros_like(ratio)
     terms = -jnp.minimum(ratio * advantages, held * advantages)
     active = jnp.where(held * advantages < ratio * advantages, jnp.sign(ratio - held), 0.0)
@@ -104,10 +104,10 @@ def surrogate_terms(
 def correction_weights(
     old_logp: jax.Array, sampler_logp: jax.Array, mask: jax.Array, cfg: PolicyConfig
 ) -> jax.Array:
-    """(B, R) weights p_old / p_sampler, bounded as `cfg.correction` says; no gradient flows through them."""
-    if cfg.correction == "none":
+    """(B, R) weights p_old / p_sampler, bounded as `cfg.rollout_correction` says; no gradient flows through them."""
+    if cfg.rollout_correction == "none":
         return jnp.ones_like(old_logp)
-    level, how = cfg.correction.split("_")
+    level, how = cfg.rollout_correction.split("_")
     difference = jnp.clip(old_logp - sampler_logp, -_LOG_RATIO_BOUND, _LOG_RATIO_BOUND) * mask
     if level != "token":
         total = jnp.sum(difference, axis=1, keepdims=True)
@@ -116,8 +116,8 @@ def correction_weights(
         difference = jnp.broadcast_to(total, difference.shape)
     weight = jnp.exp(jax.lax.stop_gradient(difference))
     if how == "truncate":
-        return jnp.clip(weight, cfg.correction_low, cfg.correction_high)
-    inside = (weight >= cfg.correction_low) & (weight <= cfg.correction_high)
+        return jnp.clip(weight, cfg.rollout_correction_low, cfg.rollout_correction_high)
+    inside = (weight >= cfg.rollout_correction_low) & (weight <= cfg.rollout_correction_high)
     if level == "geometric":  # the mean only chooses responses; what weighs a token is its own ratio
         weight = jnp.exp(jax.lax.stop_gradient(old_logp - sampler_logp) * mask)
     return jnp.where(inside, weight, 0.0)
@@ -142,14 +142,14 @@ def policy_loss(
     metrics = policy_metrics(logp, entropy, old, mask, ratio=ratio, active=active)
     if ref is not None:
         metrics["kl"] = mean_of(kl_terms(logp, ref), mask)
-    if cfg.correction != "none":
+    if cfg.rollout_correction != "none":
         weights = correction_weights(old, valid(sampler_logprobs), mask, cfg)
         terms = terms * weights
         metrics["correction"] = mean_of(weights, mask)
     if kl.in_loss:
         if kl_coefficient is None:
             raise ValueError("a KL term in the loss needs ref_logprobs and kl_coefficient")
-        penalty = kl_terms(logp, ref, kl.estimator) * (ratio if kl.corrected else 1.0)
+        penalty = kl_terms(logp, ref, kl.estimator) * (ratio if kl.unbiased else 1.0)
         terms = terms + kl_coefficient * penalty
     terms = terms - cfg.entropy_coefficient * entropy
     return aggregate(terms, mask, cfg.aggregation, mask.shape[1]), metrics

@@ -15,6 +15,40 @@ _MOVED = {
 }
 
 
+# Section -> old name of a field -> its name now.
+_RENAMED = {
+    "RlConfig": {
+        "group": "group_size", "epochs": "num_epochs", "minibatches": "num_minibatches", "kl_stop": "kl_early_stop",
+        "refills": "max_resamples", "max_prompt": "max_prompt_tokens", "max_lost_rewards": "max_invalid_rewards",
+    },
+    "TrainConfig": {"accumulation": "grad_accumulation", "keep_last": "max_to_keep"},
+    "PolicyConfig": {
+        "surrogate": "loss", "ratio": "importance_level", "correction": "rollout_correction",
+        "correction_low": "rollout_correction_low", "correction_high": "rollout_correction_high",
+    },
+    "KlConfig": {"coefficient": "coef", "refresh": "ref_sync_steps", "corrected": "unbiased"},
+    "ShapingConfig": {"unfinished_penalty": "missing_eos_penalty"},
+    "RewardConfig": {"centring": "center_coef"},
+    "DpoConfig": {"smoothing": "label_smoothing"},
+    "ModelConfig": {"rollout_weights": "rollout_quant"},
+    "CurateConfig": {"max_lost": "max_invalid"},
+}  # fmt: skip
+_VALUES = {("PolicyConfig", "loss"): {"gradient": "reinforce"}}  # old value -> value now
+
+
+def current_name(kind: type, name: str, say: Callable[[str], None]) -> str:
+    """The present name of a section's field."""
+    found = _RENAMED.get(kind.__name__, {}).get(name, name)
+    if found != name:
+        say(f"note: the field {name} of {kind.__name__} is called {found} now")
+    return found
+
+
+def current_value(kind: type, name: str, value: Any) -> Any:
+    """The present spelling of a field's value."""
+    return _VALUES.get((kind.__name__, name), {}).get(value, value) if isinstance(value, str) else value
+
+
 def upgraded_path(path: str, say: Callable[[str], None]) -> str:
     """The present name of a dotted field."""
     for old, new in _MOVED.items():

@@ -20,16 +20,17 @@ def overridden(cfg: RunConfig, items: Sequence[str], say: Callable[[str], None] 
     """The config with these fields changed. UserError names the field."""
     if not items:
         return cfg
+    say = say or (lambda _: None)
     values = plain(cfg)
     for item in items:
         name, equals, text = item.partition("=")
         if not equals:
             raise UserError(f"--set {item!r}: expected field=value, for example --set sft.train.steps=100")
-        path = old_names.upgraded_path(name, say or (lambda _: None)).split(".")
+        path = old_names.upgraded_path(name, say).split(".")
         if path[0] == "arms" and not values["arms"]:
             values["arms"] = plain(cfg.all_arms())
-        _set(values, RunConfig, path, text, name, values)
-    _drop_arms(values, say or (lambda _: None))
+        _set(values, RunConfig, path, _Override(name, text, values, say))
+    _drop_arms(values, say)
     return from_dict(RunConfig, values)
 
 
@@ -48,43 +49,57 @@ def _other(arm: dict[str, Any], source: str) -> Any:
     return arm.get("judge" if source == "reward_model" else "reward_model")
 
 
-def _set(values: dict[str, Any], kind: type, path: Sequence[str], text: str, full: str, root: dict[str, Any]) -> None:
+@dataclasses.dataclass(frozen=True)
+class _Override:
+    """One item: the field as it was typed, its value, the plain form of the whole config, and where notes go."""
+
+    full: str
+    text: str
+    root: dict[str, Any]
+    say: Callable[[str], None]
+
+    def above(self, rest: Sequence[str]) -> str:
+        """The section that the rest of the path is looked for in."""
+        return ".".join(self.full.split(".")[: -len(rest)])
+
+
+def _set(values: dict[str, Any], kind: type, path: Sequence[str], item: _Override) -> None:
     """Changes one field of a section's plain form in place."""
-    name, rest = path[0], path[1:]
-    known_field(name, kind, full)
+    name, rest = old_names.current_name(kind, path[0], item.say), path[1:]
+    known_field(name, kind, item.full)
     hint = fields_of(kind)[name]
     if not rest:
-        values[name] = Text(text)
+        values[name] = Text(old_names.current_value(kind, name, item.text))
         return
     if typing.get_origin(hint) is dict:
-        _set_entry(values[name], typing.get_args(hint)[1], rest, text, full, root)
+        _set_entry(values[name], typing.get_args(hint)[1], rest, item)
         return
     inner = section_type(hint)
     if inner is None:
-        raise UserError(f"--set {full}: {'.'.join(full.split('.')[: -len(rest)])} has no fields")
+        raise UserError(f"--set {item.full}: {item.above(rest)} has no fields")
     if isinstance(values[name], Text):
         values[name] = parsed(values[name])
     if values[name] is None:
         if name != "rl":  # an arm without RL settings of its own has those of the run
-            at = ".".join(full.split(".")[: -len(rest)])
-            raise UserError(f"--set {full}: {at} is none in this config; add the section with --set {at}={{}} before it")
-        values[name] = _copy(root["rl"])
-    _set(values[name], inner, rest, text, full, root)
+            at = item.above(rest)
+            raise UserError(f"--set {item.full}: {at} is none in this config; add the section with --set {at}={{}} before it")
+        values[name] = _copy(item.root["rl"])
+    _set(values[name], inner, rest, item)
 
 
-def _set_entry(entries: dict[str, Any], kind: Any, path: Sequence[str], text: str, full: str, root: dict[str, Any]) -> None:
+def _set_entry(entries: dict[str, Any], kind: Any, path: Sequence[str], item: _Override) -> None:
     """Changes an entry of a mapping such as `arms`, or a field of one; "none" takes the entry out."""
     name, rest = path[0], path[1:]
     if not rest:
-        if parsed(text) is None:
+        if parsed(item.text) is None:
             entries.pop(name, None)
         else:
-            entries[name] = Text(text)
+            entries[name] = Text(item.text)
         return
     inner = section_type(kind)
     if inner is None:
-        raise UserError(f"--set {full}: {'.'.join(full.split('.')[: -len(rest)])} has no fields")
-    _set(entries.setdefault(name, _Fresh(inner)), inner, rest, text, full, root)
+        raise UserError(f"--set {item.full}: {item.above(rest)} has no fields")
+    _set(entries.setdefault(name, _Fresh(inner)), inner, rest, item)
 
 
 class _Fresh(dict):

@@ -29,6 +29,20 @@ class RunConfig:
     A section that is None is left out. Without `sft`, later stages start from `model.init_from`.
 
     Attributes:
+      name: of the experiment; its folder is runs/NAME unless --out says otherwise.
+      seed: of everything random.
+      data: where records come from.
+      tokenizer: the tokenizer.
+      model: shapes and numerics of the policy, or the folder that it starts from.
+      mesh: the device mesh; it may differ at every start.
+      sft: supervised fine-tuning; None: no SFT.
+      grader: a scalar model for evaluation only; None: no grader.
+      feedback: the model that gives AI feedback; None: no AI feedback.
+      curate: arm A's curation of preference pairs; None: the data's pairs alone.
+      judge: the judge and the game that optimises its principles; None: no judge.
+      dpo: preference training without RL, as a baseline; None: none.
+      evaluation: the held-out comparison.
+      logging: where metrics go.
       language: of the task: "zh", "en", or "auto" (by the script of its texts). Prompts of the feedback model, rules and text
         metrics follow it.
       reward: the reward model; None for a run whose arms use none.
@@ -89,11 +103,11 @@ class RunConfig:
             if getattr(arm, source) and getattr(self, section) is None:
                 weight = getattr(arm, source)
                 raise UserError(f"arms.{name}.{source} is {weight}, but {section} is None: set that section")
-        quantised = not self.model.rollout_weights == self.model.kv_cache == "float"
-        if quantised and rl.policy.correction == "none":
+        quantised = not self.model.rollout_quant == self.model.kv_cache == "float"
+        if quantised and rl.policy.rollout_correction == "none":
             raise UserError(
-                "with model.rollout_weights or model.kv_cache in int8 the sampler is not quite the policy: set "
-                "rl.policy.correction, for example to token_truncate"
+                "with model.rollout_quant or model.kv_cache in int8 the sampler is not quite the policy: set "
+                "rl.policy.rollout_correction, for example to token_truncate"
             )
         if self.lora is not None and rl.offload_reference:
             raise UserError("rl.offload_reference: under lora the policy's own base is the reference; set it to false")
@@ -137,4 +151,4 @@ class RunConfig:
     @property
     def max_prompt(self) -> int:
         """Tokens of the longest prompt that is sampled from: the largest limit of all arms."""
-        return max([self.rl_of(name).max_prompt for name in self.all_arms()], default=self.rl.max_prompt)
+        return max([self.rl_of(name).max_prompt_tokens for name in self.all_arms()], default=self.rl.max_prompt_tokens)

@@ -21,19 +21,40 @@ from rlaif_jax.trainers.config import RlConfig, TrainConfig
 
 @dataclasses.dataclass(frozen=True)
 class SourceConfig:
-    """One data file: `path` relative to `data.root` (or "tfds:FOLDER"); `columns` maps record fields to its columns."""
+    """One data file.
+
+    Attributes:
+      path: of the file, relative to `data.root`, or "tfds:FOLDER".
+      format: "auto", "sharegpt_pairs", "alpaca", "verl" or "labelled".
+      columns: field of a record (prompt, response ...) -> column of the file, where they differ.
+      prefix: put before every prompt.
+      limit: the first rows only; 0 = all.
+      on_error: what a row that cannot be read does: "raise", or "skip" (counted and reported).
+    """
 
     path: str = ""
-    format: str = "auto"  # auto | sharegpt_pairs | alpaca | verl | labelled
+    format: str = "auto"
     columns: dict[str, str] = dataclasses.field(default_factory=dict)
-    prefix: str = ""  # put before every prompt
-    limit: int = 0  # 0 = all
-    on_error: str = "raise"  # raise | skip (counted and reported)
+    prefix: str = ""
+    limit: int = 0
+    on_error: str = "raise"
 
 
 @dataclasses.dataclass(frozen=True)
 class DataConfig:
-    """Where records come from. An empty `root` writes the bundled corpus into the run and reads it from there."""
+    """Where records come from.
+
+    Attributes:
+      root: the folder of the files; empty: the bundled corpus is written into the run folder and read from there.
+      corpus: sizes of the bundled corpus.
+      sft, sft_eval: examples for SFT, training and held out.
+      pairs, pairs_eval: preference pairs.
+      labelled, labelled_val, labelled_eval: answers labelled good or bad: for training (grader, game), for the game's gate, and
+        held out.
+      prompts, eval_prompts: requests for RL, and held-out ones for the evaluation.
+      eval_fraction: share of a training file's prompts that is held out where its *_eval file has no path.
+      grader_share: share of the pairs' prompts that the grader gets and the reward model does not.
+    """
 
     root: str = ""
     corpus: CorpusConfig = CorpusConfig()
@@ -42,12 +63,12 @@ class DataConfig:
     pairs: SourceConfig = SourceConfig("pairs_train.jsonl")
     pairs_eval: SourceConfig = SourceConfig("pairs_test.jsonl")
     labelled: SourceConfig = SourceConfig("labelled_train.jsonl")
-    labelled_val: SourceConfig = SourceConfig("labelled_val.jsonl")  # the gate of the judge's game
+    labelled_val: SourceConfig = SourceConfig("labelled_val.jsonl")
     labelled_eval: SourceConfig = SourceConfig("labelled_test.jsonl")
     prompts: SourceConfig = SourceConfig("prompts.jsonl")
     eval_prompts: SourceConfig = SourceConfig("eval_prompts.jsonl")
-    eval_fraction: float = 0.05  # held out of a file whose *_eval path is empty
-    grader_share: float = 0.0  # of the pairs' prompts, kept from the reward model and given to the grader
+    eval_fraction: float = 0.05
+    grader_share: float = 0.0
 
     def __post_init__(self):
         for field in ("eval_fraction", "grader_share"):
@@ -57,7 +78,12 @@ class DataConfig:
 
 @dataclasses.dataclass(frozen=True)
 class TokenizerConfig:
-    """`path`: a Hugging Face tokenizer folder; empty: train a byte-level BPE of `vocab_size` on the run's own texts."""
+    """The run's tokenizer, where `model.init_from` brings none.
+
+    Attributes:
+      path: a Hugging Face tokenizer folder; empty: a byte-level BPE is trained on the run's own texts.
+      vocab_size: tokens of one that is trained.
+    """
 
     path: str = ""
     vocab_size: int = 2048
@@ -74,12 +100,13 @@ class FeedbackConfig:
         `LLM` (`feedback/llm.py`): a callable, or "module:name" or "file.py:name"; process 0 alone calls it.
       prompts: a family of prompt files (zh, en, embedded) or a folder; empty: embedded for that backend,
         else the one in the task's language.
-      train, max_length, source: how the embedded model is trained; source is corpus | labelled. A step takes
-        `train.batch_size` rows of packed transcripts of up to `max_length` tokens, and `pair_batch_size` pairs of a good and
-        a flawed answer, each with all questions about it in up to `pair_max_length` tokens (0 = the same); what is longer
-        is left out.
-      questions: about each answer of a pair (source corpus).
+      train: how the embedded model is trained; `train.batch_size` counts rows of packed transcripts.
+      max_length: tokens of such a row; longer transcripts are left out.
+      pair_max_length: tokens of an answer with all questions about it, in a pair of a good and a flawed answer; 0: as max_length.
+      source: what the embedded model learns from: "corpus" (transcripts by the bundled grammar) or "labelled" responses.
       transcripts, verdict_pairs: how many are written (source corpus).
+      pair_batch_size: pairs of a step.
+      questions: about each answer of a pair (source corpus).
       http: the chat API.
       transcript, model: the recorded replies, and whose they are (empty: the only model in the file); or the folder.
       preset: the folder's shapes (a model preset, in bfloat16) for plans that are made where it is not at hand.
@@ -103,8 +130,8 @@ class FeedbackConfig:
     model: str = ""
     preset: str = ""
     batch_size: int = 128
-    weights: str = "float"  # float | int8
-    kv_cache: str = "float"  # float | int8
+    weights: str = "float"
+    kv_cache: str = "float"
 
     def __post_init__(self):
         choices = {
@@ -120,8 +147,8 @@ class FeedbackConfig:
             raise UserError("feedback.backend is folder: name the folder as feedback.model")
         if self.preset:
             preset(self.preset)  # an unknown one is refused here
-        if self.train.accumulation != 1:
-            raise UserError("feedback.train.accumulation must be 1: its loss is a sum of two means")
+        if self.train.grad_accumulation != 1:
+            raise UserError("feedback.train.grad_accumulation must be 1: its loss is a sum of two means")
 
     def family(self, language: Language) -> str:
         """The prompt family in use for a task in this language."""
@@ -135,9 +162,10 @@ class JudgeConfig:
     Attributes:
       principles, strategies: where S_D and S_G start: a file with one rule per line, or the name of a bundled list.
       game: the game that optimises them; None: they stay as they are.
-      mode: soft (P(Good) from the logits), checklist (the same for each principle alone, the lowest counts), binary (the
-        spoken verdict), k_vote (the share of `votes` verdicts at `temperature`) or pairwise (share of wins against other
-        samples of the group, both orders).
+      mode: "soft" (P(Good) from the logits), "checklist" (the same for each principle alone; the lowest counts), "binary" (the
+        verdict as text), "k_vote" (the share of several verdicts) or "pairwise" (share of wins against other samples of the
+        group, both orders).
+      votes, temperature: of k_vote.
     """
 
     principles: str = "principles"
@@ -199,9 +227,13 @@ _REWARD_NAMES = {
 
 @dataclasses.dataclass(frozen=True)
 class EvaluationConfig:
-    """Held-out comparison: `limit` prompts (0 = all), sampled with these settings, `batch_size` prompts at a time.
+    """The held-out comparison of all systems.
 
-    `best_of` > 1 adds a baseline that needs no training: of that many SFT answers, the best by the reward model.
+    Attributes:
+      limit: prompts; 0 = all.
+      batch_size: prompts at a time.
+      sampling: how every system answers.
+      best_of: adds a baseline that needs no training: of this many SFT answers, the best by the reward model; 0 = off.
     """
 
     limit: int = 0
@@ -212,6 +244,10 @@ class EvaluationConfig:
 
 @dataclasses.dataclass(frozen=True)
 class LoggingConfig:
-    """`wandb_project` empty = W&B off."""
+    """Where metrics go beside metrics.jsonl and TensorBoard.
+
+    Attributes:
+      wandb_project: a project of Weights & Biases; empty: off.
+    """
 
     wandb_project: str = ""

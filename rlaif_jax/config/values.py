@@ -46,18 +46,21 @@ def from_dict(kind: type, values: Any, where: str = "", say: Callable[[str], Non
 
     Fields under a name of an earlier version are accepted; `say` gets a note on each.
     """
-    values = old_names.upgraded(kind, values, say or (lambda _: None))
-    return _section(kind, values, where)
+    say = say or (lambda _: None)
+    return _section(kind, old_names.upgraded(kind, values, say), where, say)
 
 
-def _section(kind: type, values: Any, where: str) -> Any:
+def _section(kind: type, values: Any, where: str, say: Callable[[str], None]) -> Any:
     place = where or kind.__name__
     if not isinstance(values, Mapping):
         raise UserError(f"{place}: expected the fields of {kind.__name__}, found {values!r}")
+    values = {old_names.current_name(kind, name, say): value for name, value in values.items()}
     for name in values:
         known_field(name, kind, place)
     hints = fields_of(kind)
-    found = {n: _checked(v, hints[n], f"{where}.{n}" if where else n) for n, v in values.items()}
+    found = {
+        n: _checked(old_names.current_value(kind, n, v), hints[n], f"{where}.{n}" if where else n, say) for n, v in values.items()
+    }
     try:
         return kind(**found)
     except UserError as error:
@@ -66,18 +69,18 @@ def _section(kind: type, values: Any, where: str) -> Any:
         raise
 
 
-def _checked(value: Any, kind: Any, where: str) -> Any:
+def _checked(value: Any, kind: Any, where: str, say: Callable[[str], None]) -> Any:
     """`value` as the annotated type, or an error that says what was expected and found."""
     if isinstance(value, Text) and kind is not str:
         value = parsed(value)
     if dataclasses.is_dataclass(kind):
         if kind is FunctionConfig and (callable(value) or isinstance(value, str)):
             value = {"function": value}
-        return value if isinstance(value, kind) else _section(kind, value, where)
+        return value if isinstance(value, kind) else _section(kind, value, where, say)
     if isinstance(kind, types.UnionType):
-        return _one_of(value, typing.get_args(kind), where)
+        return _one_of(value, typing.get_args(kind), where, say)
     if typing.get_origin(kind) is dict and isinstance(value, Mapping):
-        return {str(k): _checked(v, typing.get_args(kind)[1], f"{where}.{k}") for k, v in value.items()}
+        return {str(k): _checked(v, typing.get_args(kind)[1], f"{where}.{k}", say) for k, v in value.items()}
     if kind is float and type(value) in (int, float):
         return float(value)
     if kind is str and isinstance(value, str):
@@ -88,12 +91,12 @@ def _checked(value: Any, kind: Any, where: str) -> Any:
     raise UserError(f"{where}: expected {name}, found {value!r} ({type(value).__name__})")
 
 
-def _one_of(value: Any, kinds: tuple[Any, ...], where: str) -> Any:
+def _one_of(value: Any, kinds: tuple[Any, ...], where: str, say: Callable[[str], None]) -> Any:
     if value is None and type(None) in kinds:
         return None
     if callable(value) and any(typing.get_origin(k) is not None for k in kinds):
         return value
-    return _checked(value, next(k for k in reversed(kinds) if k is not type(None)), where)
+    return _checked(value, next(k for k in reversed(kinds) if k is not type(None)), where, say)
 
 
 def parsed(text: str) -> Any:

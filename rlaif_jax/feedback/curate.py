@@ -31,17 +31,18 @@ class CurateConfig:
 
     Attributes:
       prompts: how many of the RL prompts to curate (0 = all).
-      candidates: K answers per prompt, sampled at `temperature`, of at most `max_tokens` tokens.
+      candidates: answers per prompt.
+      temperature, max_tokens: how they are sampled, and their bound in tokens.
       reply_tokens: bound on what each side of the debate says.
       source: who writes them: "policy" (after SFT) or "llm" (the feedback model).
       examples: retrieved few-shot examples in the prompt; a small model that was not trained for them does better
         with 0.
       embedder: empty = character n-gram TF-IDF; else a sentence-transformers folder.
       popularity_weight: see `Retriever`.
-      pairs_per_prompt: at most so many pairs of one prompt, those of nearest length first.
+      pairs_per_prompt: pairs of one prompt at most, those of nearest length first.
       margin: the pair's margin where judge and reflection agreed on both answers; half of it where on one.
-      chunk: prompts that are worked on at one time.
-      max_lost: stop if a larger share of the debates ends without verdict.
+      chunk: prompts per batch.
+      max_invalid: stop if a larger share of the debates ends without verdict.
       with_data_pairs: whether the reward model also learns from `data.pairs`.
     """
 
@@ -57,7 +58,7 @@ class CurateConfig:
     pairs_per_prompt: int = 2
     margin: float = 0.0
     chunk: int = 64
-    max_lost: float = 0.2
+    max_invalid: float = 0.2
     with_data_pairs: bool = False
 
     def __post_init__(self):
@@ -96,7 +97,7 @@ def curate(
             os.fsync(file.fileno())
             items += new
             progress.advance(task, len(new))
-            _check_lost(new, cfg.max_lost)
+            _check_lost(new, cfg.max_invalid)
     return items
 
 

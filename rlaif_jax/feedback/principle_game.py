@@ -35,10 +35,17 @@ _EDITS = ("keep", "add", "replace", "remove")
 
 @dataclasses.dataclass(frozen=True)
 class GameConfig:
-    """`rounds` rounds; in each, `games` queries for the generator and `reflections` labelled answers. Lists hold at most
-    `limit` rules. Of each suggestion the optimiser samples `edits` edits, and the gate takes the best: a small optimiser is
-    often wrong. The gate measures on at most `gate_rows` validation rows (0 = all). `temperature` is that of suggestions
-    and edits; a reply has at most `reply_tokens`. Defaults are the reference paper's.
+    """The game that optimises the judge's principles. Defaults are the reference paper's.
+
+    Attributes:
+      rounds: of the game.
+      games: queries of a round for the generator.
+      reflections: labelled answers of a round for the reflector.
+      edits: edits that the optimiser samples for each suggestion; the gate takes the best (a small optimiser is often wrong).
+      limit: rules in a list at most.
+      gate_rows: labelled validation rows on which the gate measures; 0 = all.
+      temperature: of suggestions and edits.
+      reply_tokens: bound on a reply.
     """
 
     rounds: int = 5

@@ -27,8 +27,9 @@ from rlaif_jax.models.model_config import ModelConfig
 class LoraConfig:
     """Which matrices get an update, and of which rank.
 
-    `targets` is an ordered table of regular expressions on a parameter's name ("layers/q"); the first that matches the
-    whole name gives its rank, 0 or no match leaves it as it is. The update counts alpha / rank. There is no dropout.
+    Attributes:
+      targets: regular expression on a parameter's full name ("layers/q") -> rank; the first match counts, 0 or no match: no update.
+      alpha: the update is scaled by alpha / rank. There is no dropout.
     """
 
     targets: dict[str, int] = dataclasses.field(default_factory=lambda: {"layers/(q|k|v|o|gate|up|down)": 16})

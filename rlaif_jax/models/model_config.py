@@ -13,9 +13,14 @@ class RopeScaling:
 
     "linear" divides all by `factor`. "llama3" divides those whose wavelength exceeds original_positions /
     low_freq_factor, keeps those below original_positions / high_freq_factor, and goes smoothly from one to the other.
+
+    Attributes:
+      type: "linear" or "llama3".
+      factor: by how much long wavelengths are stretched.
+      low_freq_factor, high_freq_factor, original_positions: of llama3, see above.
     """
 
-    type: str = "llama3"  # linear | llama3
+    type: str = "llama3"
     factor: float = 8.0
     low_freq_factor: float = 1.0
     high_freq_factor: float = 4.0
@@ -32,10 +37,31 @@ class RopeScaling:
 class ModelConfig:
     """A decoder with grouped-query attention, rotary positions, RMSNorm and SwiGLU.
 
-    Qwen2/2.5 sets `qkv_bias`, Qwen3 sets `qk_norm`, Llama 3 and Mistral neither. `vocab_size` 0 means "as the tokenizer
-    has, rounded up to a multiple of 64". dtypes are names: parameters (master weights) and compute. `max_positions` is
-    told to whoever serves an exported model; nothing here depends on it. `init_from` names a Hugging Face folder (or an
-    imported one) whose shapes, weights and tokenizer the policy starts from; the fields from `param_dtype` on stay.
+    Qwen2/2.5 sets `qkv_bias`, Qwen3 sets `qk_norm`, Llama 3 and Mistral neither.
+
+    Attributes:
+      vocab_size: tokens; 0: as many as the tokenizer has, rounded up to a multiple of 64.
+      width: of the residual stream (hidden_size in Hugging Face configs).
+      ffn: width inside the feed-forward layers (intermediate_size).
+      layers: blocks (num_hidden_layers).
+      heads, kv_heads: query heads and key/value heads (num_attention_heads, num_key_value_heads).
+      head_dim: width of one head.
+      rope_theta: base of the rotary frequencies.
+      norm_eps: added to the variance in RMSNorm (rms_norm_eps).
+      qkv_bias: biases on queries, keys and values.
+      qk_norm: RMSNorm on queries and keys.
+      tied_embeddings: the output matrix is the embedding (tie_word_embeddings).
+      rope_scaling: stretching of the rotary frequencies; None: none.
+      max_positions: written into an exported model (max_position_embeddings); nothing here depends on it.
+      param_dtype: of the stored weights, float32 or bfloat16.
+      compute_dtype: of activations and matrix products, float32 or bfloat16.
+      remat: which activations the backward pass recomputes: "none", "full", or "dots" (all but matrix products).
+      attention: "xla", or "cudnn" (GPU only).
+      logit_chunk: tokens per row whose logits are in memory at the same time.
+      rollout_quant: "float", or "int8": the copy of the blocks' matrices that sampling reads is in 8 bits.
+      kv_cache: "float", or "int8" with a scale per token and head.
+      init_from: a Hugging Face folder (or an imported one) whose shapes, weights and tokenizer the policy starts from; dtypes and
+        the fields after them are still this config's.
     """
 
     vocab_size: int = 0
@@ -54,11 +80,11 @@ class ModelConfig:
     max_positions: int = 32_768
     param_dtype: str = "float32"
     compute_dtype: str = "float32"
-    remat: str = "none"  # none | full | dots (keep matmul outputs, recompute the rest)
-    attention: str = "xla"  # xla | cudnn (GPU only; asked for by name)
-    logit_chunk: int = 256  # tokens per row whose logits exist at one time
-    rollout_weights: str = "float"  # float | int8 (the copy of the blocks' matrices that sampling reads)
-    kv_cache: str = "float"  # float | int8 (with a scale per token and head)
+    remat: str = "none"
+    attention: str = "xla"
+    logit_chunk: int = 256
+    rollout_quant: str = "float"
+    kv_cache: str = "float"
     init_from: str = ""
 
     def __post_init__(self):
@@ -67,7 +93,7 @@ class ModelConfig:
         if self.head_dim % 2:
             raise UserError(f"model.head_dim ({self.head_dim}) must be even: rotary positions turn pairs")
         choices = {
-            "remat": ("none", "full", "dots"), "attention": ("xla", "cudnn"), "rollout_weights": ("float", "int8"),
+            "remat": ("none", "full", "dots"), "attention": ("xla", "cudnn"), "rollout_quant": ("float", "int8"),
             "kv_cache": ("float", "int8"),
         }  # fmt: skip
         for field, allowed in choices.items():

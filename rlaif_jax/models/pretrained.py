@@ -24,7 +24,7 @@ from rlaif_jax.sharding import Placement
 from rlaif_jax.sharding.placement import abstract_like
 
 ORBAX_FOLDER = "params"
-_NUMERICS = ("param_dtype", "compute_dtype", "remat", "attention", "logit_chunk", "rollout_weights", "kv_cache")
+_NUMERICS = ("param_dtype", "compute_dtype", "remat", "attention", "logit_chunk", "rollout_quant", "kv_cache")
 
 
 def resolve(cfg: ModelConfig) -> ModelConfig:

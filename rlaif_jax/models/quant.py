@@ -1,6 +1,6 @@
 """8-bit weights and KV caches for sampling: half the memory of bfloat16, with rounding errors below one per cent.
 
-What is sampled under them is not exactly the policy: RL corrects for it (`rl.policy.correction`).
+What is sampled under them is not exactly the policy: RL corrects for it (`rl.policy.rollout_correction`).
 """
 
 from __future__ import annotations

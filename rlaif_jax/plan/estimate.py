@@ -65,7 +65,7 @@ def plan(cfg: RunConfig, place: Placement) -> list[StagePlan]:
             continue
         sequences, length = _shape(cfg, name)
         parts = _training_bytes(cfg, train, model, place)
-        parts["activations"] = _activation_bytes(model, sequences // train.accumulation, length, place)
+        parts["activations"] = _activation_bytes(model, sequences // train.grad_accumulation, length, place)
         steps, host = f"{train.steps} x {train.batch_size}", {}
         if name == "dpo":
             parts["reference"] = weights
@@ -88,8 +88,8 @@ def plan(cfg: RunConfig, place: Placement) -> list[StagePlan]:
             if rl.offload_reference:
                 host["reference"] = weights
             parts["sampler"] = _sampler_bytes(model, place)
-            parts["cache"] = _cache_bytes(model, train.batch_size * rl.group, length, place)
-            steps += f" x {rl.group}"
+            parts["cache"] = _cache_bytes(model, train.batch_size * rl.group_size, length, place)
+            steps += f" x {rl.group_size}"
         rows.append(StagePlan(name, _models(cfg, name), parameter_count(model), steps, parts, host))
     return rows
 
@@ -161,8 +161,8 @@ def _shape(cfg: RunConfig, stage: str) -> tuple[int, int]:
     if stage in ("sft", "feedback"):
         return settings.train.batch_size, settings.max_length
     if stage in cfg.all_arms():
-        sequences = settings.train.batch_size * settings.group // settings.minibatches
-        return sequences, settings.max_prompt + settings.sampling.max_tokens
+        sequences = settings.train.batch_size * settings.group_size // settings.num_minibatches
+        return sequences, settings.max_prompt_tokens + settings.sampling.max_tokens
     return settings.train.batch_size * (2 if settings.loss == "bradley_terry" else 1), settings.max_length
 
 
@@ -183,14 +183,14 @@ def _training_bytes(cfg: RunConfig, train: TrainConfig, model: ModelConfig, plac
 
 def _summed(train: TrainConfig, x: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
     """A gradient: in float32 where several micro-batches are summed."""
-    return jax.ShapeDtypeStruct(x.shape, jnp.float32 if train.accumulation > 1 else x.dtype, sharding=x.sharding)
+    return jax.ShapeDtypeStruct(x.shape, jnp.float32 if train.grad_accumulation > 1 else x.dtype, sharding=x.sharding)
 
 
 def _sampler_bytes(model: ModelConfig, place: Placement) -> int:
     """The weights that a rollout reads: gathered over fsdp, in the compute dtype, or the blocks' matrices in 8 bits."""
     gathered, size = place.without("fsdp"), 2 if model.compute_dtype == "bfloat16" else 4
     whole = _weight_bytes(dataclasses.replace(model, param_dtype="float32"), gathered) // 4
-    if model.rollout_weights == "float":
+    if model.rollout_quant == "float":
         return whole * size
     matrices = _matrices(model, gathered)
     return matrices + (whole - matrices) * size

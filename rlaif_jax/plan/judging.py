@@ -58,7 +58,7 @@ def verdicts(
     principles = read_rules(cfg.judge.principles, language)
     request = requests_for(load_prompts(cfg.feedback.family(language)), principles, [("", "")])[0]
     fixed = sum(len(message.content) + _TEMPLATE for message in request.messages)
-    width = padded_width(fixed + settings.max_prompt + settings.sampling.max_tokens)
+    width = padded_width(fixed + settings.max_prompt_tokens + settings.sampling.max_tokens)
     batch_size = -(-cfg.feedback.batch_size // place.row_shards) * place.row_shards
     rows = rows_per_call(batch_size, width, place)
     read = chip_bytes(judge_weights(cfg, policy, place.without("fsdp")))

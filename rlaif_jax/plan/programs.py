@@ -65,10 +65,11 @@ def _compiled(arm: _Arm, chunks: bool) -> RlConfig:
     """The arm's settings, with defaults for those that change no program, or only a constant in it; without `chunks` also for
     what the rollout alone depends on."""
     own = arm.programs.rl
-    train = TrainConfig(batch_size=own.train.batch_size, accumulation=own.train.accumulation, optimizer=own.train.optimizer)
-    kl = dataclasses.replace(own.kl, coefficient=1.0 if own.kl.active else 0.0)
+    batch, accumulation = own.train.batch_size, own.train.grad_accumulation
+    train = TrainConfig(batch_size=batch, grad_accumulation=accumulation, optimizer=own.train.optimizer)
+    kl = dataclasses.replace(own.kl, coef=1.0 if own.kl.active else 0.0)
     return dataclasses.replace(
-        own, train=train, kl=kl, refills=0, eval_prompts=0, samples_every=1, max_lost_rewards=0.0,
+        own, train=train, kl=kl, max_resamples=0, eval_prompts=0, samples_every=1, max_invalid_rewards=0.0,
         rollout_chunks=own.rollout_chunks if chunks else 1,
     )  # fmt: skip
 
@@ -83,8 +84,8 @@ def _text(rows: tuple[int, ...], length: int) -> dict[str, jax.ShapeDtypeStruct]
 
 
 def _more_accumulation(stage: str, train: TrainConfig) -> tuple[tuple[str, ...], ...]:
-    options = (train.accumulation * 2, train.accumulation * 4)
-    return tuple((f"{stage}.train.accumulation={n}",) for n in options if train.batch_size % n == 0)
+    options = (train.grad_accumulation * 2, train.grad_accumulation * 4)
+    return tuple((f"{stage}.train.grad_accumulation={n}",) for n in options if train.batch_size % n == 0)
 
 
 def _update(
@@ -92,8 +93,8 @@ def _update(
 ) -> Program:
     optimizer = make_optimizer(train.optimizer, train.steps)
     state = abstract_train_state(trainable, model, optimizer, place, scalar=name == "reward")
-    update = make_update(trainable.loss(loss_fn), optimizer, shardings_of(state), train.accumulation)
-    read = _passes(model) * train.accumulation * gathered_bytes(model, place)
+    update = make_update(trainable.loss(loss_fn), optimizer, shardings_of(state), train.grad_accumulation)
+    read = _passes(model) * train.grad_accumulation * gathered_bytes(model, place)
     return Program(name, update, (state, in_rows(batch, place)), read=read, remedies=_more_accumulation(name, train))
 
 
@@ -108,7 +109,7 @@ def _reward(cfg: RunConfig, model: ModelConfig, trainable: Trainable, place: Pla
     rows, length = cfg.reward.train.batch_size, cfg.reward.max_length
     if cfg.reward.loss == "bradley_terry":
         batch = _text((rows, 2), length) | {"margin": array((rows,), jnp.float32)}
-        loss_fn = partial(pair_loss, cfg=model, centring=cfg.reward.centring, place=place)
+        loss_fn = partial(pair_loss, cfg=model, centring=cfg.reward.center_coef, place=place)
     else:
         batch = _text((rows,), length) | {"label": array((rows,), jnp.float32)}
         loss_fn = partial(label_loss, cfg=model, place=place)
@@ -199,8 +200,8 @@ def _arm_programs(arm: _Arm, section: str, rewards: list[tuple], scorer: _Scorer
 
     policy = trainable.full_params(state.frozen, state.params)
     models = rl.scoring_models(settings, trainable, state, arm.reference)
-    rows = settings.train.batch_size * settings.group
-    prompts = {k: array((settings.train.batch_size, settings.max_prompt), jnp.int32) for k in ("tokens", "segment_ids")}
+    rows = settings.train.batch_size * settings.group_size
+    prompts = {k: array((settings.train.batch_size, settings.max_prompt_tokens), jnp.int32) for k in ("tokens", "segment_ids")}
     decoded = _decoded(rows, settings.sampling.max_tokens, place)
     scored = (models, *in_rows(prompts, place).values(), decoded, single(jnp.float32, place))
     batch = _batch(arm.programs, scored, state, place)
@@ -216,14 +217,14 @@ def _arm_programs(arm: _Arm, section: str, rewards: list[tuple], scorer: _Scorer
     if scorer is not None:
         held = without(kept, (scorer.weights,)), reference
         programs.append(_scores(f"{arm.name}: scores", scorer, rows, held, place))
-    accumulation = settings.train.accumulation
-    updates = settings.epochs * settings.minibatches * (1 if state.critic is None else 2)
-    more = [n for n in (2 * accumulation, 4 * accumulation) if rows // settings.minibatches % n == 0]
+    accumulation = settings.train.grad_accumulation
+    updates = settings.num_epochs * settings.num_minibatches * (1 if state.critic is None else 2)
+    more = [n for n in (2 * accumulation, 4 * accumulation) if rows // settings.num_minibatches % n == 0]
     given = state.replace(frozen=None), batch, single(jnp.uint32, place), single(jnp.int32, place), state.frozen
     return [*programs, Program(
         f"{arm.name}: update", arm.programs.update_program, given, (reference, rewarding((state,))),
         updates * accumulation * _passes(model) * weights,
-        remedies=tuple((f"{section}.train.accumulation={n}",) for n in more),
+        remedies=tuple((f"{section}.train.grad_accumulation={n}",) for n in more),
     )]  # fmt: skip
 
 
@@ -241,7 +242,7 @@ def _rollout(arm: _Arm, section: str, policy: Abstract, prompts: dict, held: tup
     text = in_rows({k: array((count, x.shape[1]), x.dtype) for k, x in prompts.items()}, place)
     numbers = single(jnp.uint32, place), single(jnp.uint32, place)
     arguments = (policy, *text.values(), *numbers, sampling, single(jnp.int32, place))
-    read = (limit + 1) * gathered_bytes(model, place) + limit * _cache(model, count * settings.group, settings, place)
+    read = (limit + 1) * gathered_bytes(model, place) + limit * _cache(model, count * settings.group_size, settings, place)
     chunks = [n for n in (2 * settings.rollout_chunks, 4 * settings.rollout_chunks) if settings.train.batch_size % n == 0]
     remedies = tuple((f"{section}.rollout_chunks={n}",) for n in chunks) + _more_tensor(place)
     return Program(f"{arm.name}: rollout", arm.programs.sampler.program, arguments, held, read, limit, remedies)
@@ -255,7 +256,7 @@ def _more_tensor(place: Placement) -> tuple[tuple[str, ...], ...]:
 
 def _cache(model: ModelConfig, rows: int, settings: RlConfig, place: Placement) -> int:
     """Bytes of the cache on one chip; every step reads all of it."""
-    length, tensor = settings.max_prompt + settings.sampling.max_tokens, place.mesh.shape["tensor"]
+    length, tensor = settings.max_prompt_tokens + settings.sampling.max_tokens, place.mesh.shape["tensor"]
     own_heads = model.kv_heads // tensor if model.kv_heads % tensor == 0 else model.kv_heads
     kept = max(rows // place.row_shards, 1) * length * own_heads * model.head_dim
     return 2 * model.layers * kept * jnp.dtype(model.compute_dtype).itemsize

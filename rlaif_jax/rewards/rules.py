@@ -21,8 +21,10 @@ class RuleConfig:
       constraint_weight: 1 where the answer keeps the explicit constraints that the request states, else 0; not applicable to a
         request that states none.
       repetition_weight: 1 minus the share of 4-grams, of characters (Chinese) or words (English), that occur again.
-      length_weight: 1 inside `length_min`..`length_max` characters or words, falling to 0 at half and at twice that.
-      veto_constraint, veto_repetition: such a violation takes `veto_penalty` off the whole reward.
+      length_weight: 1 inside the band of lengths, falling to 0 at half of its lower and twice its upper end.
+      length_min, length_max: the band, in characters (Chinese) or words (English).
+      veto_constraint, veto_repetition: such a violation takes `veto_penalty` off the sum.
+      veto_penalty: see there.
       normalise: "none", or "batch": each part is centred and scaled by its own standard deviation over the batch.
     """
 

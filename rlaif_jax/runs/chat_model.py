@@ -48,7 +48,7 @@ class ChatModel:
         """The policy that a stage left ("base": before any training); prompts are as long as they were in RL."""
         models = RunModels(run)
         name = f"{run.out.resolve()} {stage}"
-        return cls(models.policy(stage), models.config, models.tokenizer, run.place, name, run.cfg.max_prompt)
+        return cls(models.policy(stage), models.config, models.tokenizer, run.place, name, run.cfg.max_prompt_tokens)
 
     @classmethod
     def of_folder(cls, folder: str | Path, max_tokens: int, adapter: str | Path | None = None) -> ChatModel:

@@ -33,7 +33,7 @@ from rlaif_jax.runs.models import BASE, RunModels
 
 def feedback_config(cfg: FeedbackConfig, model: ModelConfig) -> ModelConfig:
     """The model config of a feedback model on the mesh, with its own 8-bit settings in place of the policy's."""
-    return dataclasses.replace(model, rollout_weights=cfg.weights, kv_cache=cfg.kv_cache)
+    return dataclasses.replace(model, rollout_quant=cfg.weights, kv_cache=cfg.kv_cache)
 
 
 def planned_feedback(cfg: RunConfig, policy: ModelConfig) -> ModelConfig | None:
@@ -61,7 +61,7 @@ class RunLlms:
         params, model, note = models.policy(name), models.config, ""
         if name == FEEDBACK.name:
             model = feedback_config(run.cfg.feedback, model)
-            if model.rollout_weights == "int8":
+            if model.rollout_quant == "int8":
                 params, note = keep_layers_in_8_bits(params, transformer.logical_axes(model), run.place), " int8"
         trained = name != BASE and not (name == SFT.name and run.cfg.sft is None)
         selected = f"{name}@{models.selected(name)['step']}" if trained else BASE

@@ -122,4 +122,4 @@ class RunModels:
 
     def _checkpoints(self, name: str) -> tuple[Checkpoints, TrainConfig]:
         train = stage_of(self._run.cfg, name).train(self._run.cfg)
-        return Checkpoints(self._run.folder(name) / "checkpoints", train.keep_last), train
+        return Checkpoints(self._run.folder(name) / "checkpoints", train.max_to_keep), train

@@ -76,12 +76,12 @@ class RunRewards:
         arm, rl = self._run.cfg.all_arms()[name], self._run.cfg.rl_of(name)
         parts: dict[str, tuple[RewardFn, float]] = {}
         if arm.reward_model:
-            parts["reward_model"] = self.scalar(REWARD.name, rl.train.batch_size * rl.group, base), arm.reward_model
+            parts["reward_model"] = self.scalar(REWARD.name, rl.train.batch_size * rl.group_size, base), arm.reward_model
         if arm.judge:
-            parts["judge"] = self.judge(rl.group), arm.judge
+            parts["judge"] = self.judge(rl.group_size), arm.judge
         for function, cfg in arm.functions.items():
             parts[function] = self._function(function, cfg), cfg.weight
-        return with_unfinished_penalty(with_rules(parts, arm.rules, self._run.cfg.language), rl.shaping.unfinished_penalty)
+        return with_unfinished_penalty(with_rules(parts, arm.rules, self._run.cfg.language), rl.shaping.missing_eos_penalty)
 
     def _report(self, text: str) -> None:
         self._run.console.print(text, style="yellow", markup=False, highlight=False)

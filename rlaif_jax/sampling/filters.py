@@ -18,7 +18,15 @@ from rlaif_jax.errors import UserError
 
 @dataclasses.dataclass(frozen=True)
 class SamplingConfig:
-    """temperature 0 = greedy; top_k 0, top_p 1 and min_p 0 are off. `max_tokens` bounds the response, EOS included."""
+    """How tokens are sampled.
+
+    Attributes:
+      temperature: 0 = greedy.
+      top_k: only the k likeliest tokens; 0 = off.
+      top_p: only the smallest set of likeliest tokens with this mass (arXiv 1904.09751); 1 = off.
+      min_p: only tokens with at least this share of the top probability (arXiv 2407.01082); 0 = off.
+      max_tokens: bound on a response, EOS included.
+    """
 
     temperature: float = 1.0
     top_k: int = 0

@@ -41,7 +41,7 @@ class Sampler:
 def for_sampling(params: Any, cfg: ModelConfig, axes: Any, place: Placement) -> Any:
     """Parameters in the compute dtype and gathered over fsdp (under jit): once per rollout, not once per token.
 
-    Adapters are merged into their weights; with `cfg.rollout_weights` int8, the matrices of the blocks are in 8 bits, as they
+    Adapters are merged into their weights; with `cfg.rollout_quant` int8, the matrices of the blocks are in 8 bits, as they
     stay where they were already.
     """
     gathered = place.without("fsdp")
@@ -56,7 +56,7 @@ def for_sampling(params: Any, cfg: ModelConfig, axes: Any, place: Placement) -> 
         if isinstance(w, Int8):
             return in_8_bits(w, axes)
         w = (w.dense() if is_wrapped(w) else w).astype(cfg.compute_dtype)
-        if cfg.rollout_weights == "float" or len(axes) < 3:
+        if cfg.rollout_quant == "float" or len(axes) < 3:
             return constrained(w, axes)
         return in_8_bits(quantised(w), axes)  # before the gathering, which then moves half the bytes
 

@@ -26,9 +26,13 @@ AXES = ("data", "fsdp", "tensor", "context")
 
 @dataclasses.dataclass(frozen=True)
 class MeshConfig:
-    """Sizes of the mesh axes; at most one may be -1, "all devices that are left". context is reserved (keep 1).
+    """Sizes of the mesh axes; at most one may be -1, "all devices that are left".
 
     Attributes:
+      data: splits rows.
+      fsdp: splits rows and parameters.
+      tensor: splits heads and ffn.
+      context: reserved; must be 1.
       dcn_data, dcn_fsdp: the parts of data and fsdp that cross granules; dcn_data -1 = all granules that dcn_fsdp leaves.
       granule: what the slow links join: slice, process, or auto (slices where there are several, else processes where a
         dcn size above 1 asks for them, else everything is one granule).

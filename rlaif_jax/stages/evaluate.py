@@ -84,7 +84,7 @@ def answers(
         models.config, transformer.logical_axes(models.config), x.place, group=group, max_tokens=cfg.sampling.max_tokens,
         pad_id=models.tokenizer.pad_id,
     )  # fmt: skip
-    batches = list(pipelines.eval_batches(prompt_rows(prompts, models.tokenizer, x.cfg.max_prompt), cfg.batch_size))
+    batches = list(pipelines.eval_batches(prompt_rows(prompts, models.tokenizer, x.cfg.max_prompt_tokens), cfg.batch_size))
     sampling = traced(cfg.sampling, models.tokenizer.eos_ids)
     for number, batch in enumerate(track(batches, f"evaluate {name}", console=x.console, transient=True)):
         decoded = sampler(params, batch["tokens"], batch["segment_ids"], x.cfg.seed + 11, number, sampling)

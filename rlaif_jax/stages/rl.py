@@ -45,14 +45,14 @@ def run(x: Run, stage: Stage) -> Mapping[str, Any]:
     programs = rl_programs.build(models.config, cfg, models.trainable, x.place, pad_id=tokenizer.pad_id)
     state, shardings = _start(x, models, programs)
     reward = RunRewards(x, models, RunLlms(x, models)).arm(name, state.frozen)
-    rows = prompt_rows(train, tokenizer, cfg.max_prompt)
+    rows = prompt_rows(train, tokenizer, cfg.max_prompt_tokens)
     batches = pipelines.train_batches(rows, batch_size=cfg.train.batch_size, seed=seed)
     sample = rollout.make_rollout(
         programs.sampler, reward, records=train, tokenizer=tokenizer, sampling=sampling, rl=cfg, seed=seed
     )  # fmt: skip
     step = rl.make_step(
         programs, sample, sampling=sampling, seed=seed + 13, reference=_reference(models, programs),
-        refill=rollout.make_refill(sample, lambda: next(batches), cfg) if cfg.refills else None,
+        refill=rollout.make_refill(sample, lambda: next(batches), cfg) if cfg.max_resamples else None,
         on_samples=SampleTable(x, name).show,
     )  # fmt: skip
     evaluate = _evaluation(programs, reward, held_out, models=models, sampling=sampling, seed=seed + 7)
@@ -77,25 +77,25 @@ def _reference(models: RunModels, programs: RlPrograms) -> Any:
     return to_host(reference) if programs.rl.offload_reference else reference
 
 
-def _watched(x: Run, name: str, cfg: RlConfig) -> loop.Stage:
+def _watched(x: Run, name: str, cfg: RlConfig) -> loop.Job:
     """The stage, with warnings on the terminal when its metrics look sick."""
     rows = read_metrics(x.folder(name) / "metrics.jsonl")
     health = Health(lambda text: x.console.print(f"{name}: {text}", style="yellow", markup=False), *rows[:1])
-    return loop.Stage(name, x.folder(name), cfg.train, x.console, lambda m: m["reward"], x.cfg.logging.wandb_project, health.look)
+    return loop.Job(name, x.folder(name), cfg.train, x.console, lambda m: m["reward"], x.cfg.logging.wandb_project, health.look)
 
 
 def _evaluation(programs: RlPrograms, reward: RewardFn, records: list, *, models: RunModels, sampling, seed: int):
     """Mean reward of sampled answers to held-out training prompts, with the training sampler's shape."""
     cfg, tokenizer = programs.rl, models.tokenizer
-    batches = list(pipelines.eval_batches(prompt_rows(records, tokenizer, cfg.max_prompt), cfg.train.batch_size))
+    batches = list(pipelines.eval_batches(prompt_rows(records, tokenizer, cfg.max_prompt_tokens), cfg.train.batch_size))
 
     def evaluate(state: RlState) -> dict[str, float]:
         policy, kept = programs.trainable.full_params(state.frozen, state.params), []
         for batch in batches:
             decoded = programs.sampler(policy, batch["tokens"], batch["segment_ids"], seed, 0, sampling)
-            samples, _ = rollout.to_samples(decoded, [records[int(r)] for r in batch["row"]], cfg.group, tokenizer)
-            result = checked(reward(samples), cfg.max_lost_rewards)
-            kept.append(result.values[result.valid & (np.repeat(batch["row_mask"], cfg.group) > 0)])
+            samples, _ = rollout.to_samples(decoded, [records[int(r)] for r in batch["row"]], cfg.group_size, tokenizer)
+            result = checked(reward(samples), cfg.max_invalid_rewards)
+            kept.append(result.values[result.valid & (np.repeat(batch["row_mask"], cfg.group_size) > 0)])
         return {"reward": float(np.concatenate(kept).mean())}
 
     return evaluate

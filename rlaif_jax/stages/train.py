@@ -57,10 +57,10 @@ def run(x: Run, stage: Stage) -> Mapping[str, Any]:
     optimizer = make_optimizer(train.optimizer, train.steps)
     loss_fn, key = trainable.loss(spec.loss), jax.random.key(x.cfg.seed)
     state, shardings = train_state(trainable, models.config, spec.start, optimizer, x.place, key=key)
-    update = make_update(loss_fn, optimizer, shardings, train.accumulation)
+    update = make_update(loss_fn, optimizer, shardings, train.grad_accumulation)
     evaluate = sft.make_evaluate(loss_fn, held_out, x.place, spec.prepare)
     step = sft.make_step(update, x.place, spec.prepare)
-    job = loop.Stage(stage.name, x.folder(stage.name), train, x.console, spec.score, x.cfg.logging.wandb_project)
+    job = loop.Job(stage.name, x.folder(stage.name), train, x.console, spec.score, x.cfg.logging.wandb_project)
     loop.fit(job, state, shardings, batches, step, evaluate)
     return facts | models.selected(stage.name)
 
@@ -94,7 +94,7 @@ def _grader(x: Run, data: RunData, models: RunModels) -> Supervised:
 
 def _scalar(x: Run, data: RunData, models: RunModels, cfg: RewardConfig, seed: int) -> Supervised:
     if cfg.loss == "bradley_terry":
-        loss_fn = partial(pair_loss, cfg=models.config, centring=cfg.centring, place=x.place)
+        loss_fn = partial(pair_loss, cfg=models.config, centring=cfg.center_coef, place=x.place)
     else:
         loss_fn = partial(label_loss, cfg=models.config, place=x.place)
     start = {"model": models.policy(start_name(cfg.init)), "head": heads.zero_head(models.config)}

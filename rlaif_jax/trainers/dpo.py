@@ -39,7 +39,7 @@ def dpo_loss(
     ref = batch["ref_logprobs"]
     weight = batch.get("row_mask", jnp.ones(len(own), jnp.float32))
     loss, metrics = losses.preference(
-        own[:, 0], own[:, 1], ref[:, 0], ref[:, 1], weight, beta=dpo.beta, kind=dpo.loss, smoothing=dpo.smoothing
+        own[:, 0], own[:, 1], ref[:, 0], ref[:, 1], weight, beta=dpo.beta, kind=dpo.loss, smoothing=dpo.label_smoothing
     )
     tokens = Mean(jnp.sum(batch["segment_ids"] > 0).astype(jnp.float32), jnp.float32(1.0))
     return loss, metrics | {"tokens": tokens}

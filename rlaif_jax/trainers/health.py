@@ -25,11 +25,11 @@ def _has(*names: str) -> Callable[[Metrics, Metrics], bool]:
 # The bounds are rules of thumb, wide enough to stay silent in the runs of this project that went well.
 SYMPTOMS = (
     Symptom("KL explosion", lambda now, first: now.get("kl", 0.0) > 1.0,
-            "the policy is {kl:.2f} nats per token away from its reference. Try a larger kl.coefficient, a smaller learning "
+            "the policy is {kl:.2f} nats per token away from its reference. Try a larger kl.coef, a smaller learning "
             "rate, or kl.target"),
     Symptom("entropy collapse", lambda now, first: _has("entropy")(now, first) and now["entropy"] < 0.25 * first["entropy"],
             "entropy fell to {entropy:.3f} nats, less than a quarter of its start: answers become alike. Try a larger "
-            "kl.coefficient or policy.clip_high, an entropy_coefficient, or fewer steps"),
+            "kl.coef or policy.clip_high, an entropy_coefficient, or fewer steps"),
     Symptom("length drift",
             lambda now, first: _has("length_tokens")(now, first)
             and not 0.5 < now["length_tokens"] / max(first["length_tokens"], 1e-6) < 1.6,
@@ -37,14 +37,14 @@ SYMPTOMS = (
             "Try a length band in the rules, or length-matched pairs for the reward model"),
     Symptom("rewards saturated", lambda now, first: now.get("no_signal_groups", 0.0) > 0.8,
             "{no_signal_groups:.0%} of the groups have equal rewards and teach nothing. Try a soft reward, a larger group, "
-            "rl.refills, or harder prompts"),
+            "rl.max_resamples, or harder prompts"),
     Symptom("answers do not end", lambda now, first: now.get("finished", 1.0) < 0.5,
             "only {finished:.0%} of the responses end within the limit. Try a larger sampling.max_tokens or "
-            "shaping.unfinished_penalty"),
+            "shaping.missing_eos_penalty"),
     Symptom("large updates", lambda now, first: now.get("clip_low", 0.0) + now.get("clip_high", 0.0) > 0.4,
-            "more than 40 % of the tokens hit the clip. Try a smaller learning rate, fewer epochs, or kl_stop"),
+            "more than 40 % of the tokens hit the clip. Try a smaller learning rate, fewer epochs, or kl_early_stop"),
     Symptom("sampler and trainer differ", lambda now, first: now.get("sampler_gap", 0.0) > 0.05,
-            "their log-probs differ by {sampler_gap:.3f} nats per token at the same weights. Try policy.correction, or the "
+            "their log-probs differ by {sampler_gap:.3f} nats per token at the same weights. Try policy.rollout_correction, or the "
             "same precision for both"),
     Symptom("critic worse than nothing",
             lambda now, first: now.get("explained_variance", 1.0) < -0.5 and now.get("step", 0) > 20,

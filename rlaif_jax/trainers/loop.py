@@ -39,7 +39,7 @@ EvaluateFn = Callable[[TrainState], dict[str, float]]
 
 
 @dataclasses.dataclass(frozen=True)
-class Stage:
+class Job:
     """One training stage: its name, folder, config, how to score a checkpoint, and who watches its log lines."""
 
     name: str
@@ -52,7 +52,7 @@ class Stage:
 
 
 def fit(
-    stage: Stage, state: TrainState, shardings: TrainState, batches: Batches, step_fn: StepFn,
+    job: Job, state: TrainState, shardings: TrainState, batches: Batches, step_fn: StepFn,
     evaluate: EvaluateFn | None = None,
 ) -> TrainState:  # fmt: skip
     """Runs the steps that are left, from the newest checkpoint or from `state`, and saves the last one.
@@ -62,39 +62,55 @@ def fit(
     data position and the scores so far, and every random key comes from (seed, step, row). Told to stop, it saves after the
     step at hand and raises Preempted. With several processes all of them call it alike.
     """
-    checkpoints = Checkpoints(stage.folder / "checkpoints", stage.train.keep_last)
+    checkpoints = Checkpoints(job.folder / "checkpoints", job.train.max_to_keep)
     state, start, scores = _resume(checkpoints, state, shardings, batches)
-    writer = MetricsWriter(stage.folder, start, stage.wandb_project, stage.name)
-    window, saved = _Window(), start
-    with _progress(stage, start) as advance, preemption_notice() as told:
-        for step in range(start + 1, stage.train.steps + 1):
-            if 0 < stage.train.patience <= evaluations_since_best(scores):
-                _tell_early_stop(stage, step - 1)
+    writer = MetricsWriter(job.folder, start, job.wandb_project, job.name)
+    window, saved, step, stopped = _Window(), start, start, False
+    with _progress(job, start) as advance, preemption_notice() as told:
+        for step in range(start + 1, job.train.steps + 1):
+            if 0 < job.train.patience <= evaluations_since_best(scores):
+                step -= 1
+                _tell_early_stop(job, step)
                 break
             state, metrics = step_fn(state, next(batches), step)
             window.add(metrics)
-            if step % stage.train.log_every == 0 or step == stage.train.steps:
+            if _due(step, job.train.log_every, job.train):
                 means = window.means()
                 writer.write(step, means)
                 advance(step, means)
-                stage.watch(step, means)
-            if step % stage.train.checkpoint_every == 0 or step == stage.train.steps:
-                results = evaluate(state) if evaluate else {}
-                score = broadcast(stage.score(results), "score")  # all processes keep the same best, and stop at the same step
-                if results:
-                    writer.write(step, {f"eval/{k}": v for k, v in results.items()})
-                    scores.append(score)
+                job.watch(step, means)
+            score, results = -math.inf, {}  # a checkpoint without an evaluation is never the best
+            if _due(step, job.train.eval_every or job.train.checkpoint_every, job.train):
+                score, results = _evaluated(job, evaluate, state, writer, step)
+                scores += [score] if results else []
+            if _due(step, job.train.checkpoint_every, job.train):
                 _save(checkpoints, state, batches, step, score, results, scores)
                 saved = step
-            if told():
-                if saved != step:  # without an evaluation, hence never the best
-                    _save(checkpoints, state, batches, step, -math.inf, {}, scores)
-                checkpoints.close()
-                writer.close()
-                raise Preempted(f"{stage.name} was told to stop and is saved at step {step} of {stage.train.steps}")
-    checkpoints.close()
-    writer.close()
+            if stopped := told():
+                break
+        if saved != step:
+            _save(checkpoints, state, batches, step, -math.inf, {}, scores)
+        checkpoints.close()
+        writer.close()
+        if stopped:
+            raise Preempted(f"{job.name} got a signal to stop and is saved at step {step} of {job.train.steps}")
     return state
+
+
+def _due(step: int, every: int, train: TrainConfig) -> bool:
+    """Whether something that is done every so many steps, and at the last one, is done now."""
+    return step % every == 0 or step == train.steps
+
+
+def _evaluated(
+    job: Job, evaluate: EvaluateFn | None, state: TrainState, writer: MetricsWriter, step: int
+) -> tuple[float, dict[str, float]]:
+    """The score of the state, the same on every process, and its held-out metrics, which are logged."""
+    results = evaluate(state) if evaluate else {}
+    score = broadcast(job.score(results), "score")  # so that all keep the same best, and stop at the same step
+    if results:
+        writer.write(step, {f"eval/{k}": v for k, v in results.items()})
+    return score, results
 
 
 def evaluations_since_best(scores: Sequence[float]) -> int:
@@ -105,9 +121,9 @@ def evaluations_since_best(scores: Sequence[float]) -> int:
     return since
 
 
-def _tell_early_stop(stage: Stage, step: int) -> None:
-    stage.console.print(
-        f"{stage.name}: stopped early at step {step} of {stage.train.steps}: no better in {stage.train.patience} evaluations",
+def _tell_early_stop(job: Job, step: int) -> None:
+    job.console.print(
+        f"{job.name}: stopped early at step {step} of {job.train.steps}: no better in {job.train.patience} evaluations",
         highlight=False,
     )
 
@@ -161,16 +177,16 @@ class _Window:
 
 
 @contextlib.contextmanager
-def _progress(stage: Stage, start: int):
+def _progress(job: Job, start: int):
     """A bar with throughput and time left on a terminal; a line now and then in a log file."""
     columns = (
         TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[note]}"),
         TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(),
     )  # fmt: skip
-    began, total = time.perf_counter(), stage.train.steps
+    began, total = time.perf_counter(), job.train.steps
     last_line = [began]
-    with Progress(*columns, console=stage.console, disable=not stage.console.is_terminal) as bar:
-        task = bar.add_task(stage.name, total=total, completed=start, note="")
+    with Progress(*columns, console=job.console, disable=not job.console.is_terminal) as bar:
+        task = bar.add_task(job.name, total=total, completed=start, note="")
 
         def advance(step: int, means: dict[str, float]) -> None:
             shown = [f"{k} {means[k]:.4g}" for k in ("loss", "accuracy", "reward", "kl") if k in means]
@@ -179,9 +195,9 @@ def _progress(stage: Stage, start: int):
             note = "  ".join(shown)
             bar.update(task, completed=step, note=note)
             now = time.perf_counter()
-            if not stage.console.is_terminal and (now - last_line[0] > 15 or step == total):
+            if not job.console.is_terminal and (now - last_line[0] > 15 or step == total):
                 left = (now - began) / (step - start) * (total - step)
-                stage.console.print(f"{stage.name}: step {step}/{total}  {note}  left {left:.0f} s", highlight=False)
+                job.console.print(f"{job.name}: step {step}/{total}  {note}  left {left:.0f} s", highlight=False)
                 last_line[0] = now
 
         yield advance

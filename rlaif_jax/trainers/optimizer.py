@@ -14,9 +14,17 @@ from rlaif_jax.trainers import int8_adam, low_memory
 
 @dataclasses.dataclass(frozen=True)
 class OptimizerConfig:
-    """`warmup` is a share of all steps; `schedule` runs from the peak to `final_ratio` * peak over the rest.
+    """AdamW or Adafactor with a schedule.
 
     Attributes:
+      learning_rate: the peak.
+      schedule: after the warm-up: "constant", "linear" or "cosine", down to `final_ratio` * peak at the last step.
+      warmup: share of all steps over which the rate rises to the peak.
+      final_ratio: see `schedule`.
+      weight_decay: of matrices; norms and biases are not decayed.
+      beta1, beta2: decay of Adam's first and second moment.
+      epsilon: added to the root of the second moment.
+      clip_norm: bound on the global norm of the gradients.
       moments: how Adam's two moments are kept: "float32" (8 bytes per parameter), "bfloat16" (4, rounded
         stochastically), "int8" (2 to 2.25: in blocks with a scale each, see `int8_adam`), or "factored": Adafactor's
         (arXiv 1804.04235), rows and columns in place of the second, the first in bfloat16 (2 bytes); `beta2` is then
@@ -26,7 +34,7 @@ class OptimizerConfig:
     """
 
     learning_rate: float = 1e-3
-    schedule: str = "cosine"  # constant | linear | cosine
+    schedule: str = "cosine"
     warmup: float = 0.03
     final_ratio: float = 0.1
     weight_decay: float = 0.01

@@ -63,11 +63,11 @@ def make_step(
         texts = rolled.prompts["tokens"], rolled.prompts["segment_ids"]
         # Runs on the devices while the host waits for the rewards.
         batch = programs.score_rollout(models, *texts, rolled.decoded, sampling.temperature)
-        result = checked(rolled.result(), rl.max_lost_rewards)
+        result = checked(rolled.result(), rl.max_invalid_rewards)
         clock.append(time.perf_counter())
         batch, numbers, metrics = programs.compute_advantages(batch, rolled.decoded, result.values, result.valid, state.numbers)
         state, updated = programs.update(state.replace(**numbers._asdict()), batch, seed, number)
-        if rl.kl.refreshed and number % rl.kl.refresh == 0:
+        if rl.kl.refreshed and number % rl.kl.ref_sync_steps == 0:
             state = state.replace(reference=copy(state.params))
         jax.block_until_ready(state.params)
         clock.append(time.perf_counter())
@@ -90,7 +90,7 @@ def scoring_models(rl: RlConfig, trainable: Trainable, state: RlState, reference
     """Those of these settings; `reference` as in `make_step`. Weights that several models share are the same arrays."""
     critic = None if state.critic is None else trainable.full_params(scalar_base(state.frozen), state.critic.params)
     return ScoringModels(
-        trainable.full_params(state.frozen, state.params) if rl.policy.correction != "none" else None,
+        trainable.full_params(state.frozen, state.params) if rl.policy.rollout_correction != "none" else None,
         reference_of(trainable, state, reference) if rl.kl.active else None,
         critic,
     )
@@ -109,7 +109,7 @@ def make_score_rollout(cfg: ModelConfig, rl: RlConfig, place: Placement) -> Call
 
     @jax.jit
     def score_rollout(models: ScoringModels, prompts, segment_ids, decoded: Decoded, temperature) -> RlBatch:
-        seq = sequences(prompts, segment_ids, decoded, rl.group)
+        seq = sequences(prompts, segment_ids, decoded, rl.group_size)
         length = decoded.mask.shape[1]
         batch = RlBatch(
             tokens=seq.tokens, segment_ids=seq.segment_ids, positions=seq.positions, temperature=temperature,
@@ -119,7 +119,7 @@ def make_score_rollout(cfg: ModelConfig, rl: RlConfig, place: Placement) -> Call
         def logprobs(params):
             return response_logprobs(params, cfg, seq, length, temperature, place)[0] * decoded.mask
 
-        if rl.policy.correction != "none":
+        if rl.policy.rollout_correction != "none":
             batch = batch.replace(sampler_logprobs=decoded.logprobs, old_logprobs=logprobs(models.policy))
             seq = _after(seq, batch.old_logprobs)
         if rl.kl.active:
@@ -175,7 +175,7 @@ def make_compute_advantages(rl: RlConfig) -> Callable[..., tuple[RlBatch, RlNumb
         metrics |= found | {
             "length_tokens": jnp.mean(lengths),
             "finished": jnp.mean(decoded.finished.astype(jnp.float32)),
-            "no_signal_groups": 1.0 - jnp.mean(adv.groups_with_signal(rewards, valid, rl.group).astype(jnp.float32)),
+            "no_signal_groups": 1.0 - jnp.mean(adv.groups_with_signal(rewards, valid, rl.group_size).astype(jnp.float32)),
             "tokens": jnp.sum(batch.segment_ids).astype(jnp.float32),
         }
         return batch, RlNumbers(coefficient, stats), metrics
@@ -208,7 +208,7 @@ def running_stats(stats: jax.Array, x: jax.Array, valid: jax.Array) -> jax.Array
 def _with_advantages(batch: RlBatch, scores, valid, penalty, rl: RlConfig) -> tuple[RlBatch, dict]:
     """The batch with advantages (B, R), with a critic also returns, and what to log of them."""
     if rl.critic is None:
-        return batch.replace(advantages=adv.advantages(scores, valid, penalty, batch.mask, rl.group, rl.advantage)), {}
+        return batch.replace(advantages=adv.advantages(scores, valid, penalty, batch.mask, rl.group_size, rl.advantage)), {}
     rewards = adv.token_rewards(scores, penalty, batch.mask)
     found, returns = adv.gae(rewards, batch.values, batch.mask, rl.critic.gamma, rl.critic.lam)
     metrics = {"explained_variance": explained_variance(batch.values, returns, batch.mask)}

@@ -79,7 +79,7 @@ def build(cfg: ModelConfig, rl: RlConfig, trainable: Trainable, place: Placement
     axes = transformer.logical_axes(cfg)
     return RlPrograms(
         rl=rl, trainable=trainable,
-        sampler=make_sampler(cfg, axes, place, group=rl.group, max_tokens=rl.sampling.max_tokens, pad_id=pad_id),
+        sampler=make_sampler(cfg, axes, place, group=rl.group_size, max_tokens=rl.sampling.max_tokens, pad_id=pad_id),
         score_rollout=make_score_rollout(cfg, rl, place), compute_advantages=make_compute_advantages(rl),
         update=with_optimizers_on_host(update) if rl.offload_optimizer else update, update_program=program,
         init=init, abstract=abstract,
@@ -94,7 +94,7 @@ def _assembled(
         params=policy.params, opt_state=policy.opt_state, step=policy.step, skipped=policy.skipped, frozen=policy.frozen,
         critic=None if critic is None else critic.replace(frozen=None),  # the policy's base serves both
         reference=copy(policy.params) if rl.kl.refreshed else None,
-        kl_coefficient=scalar(np.float32(rl.kl.coefficient)), reward_stats=scalar(np.zeros(3, np.float32)),
+        kl_coefficient=scalar(np.float32(rl.kl.coef)), reward_stats=scalar(np.zeros(3, np.float32)),
     )  # fmt: skip
 
 
@@ -113,5 +113,5 @@ def _learner(
 ) -> _Learner:  # fmt: skip
     optimizer = make_optimizer(config, rl.updates)
     loss_fn = trainable.loss(partial(loss, cfg=cfg, rl=rl, place=place))
-    update = make_update_fn(loss_fn, optimizer, rl.train.accumulation)
+    update = make_update_fn(loss_fn, optimizer, rl.train.grad_accumulation)
     return _Learner(optimizer, update, abstract_train_state(trainable, cfg, optimizer, place, scalar))

@@ -48,7 +48,7 @@ class RlBatch:
       tokens, segment_ids, positions: (B, Tp + R) int32, the left-padded prompt and its response; segment 0 is padding.
       temperature: () float32, that of sampling; all log-probs are taken at it.
       old_logprobs: (B, R) float32 nats, of the policy that sampled.
-      sampler_logprobs: (B, R) float32, the sampler's own; None without `policy.correction`.
+      sampler_logprobs: (B, R) float32, the sampler's own; None without `policy.rollout_correction`.
       ref_logprobs: (B, R) float32, of the reference; None without a KL term.
       values: (B, R) float32, of the critic before its updates; None without one.
       mask: (B, R) float32, 1 on response tokens of rows with a valid reward. This and the rest is None until

@@ -24,7 +24,7 @@ def make_update_program(
     None and comes apart, since other models may read the same arrays.
 
     Each epoch shuffles the rows by a key of (seed, step). The policy rests while the critic warms up, and for the rest of
-    the step once its KL from the policy that sampled exceeds `rl.kl_stop`.
+    the step once its KL from the policy that sampled exceeds `rl.kl_early_stop`.
     """
 
     def program(state: RlState, batch: RlBatch, seed, number, frozen):
@@ -50,8 +50,8 @@ def make_update_program(
 
 def _orders(key: jax.Array, count: int, rl: RlConfig) -> jax.Array:
     """The rows of each mini-batch of each epoch: (epochs * minibatches, rows)."""
-    orders = jax.vmap(lambda k: jax.random.permutation(k, count))(jax.random.split(key, rl.epochs))
-    return orders.reshape(rl.epochs * rl.minibatches, -1)
+    orders = jax.vmap(lambda k: jax.random.permutation(k, count))(jax.random.split(key, rl.num_epochs))
+    return orders.reshape(rl.num_epochs * rl.num_minibatches, -1)
 
 
 def _minibatches(batch: RlBatch, orders: jax.Array, place: Placement) -> RlBatch:
@@ -76,7 +76,7 @@ def _policy_updates(
         return state.replace(frozen=None), metrics  # what no update changes is not carried from one to the next
 
     def update_or_rest(state: RlState, minibatch: RlBatch, rests: jax.Array) -> tuple[RlState, Metrics]:
-        if not (rl.kl_stop > 0 or (rl.critic is not None and rl.critic.warmup > 0)):
+        if not (rl.kl_early_stop > 0 or (rl.critic is not None and rl.critic.warmup > 0)):
             return update(state, minibatch)
         shapes = jax.eval_shape(update, state, minibatch)[1]
         return jax.lax.cond(rests, lambda s, b: (s, empty(shapes)), update, state, minibatch)
@@ -84,8 +84,8 @@ def _policy_updates(
     def one(carry, minibatch):
         state, rests = carry
         state, metrics = update_or_rest(state, minibatch, rests)
-        if rl.kl_stop > 0:
-            rests |= metrics["kl_old"].value() > rl.kl_stop
+        if rl.kl_early_stop > 0:
+            rests |= metrics["kl_old"].value() > rl.kl_early_stop
         return (state, rests), metrics
 
     (state, _), metrics = jax.lax.scan(one, (state, rests), minibatches)

@@ -54,7 +54,7 @@ def make_rollout(
     """
     thread = ThreadPoolExecutor(1, "reward") if jax.process_count() == 1 else None
     join = jax.jit(lambda parts: jax.tree.map(lambda *x: jnp.concatenate(x), *parts))
-    group, size = rl.group, rl.train.batch_size // rl.rollout_chunks
+    group, size = rl.group_size, rl.train.batch_size // rl.rollout_chunks
 
     def rollout(params: Any, prompts: dict, number: int, first_row: int = 0) -> Rollout:
         parts, samples, rewards = [], [], []
@@ -78,18 +78,18 @@ def make_refill(
 ) -> Callable[[Any, Rollout, int], tuple[Rollout, dict[str, float]]]:  # fmt: skip
     """Dynamic sampling (DAPO, arXiv 2503.14476, section 3.2): refill(params, rollout, step) -> (rollout, metrics).
 
-    While some group has no signal, whole further batches of prompts are sampled, at most `rl.refills` of them; groups
+    While some group has no signal, whole further batches of prompts are sampled, at most `rl.max_resamples` of them; groups
     with signal come first, in the order of sampling. If there are still too few, groups without fill the rest.
     """
-    group, wanted = rl.group, rl.train.batch_size
+    group, wanted = rl.group_size, rl.train.batch_size
     pick = jax.jit(lambda parts, rows: jax.tree.map(lambda *x: jnp.concatenate(x)[rows], *parts))
 
     def refill(params: Any, first: Rollout, number: int) -> tuple[Rollout, dict[str, float]]:
         rounds, results, signal = [first], [], []
         while True:
-            results.append(checked(rounds[-1].result(), rl.max_lost_rewards))
+            results.append(checked(rounds[-1].result(), rl.max_invalid_rewards))
             signal += np.asarray(groups_with_signal(results[-1].values, results[-1].valid, group)).tolist()
-            if sum(signal) >= wanted or len(rounds) > rl.refills:
+            if sum(signal) >= wanted or len(rounds) > rl.max_resamples:
                 break
             rounds.append(rollout(params, next_prompts(), number, len(rounds) * wanted * group))
         metrics = {"refills": float(len(rounds) - 1), "no_signal_groups": 1.0 - float(np.mean(signal))}
@@ -98,7 +98,7 @@ def make_refill(
         chosen = sorted(range(len(signal)), key=lambda g: not signal[g])[:wanted]
         rows = np.concatenate([np.arange(g * group, (g + 1) * group) for g in chosen])
         # Fewer rounds than allowed are filled up with the last one, whose copies nobody picks: one compiled shape.
-        parts = [r.decoded for r in rounds] + [rounds[-1].decoded] * (rl.refills + 1 - len(rounds))
+        parts = [r.decoded for r in rounds] + [rounds[-1].decoded] * (rl.max_resamples + 1 - len(rounds))
         prompts = {k: np.concatenate([r.prompts[k] for r in rounds])[chosen] for k in first.prompts}
         samples = [e for r in rounds for e in r.samples]
         return Rollout(prompts, pick(parts, rows), [samples[i] for i in rows], [_done(joined(results).take(rows))]), metrics

@@ -27,7 +27,7 @@ NOT_EXPRESSED = {
     "trl.grpo.adv.normalize_then_sum.group": "each reward function normalised by itself; ours are summed first",
     "trl.grpo.loss.vespo": "VESPO's gamma-shaped weights are not offered",
     "trl.grpo.loss.luspo_seq": "LUSPO's length-weighted sequences are not offered",
-    "trl.grpo.loss.dapo_opsm.05": "no off-policy sequence mask; kl_stop and correction bound the same drift",
+    "trl.grpo.loss.dapo_opsm.05": "no off-policy sequence mask; kl_early_stop and correction bound the same drift",
     "trl.grpo.loss.dapo_topent.2": "a quantile over a micro-batch would depend on its size",
     "verl.adv.opo": "OPO's length-weighted baseline is not offered",
     "verl.loss.vanilla_dualclip3.seq-mean-token-sum-norm": "not divided by the number of rows there (their defect)",
@@ -43,14 +43,14 @@ def arr(x) -> jax.Array:
 
 # One entry per policy loss: PolicyConfig and KlConfig as keywords, and a factor on the result where conventions differ.
 GRPO = {"aggregation": "sequence_mean"}
-GSPO = {"ratio": "sequence", "aggregation": "sequence_mean"}
-NO_KL = {"coefficient": 0.0}
-K3 = {"coefficient": 0.04}
+GSPO = {"importance_level": "sequence", "aggregation": "sequence_mean"}
+NO_KL = {"coef": 0.0}
+K3 = {"coef": 0.04}
 TRL = {
     "grpo": GRPO, "bnpo": {}, "dr_grpo_L8": {"aggregation": "fixed_length"}, "dapo": {}, "dapo_cliphigher_.28": {"clip_high": 0.28},
     "dapo_kl.04_k3": {}, "dapo_kl.04_biascorr": {}, "dapo_delta1.5": {"dual_clip": 1.5},
-    "cispo_max5": {"surrogate": "cispo", "clip_low": 1.0, "clip_high": 4.0},
-    "sapo": {"surrogate": "sapo", "aggregation": "sequence_mean"},
+    "cispo_max5": {"loss": "cispo", "clip_low": 1.0, "clip_high": 4.0},
+    "sapo": {"loss": "sapo", "aggregation": "sequence_mean"},
     "gspo_seq_grpo_3e-4_4e-4": GSPO | {"clip_low": 3e-4, "clip_high": 4e-4},
     "gspo_seq_grpo_.2": GSPO, "dapo_is": {}, "dapo_entbonus.01": {"entropy_coefficient": 0.01}, "grpo_onpolicy_noold": GRPO,
     "grpo_accum4": GRPO,
@@ -59,13 +59,13 @@ VERL = {
     "vanilla_dualclip3.token-mean": {"dual_clip": 3.0},
     "vanilla_dualclip3.seq-mean-token-sum": {"dual_clip": 3.0, "aggregation": "sequence_sum"},
     "vanilla_dualclip3.seq-mean-token-mean": {"dual_clip": 3.0, "aggregation": "sequence_mean"}, "gspo.token-mean": GSPO,
-    "sapo.token-mean": {"surrogate": "sapo", "aggregation": "sequence_mean"}, "cispo.token-mean": {"surrogate": "cispo"},
+    "sapo.token-mean": {"loss": "sapo", "aggregation": "sequence_mean"}, "cispo.token-mean": {"loss": "cispo"},
 }  # fmt: skip
 OPENRLHF = {
     "ppo": {}, "ppo_seqmean": GRPO, "ppo_dual3": {"dual_clip": 3.0}, "gspo": GSPO,
-    "tis": {"correction": "token_truncate", "correction_low": 0.5, "correction_high": 5.0},
-    "icepop": {"correction": "token_mask", "correction_low": 0.5, "correction_high": 5.0},
-    "seqmask": {"correction": "geometric_mask", "correction_low": 0.999, "correction_high": 1.002},
+    "tis": {"rollout_correction": "token_truncate", "rollout_correction_low": 0.5, "rollout_correction_high": 5.0},
+    "icepop": {"rollout_correction": "token_mask", "rollout_correction_low": 0.5, "rollout_correction_high": 5.0},
+    "seqmask": {"rollout_correction": "geometric_mask", "rollout_correction_low": 0.999, "rollout_correction_high": 1.002},
 }  # fmt: skip
 POLICY = (
     {f"trl.grpo.loss.{k}": v for k, v in TRL.items()}
@@ -79,14 +79,14 @@ def policy(name: str) -> tuple[dict, dict]:
     given, out = CASES[name]["in"], CASES[name]["out"]
     settings = dict(POLICY[name])
     cfg = PolicyConfig(**settings)
-    kl = KlConfig(**(K3 if ".04" in name else NO_KL), corrected="biascorr" in name)
+    kl = KlConfig(**(K3 if ".04" in name else NO_KL), unbiased="biascorr" in name)
     logp, mask = arr(given["logp"]), arr(given["mask"])
     old = logp if "noold" in name else arr(given["old"])
     batch = {
         "mask": mask, "old_logprobs": old, "advantages": jnp.broadcast_to(arr(given["adv"])[:, None], mask.shape) * mask,
-        "ref_logprobs": arr(given["ref"]), "kl_coefficient": kl.coefficient,
+        "ref_logprobs": arr(given["ref"]), "kl_coefficient": kl.coef,
     }  # fmt: skip
-    if cfg.correction != "none":
+    if cfg.rollout_correction != "none":
         batch["sampler_logprobs"] = arr(given["rollout"])
 
     def loss(logp, entropy):
@@ -96,7 +96,7 @@ def policy(name: str) -> tuple[dict, dict]:
             return policy_loss(*pads, cfg, kl, **wide)[0].value()
         if name.endswith("dapo_is"):  # TRL multiplies by a given weight: the same as one whose logarithm is the gap
             given_weight = {"sampler_logprobs": old - jnp.log(arr(given["is_ratio"]))}
-            capped = PolicyConfig(**settings, correction="token_truncate", correction_high=1e9)
+            capped = PolicyConfig(**settings, rollout_correction="token_truncate", rollout_correction_high=1e9)
             return policy_loss(logp, entropy, capped, kl, **(batch | given_weight))[0].value()
         return policy_loss(logp, entropy, cfg, kl, **batch)[0].value() / (4 if "accum4" in name else 1)
 
@@ -111,7 +111,8 @@ def correction(name: str) -> tuple[dict, dict]:
     given, out = CASES[name]["in"], CASES[name]["out"]
     how, bounds = name.removeprefix("trl.grpo.is_ratio.").split(".", 1)
     low, high = bounds.split("_")
-    cfg = PolicyConfig(correction=how, correction_low=0.0 if low == "None" else float(low), correction_high=float(high))
+    low = 0.0 if low == "None" else float(low)
+    cfg = PolicyConfig(rollout_correction=how, rollout_correction_low=low, rollout_correction_high=float(high))
     ours = correction_weights(arr(given["old"]), arr(given["sampling"]), arr(given["mask"]), cfg)
     return {"ratio": ours[:, :1] if how.startswith("sequence") else ours}, {"ratio": out["ratio"]}
 

@@ -35,28 +35,28 @@ def twin(logp, entropy, b, cfg, kl, frozen=None):
         for t in live:
             a = b["advantages"][i, t]
             log_ratio = logp[i, t] - b["old_logprobs"][i, t]
-            if cfg.ratio == "sequence":
+            if cfg.importance_level == "sequence":
                 log_ratio = sum(gaps) / len(gaps) + logp[i, t] - frozen[i, t]
             r = np.exp(log_ratio)
             held = min(max(r, 1 - cfg.clip_low), 1 + cfg.clip_high)
-            if cfg.surrogate == "clip":
+            if cfg.loss == "clip":
                 term = max(-r * a, -held * a)
                 if cfg.dual_clip and a < 0:
                     term = min(term, -cfg.dual_clip * a)
-            elif cfg.surrogate == "cispo":
+            elif cfg.loss == "cispo":
                 at = np.exp(frozen[i, t] - b["old_logprobs"][i, t])
                 term = -min(max(at, 1 - cfg.clip_low), 1 + cfg.clip_high) * a * logp[i, t]
-            elif cfg.surrogate == "sapo":
+            elif cfg.loss == "sapo":
                 tau = 1.0 if a > 0 else 1.05
                 term = -a * 4 / tau / (1 + np.exp(-tau * (r - 1)))
             else:
                 term = -a * logp[i, t]
-            if cfg.correction == "token_truncate":
+            if cfg.rollout_correction == "token_truncate":
                 weight = np.exp(b["old_logprobs"][i, t] - b["sampler_logprobs"][i, t])
-                term *= min(max(weight, cfg.correction_low), cfg.correction_high)
+                term *= min(max(weight, cfg.rollout_correction_low), cfg.rollout_correction_high)
             d = logp[i, t] - b["ref_logprobs"][i, t]
             penalty = {"k1": d, "k2": d * d / 2, "k3": np.exp(-d) - 1 + d}[kl.estimator]
-            row.append(term + 0.1 * penalty * (r if kl.corrected else 1) - cfg.entropy_coefficient * entropy[i, t])
+            row.append(term + 0.1 * penalty * (r if kl.unbiased else 1) - cfg.entropy_coefficient * entropy[i, t])
         rows.append(row)
     tokens = sum(map(len, rows))
     every = sum(map(sum, rows))
@@ -69,11 +69,11 @@ def twin(logp, entropy, b, cfg, kl, frozen=None):
 OPTIONS = [
     {"aggregation": a} for a in ("token_mean", "sequence_mean", "sequence_sum", "fixed_length")
 ] + [
-    {"clip_low": 0.1, "clip_high": 0.4}, {"dual_clip": 1.3}, {"surrogate": "cispo"}, {"surrogate": "sapo"},
-    {"surrogate": "gradient"}, {"entropy_coefficient": 0.02}, {"correction": "token_truncate", "correction_high": 1.2},
-    {"ratio": "sequence", "aggregation": "sequence_mean", "clip_low": 0.05, "clip_high": 0.05},
+    {"clip_low": 0.1, "clip_high": 0.4}, {"dual_clip": 1.3}, {"loss": "cispo"}, {"loss": "sapo"},
+    {"loss": "reinforce"}, {"entropy_coefficient": 0.02}, {"rollout_correction": "token_truncate", "rollout_correction_high": 1.2},
+    {"importance_level": "sequence", "aggregation": "sequence_mean", "clip_low": 0.05, "clip_high": 0.05},
 ]  # fmt: skip
-KLS = [KlConfig(0.1), KlConfig(0.1, estimator="k2"), KlConfig(0.1, estimator="k1", corrected=True), KlConfig(0.1, corrected=True)]
+KLS = [KlConfig(0.1), KlConfig(0.1, estimator="k2"), KlConfig(0.1, estimator="k1", unbiased=True), KlConfig(0.1, unbiased=True)]
 
 
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
@@ -145,7 +145,7 @@ def test_correction_weights_equal_their_numpy_twin():
     _, _, b = batch_of(6, 4)
     gap = (b["old_logprobs"] - b["sampler_logprobs"]) * b["mask"]
     for level, how in itertools.product(("token", "sequence"), ("truncate", "mask")):
-        cfg = PolicyConfig(correction=f"{level}_{how}", correction_low=0.7, correction_high=1.4)
+        cfg = PolicyConfig(rollout_correction=f"{level}_{how}", rollout_correction_low=0.7, rollout_correction_high=1.4)
         weight = np.exp(gap if level == "token" else np.repeat(gap.sum(1, keepdims=True), 4, axis=1))
         inside = (weight >= 0.7) & (weight <= 1.4)
         expected = np.clip(weight, 0.7, 1.4) if how == "truncate" else np.where(inside, weight, 0)
@@ -165,7 +165,7 @@ def test_kl_estimators_and_controller():
 
 
 @pytest.mark.parametrize("options, said", [
-    ({"surrogate": "magic"}, "expected one of"), ({"dual_clip": 1.1}, "dual_clip"), ({"ratio": "sequence"}, "sequence_mean"),
+    ({"loss": "magic"}, "expected one of"), ({"dual_clip": 1.1}, "dual_clip"), ({"importance_level": "sequence"}, "sequence_mean"),
 ])  # fmt: skip
 def test_settings_that_cannot_work_are_refused(options, said):
     with pytest.raises(UserError, match=said):

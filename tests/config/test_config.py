@@ -8,6 +8,7 @@ import pytest
 
 from rlaif_jax.cli import main
 from rlaif_jax.config import RunConfig, find_config, load_config
+from rlaif_jax.config.describe import all_fields
 from rlaif_jax.config.overrides import overridden
 from rlaif_jax.config.values import from_dict, to_dict
 from rlaif_jax.errors import UserError
@@ -99,9 +100,62 @@ def test_overrides_that_need_one_another_come_in_any_order():
         cfg = overridden(RunConfig(), items)
         assert cfg.sft is None and cfg.model.init_from == "somewhere"
     assert overridden(RunConfig(), ["seed=1", "seed=2"]).seed == 2
-    both = overridden(RunConfig(), ["model.kv_cache=int8", "model.kv_cache=float", "rl.policy.correction=token_truncate"])
+    both = overridden(RunConfig(), ["model.kv_cache=int8", "model.kv_cache=float", "rl.policy.rollout_correction=token_truncate"])
     assert both.model.kv_cache == "float", "the last value of a field counts, also when the first had to wait"
     with pytest.raises(UserError, match="no policy to start from"):
         overridden(RunConfig(), [one, "seed=3"])
     with pytest.raises(UserError, match=r"seed: expected int, found 'x'"):
         overridden(RunConfig(), ["seed=x", two])
+
+
+def test_every_field_says_what_it_means():
+    missing = [f.name for f in all_fields() if not f.doc]
+    assert not missing, f"no entry under Attributes: of the section's class: {', '.join(missing)}"
+
+
+def test_fields_under_names_of_earlier_versions_are_accepted_with_a_note():
+    said = []
+    cfg = overridden(RunConfig(), ["rl.group=8", "rl.train.accumulation=2", "rl.policy.surrogate=gradient"], said.append)
+    assert cfg.rl.group_size == 8 and cfg.rl.train.grad_accumulation == 2 and cfg.rl.policy.loss == "reinforce"
+    assert said[0] == "note: the field group of RlConfig is called group_size now" and len(said) == 3
+    old = {"rl": {"kl": {"coefficient": 0.5}, "max_prompt": 20}, "rl_rules": {"constraint_weight": 1.0, "model_weight": 2.0}}
+    cfg = from_dict(RunConfig, old, say=said.append)
+    assert cfg.rl.kl.coef == 0.5 and cfg.rl.max_prompt_tokens == 20
+    assert cfg.arms["rl"].reward_model == 2.0 and cfg.arms["rl"].rules.constraint_weight == 1.0
+    assert overridden(RunConfig(), ["rl_rules.length_weight=0.5"]).arms["rl"].rules.length_weight == 0.5
+
+
+def test_sections_that_need_one_another_go_together_in_any_order():
+    items = ["reward.init=sft", "curate=none", "judge=none", "feedback=none"]
+    for order in (items, items[::-1]):
+        cfg = load_config("greetings_demo", order)
+        assert cfg.judge is None and cfg.feedback is None and list(cfg.arms) == ["rl"]
+    with pytest.raises(UserError, match=r"dpo is none in this config; add the section with --set dpo=\{\}"):
+        overridden(RunConfig(), ["dpo.beta=0.5"])
+    assert overridden(RunConfig(), ["dpo={}", "dpo.beta=0.5"]).dpo.beta == 0.5
+    own = overridden(RunConfig(), ["arms.rl.rl.group_size=8"])
+    assert own.rl.group_size == 4 and own.rl_of("rl").group_size == 8, "an arm gets settings of its own, else those of rl"
+    more = overridden(RunConfig(), ["arms.plain.reward_model=1.0", "arms.plain.rules.repetition_weight=0.1"])
+    assert list(more.arms) == ["rl", "plain"] and more.arms["plain"].rules.repetition_weight == 0.1
+
+
+def test_a_resolved_config_runs_as_yaml_and_as_json(tmp_path, capsys):
+    assert main(["config", "show", "greetings_demo", "--set", "seed=7"]) == 0
+    text = capsys.readouterr().out
+    (tmp_path / "demo.yaml").write_text(text, encoding="utf-8")
+    (tmp_path / "demo.json").write_text(json.dumps(to_dict(load_config("greetings_demo", ["seed=7"]))), encoding="utf-8")
+    expected = load_config("greetings_demo", ["seed=7"])
+    assert load_config(tmp_path / "demo.yaml") == load_config(tmp_path / "demo.json") == expected
+    assert main(["config", "diff", "greetings_demo", str(tmp_path / "demo.yaml")]) == 0
+    assert "equal" not in (shown := capsys.readouterr().out) and "seed" in shown and "7" in shown
+    (tmp_path / "broken.yaml").write_text("rl: [1,\nseed: 3", encoding="utf-8")
+    (tmp_path / "broken.json").write_text('{"seed": 3,\n', encoding="utf-8")
+    for name in ("broken.yaml", "broken.json"):
+        assert main(["run", str(tmp_path / name), "--dry-run"]) == 2
+        error = capsys.readouterr().err
+        assert error.count("\n") == 1 and f"{name}:" in error, error
+
+
+def test_the_list_of_fields_shows_type_default_and_meaning(capsys):
+    assert main(["config", "list", "kl.coef"]) == 0
+    assert "rl.kl.coef" in (text := capsys.readouterr().out) and "0.001" in text and "float" in text

@@ -71,7 +71,7 @@ def agent():
 def test_debates_and_curation(agent, tmp_path):
     found = debate(agent, [(q, "Happy birthday") for q in QUERIES], 48)
     assert {d.final for d in found} >= {0, 1}
-    cfg = CurateConfig(source="llm", max_lost=1.0, chunk=4)
+    cfg = CurateConfig(source="llm", max_invalid=1.0, chunk=4)
     path, quiet = tmp_path / "items.jsonl", Console(quiet=True)
     items = curate([Prompt(q) for q in QUERIES], agent, agent, None, cfg, path, seed=0, console=quiet)
     assert len(items) == len(QUERIES) and any(item["pairs"] for item in items)

@@ -36,7 +36,7 @@ def test_rounding_is_at_most_half_a_step_per_output():
     assert float(jnp.abs(zero.dense()).max()) == 0.0
 
 
-WEIGHTS, CACHE = {"rollout_weights": "int8"}, {"kv_cache": "int8"}
+WEIGHTS, CACHE = {"rollout_quant": "int8"}, {"kv_cache": "int8"}
 
 
 @pytest.mark.parametrize(
@@ -78,7 +78,7 @@ def test_the_cache_and_the_weights_are_half_of_bfloat16(small_model, one_device)
         return [sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(t)) for t in (params["layers"], caches)]
 
     weights, cache = sizes()
-    assert sizes(rollout_weights="int8")[0] < 0.56 * weights
+    assert sizes(rollout_quant="int8")[0] < 0.56 * weights
     assert sizes(kv_cache="int8")[1] == cache * (64 + 4) // 128
 
 
@@ -93,7 +93,7 @@ def test_quantised_layers_leave_the_rest_as_it_is(small_model):
 
 
 def test_rl_in_8_bits_without_a_correction_is_refused():
-    with pytest.raises(UserError, match=r"rl\.policy\.correction"):
+    with pytest.raises(UserError, match=r"rl\.policy\.rollout_correction"):
         overridden(RunConfig(), ["model.kv_cache=int8"])
-    cfg = overridden(RunConfig(), ["model.kv_cache=int8", "rl.policy.correction=token_truncate"])
+    cfg = overridden(RunConfig(), ["model.kv_cache=int8", "rl.policy.rollout_correction=token_truncate"])
     assert cfg.model.kv_cache == "int8"

@@ -51,7 +51,7 @@ def test_a_refreshed_reference_is_an_array_of_its_own(eight_devices, lora):
     """It is of the size of what is trained; a reference that never moves is a model beside the state, or the frozen base."""
     cfg = dataclasses.replace(tiny.config(), mesh=MESH, lora=lora)
     kept = {}
-    for name, kl in (("none", KlConfig(0.0)), ("still", KlConfig(0.1)), ("refreshed", KlConfig(0.1, refresh=2))):
+    for name, kl in (("none", KlConfig(0.0)), ("still", KlConfig(0.1)), ("refreshed", KlConfig(0.1, ref_sync_steps=2))):
         one = dataclasses.replace(cfg, rl=dataclasses.replace(cfg.rl, kl=kl))
         programs = _programs(one, eight_devices)
         kept[name] = {n: chip_bytes((p.held, p.arguments)) for n, p in programs.items() if n in ("rl: rollout", "rl: update")}
@@ -62,7 +62,7 @@ def test_a_refreshed_reference_is_an_array_of_its_own(eight_devices, lora):
 
 
 def test_an_arm_with_its_own_batch_or_group_is_planned(eight_devices):
-    cfg = _judged(group=2, critic=CriticConfig(init="policy"))
+    cfg = _judged(group_size=2, critic=CriticConfig(init="policy"))
     programs, apart = _programs(cfg, eight_devices), [f"rl_judge: {name}" for name in ("rollout", "log-probs", "update")]
     assert list(programs) == [*NAMES, *apart, "rl_judge: verdicts"]
     chip = Chip(2**30, 1e12, 1e11, 1e10)
@@ -73,7 +73,7 @@ def test_an_arm_with_its_own_batch_or_group_is_planned(eight_devices):
     tokens = {arm: programs[f"{arm}: update"].arguments[1].tokens.shape[0] for arm in ("rl", "rl_judge")}
     assert tokens == {"rl": 32, "rl_judge": 16}
     assert programs["rl_judge: update"].remedies == (
-        ("arms.rl_judge.rl.train.accumulation=2",), ("arms.rl_judge.rl.train.accumulation=4",)
+        ("arms.rl_judge.rl.train.grad_accumulation=2",), ("arms.rl_judge.rl.train.grad_accumulation=4",)
     )  # fmt: skip
 
 

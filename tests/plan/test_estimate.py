@@ -19,7 +19,7 @@ MATRICES = 357_826_560  # of the blocks: 24 * (2 * 896 * 896 + 2 * 896 * 128 + 3
 
 
 def _parts(*settings: str, stage: str = "rl", **mesh: int) -> dict[str, int]:
-    cfg = overridden(RunConfig(model=SHAPES), [*settings, "rl.policy.correction=token_truncate"])
+    cfg = overridden(RunConfig(model=SHAPES), [*settings, "rl.policy.rollout_correction=token_truncate"])
     devices = jax.devices()[: max(mesh.values(), default=1)]
     place = Placement(make_mesh(MeshConfig(**{"data": 1} | mesh), devices))
     return next(dict(row.parts) for row in plan(cfg, place) if row.name == stage)
@@ -47,9 +47,9 @@ def test_bytes_per_parameter_of_the_optimiser(settings, least, most):
 def test_weights_and_gradients_follow_their_settings():
     assert _parts("model.param_dtype=float32")["weights"] == 4 * NUMBERS
     assert _parts()["gradients"] == 2 * NUMBERS
-    accumulated = _parts("rl.train.accumulation=2")
+    accumulated = _parts("rl.train.grad_accumulation=2")
     assert accumulated["gradients"] == 4 * NUMBERS, "summed in float32"
-    half = _parts("rl.train.accumulation=2")["activations"] / _parts()["activations"]
+    half = _parts("rl.train.grad_accumulation=2")["activations"] / _parts()["activations"]
     assert half == pytest.approx(0.5)
 
 
@@ -60,7 +60,7 @@ def test_less_is_kept_with_more_recomputation():
 
 def test_sampling_in_8_bits():
     assert _parts()["sampler"] == 2 * NUMBERS
-    assert _parts("model.rollout_weights=int8")["sampler"] == 2 * NUMBERS - MATRICES
+    assert _parts("model.rollout_quant=int8")["sampler"] == 2 * NUMBERS - MATRICES
     assert _parts("model.kv_cache=int8")["cache"] / _parts()["cache"] == (64 + 4) / 128
 
 
@@ -72,7 +72,7 @@ def test_two_devices_hold_half_of_what_is_split():
 
 
 def test_no_reference_is_counted_where_there_is_none():
-    assert "reference" not in _parts("rl.kl.coefficient=0.0")
+    assert "reference" not in _parts("rl.kl.coef=0.0")
 
 
 def test_a_mesh_that_this_machine_cannot_fill():

@@ -143,8 +143,8 @@ def test_a_remedy_is_the_first_setting_that_fits(monkeypatch):
         return row
 
     monkeypatch.setattr(aot, "measure", measure)
-    assert program.remedies == (("sft.train.accumulation=2",), ("sft.train.accumulation=4",))
-    assert aot._remedy(cfg, program, devices, CHIPS["v5e"]) == "--set sft.train.accumulation=4"
+    assert program.remedies == (("sft.train.grad_accumulation=2",), ("sft.train.grad_accumulation=4",))
+    assert aot._remedy(cfg, program, devices, CHIPS["v5e"]) == "--set sft.train.grad_accumulation=4"
     rollout = programs["rl: rollout"][1]
     assert rollout.remedies[-1] == ("mesh.fsdp=1", "mesh.tensor=4")
     tried.clear()

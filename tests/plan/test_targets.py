@@ -34,11 +34,11 @@ def test_a_real_one_divides_and_fits(path):
     assert parameter_count(cfg.model) == 7_615_616_512
     for stage in ("rl", "rl_judge"):
         rl = cfg.rl_of(stage)
-        assert rl.train.batch_size * rl.group == 128 and rl.updates == 1000
-        assert rl.train.batch_size * rl.group // rl.minibatches % place.row_shards == 0
+        assert rl.train.batch_size * rl.group_size == 128 and rl.updates == 1000
+        assert rl.train.batch_size * rl.group_size // rl.num_minibatches % place.row_shards == 0
     assert cfg.rl.train.batch_size % place.row_shards == 0
     for settings in (cfg.sft, cfg.reward):
-        assert settings.train.batch_size // settings.train.accumulation % place.row_shards == 0
+        assert settings.train.batch_size // settings.train.grad_accumulation % place.row_shards == 0
     used = max(row.memory for row in plan(cfg, place))
     assert 0.05 * target.memory < used < 0.9 * target.memory
 

@@ -37,7 +37,7 @@ LORA = LoraConfig({"layers/(q|v|up)": 4}, alpha=8.0)
 def _config(init="reward"):
     cfg = tiny.config(steps=4, checkpoint_every=2)
     critic = CriticConfig(OptimizerConfig(1e-2, "constant"), init=init)
-    rl = dataclasses.replace(cfg.rl, critic=critic, kl=KlConfig(0.05, "reward", "k1"), group=2)
+    rl = dataclasses.replace(cfg.rl, critic=critic, kl=KlConfig(0.05, "reward", "k1"), group_size=2)
     return dataclasses.replace(cfg, grader=None, lora=LORA, rl=rl)
 
 

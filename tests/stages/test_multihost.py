@@ -100,8 +100,9 @@ def ppo_config():
     """A critic from the reward model, KL in the reward with a coefficient that adapts, running statistics of rewards."""
     cfg = tiny.config(steps=6)
     rl = dataclasses.replace(
-        cfg.rl, critic=CriticConfig(OptimizerConfig(1e-3), warmup=1), kl=KlConfig(0.05, "reward", "k1", target=0.1, refresh=3),
-        group=2, minibatches=2, epochs=2, shaping=ShapingConfig(normalise=True, clip=5.0),
+        cfg.rl, critic=CriticConfig(OptimizerConfig(1e-3), warmup=1),
+        kl=KlConfig(0.05, "reward", "k1", target=0.1, ref_sync_steps=3), group_size=2, num_minibatches=2,
+        num_epochs=2, shaping=ShapingConfig(normalise=True, clip=5.0),
     )  # fmt: skip
     return dataclasses.replace(cfg, rl=rl)
 

@@ -28,8 +28,9 @@ QUIET = Console(quiet=True)
 def _config():
     cfg = tiny.config(steps=6, checkpoint_every=2)
     rl = dataclasses.replace(
-        cfg.rl, critic=CriticConfig(OptimizerConfig(1e-3)), kl=KlConfig(0.05, "reward", "k1", target=0.1, refresh=3), group=2,
-        shaping=ShapingConfig(normalise=True, clip=5.0), epochs=2,
+        cfg.rl, critic=CriticConfig(OptimizerConfig(1e-3)),
+        kl=KlConfig(0.05, "reward", "k1", target=0.1, ref_sync_steps=3), group_size=2,
+        shaping=ShapingConfig(normalise=True, clip=5.0), num_epochs=2,
     )  # fmt: skip
     dpo = DpoConfig(cfg.sft.train)
     return dataclasses.replace(cfg, grader=None, rl=rl, dpo=dpo, evaluation=dataclasses.replace(cfg.evaluation, best_of=3))
@@ -109,7 +110,7 @@ def _where_it_waits(monkeypatch) -> set[str]:
 @pytest.mark.slow
 def test_what_waits_on_the_host_changes_nothing(run, tmp_path, monkeypatch):
     """Optimisers' states and reference on the host, with a stop in between, against a run without either."""
-    fixed, states = dataclasses.replace(run.cfg.rl, kl=KlConfig(0.05), epochs=1), []
+    fixed, states = dataclasses.replace(run.cfg.rl, kl=KlConfig(0.05), num_epochs=1), []
     for offload, kind in ((False, jax.devices()[0].default_memory().kind), (True, "pinned_host")):
         rl = dataclasses.replace(fixed, offload_optimizer=offload, offload_reference=offload)
         x = dataclasses.replace(run, out=tmp_path / f"{offload}", cfg=dataclasses.replace(run.cfg, rl=rl))

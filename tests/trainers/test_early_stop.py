@@ -33,7 +33,7 @@ def fit(folder, place, qualities, patience, notice_at: int = 0, console=None):
     state, shardings = create_state(lambda: {"w": jnp.ones((3, 3))}, {"w": (None, None)}, optimizer, place)
     update = make_update(lambda p, b: (mean_of(jnp.sin(p["w"] * jnp.mean(b["x"]))), {}), optimizer, shardings)
     train = TrainConfig(steps=20, log_every=1, checkpoint_every=2, patience=patience)
-    stage = loop.Stage("toy", folder, train, console or Console(quiet=True), score=lambda metrics: metrics["quality"])
+    stage = loop.Job("toy", folder, train, console or Console(quiet=True), score=lambda metrics: metrics["quality"])
     made = itertools.count()
 
     def step(state, batch, number):

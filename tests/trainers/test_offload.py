@@ -57,7 +57,7 @@ def test_a_backend_without_that_memory_is_named(tmp_path):
 
 def test_a_reference_that_is_none_or_moves_cannot_wait():
     cfg = tiny.config()
-    for kl in (KlConfig(0.0), KlConfig(0.1, refresh=2)):
+    for kl in (KlConfig(0.0), KlConfig(0.1, ref_sync_steps=2)):
         with pytest.raises(UserError, match="no reference that stays"):
             dataclasses.replace(cfg.rl, kl=kl, offload_reference=True)
     with pytest.raises(UserError, match="under lora"):

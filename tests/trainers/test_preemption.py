@@ -24,7 +24,7 @@ def _fit(folder, place, notice_at: int = 0, steps: int = 10):
     optimizer = make_optimizer(OptimizerConfig(1e-2), 10)
     state, shardings = create_state(lambda: {"w": jnp.ones((3, 3))}, {"w": (None, None)}, optimizer, place)
     update = make_update(lambda p, b: (mean_of(jnp.sin(p["w"] * b["x"])), {}), optimizer, shardings)
-    stage = loop.Stage("toy", folder, TrainConfig(steps=steps, log_every=1, checkpoint_every=3), Console(quiet=True),
+    stage = loop.Job("toy", folder, TrainConfig(steps=steps, log_every=1, checkpoint_every=3), Console(quiet=True),
                        score=lambda metrics: metrics["quality"])  # fmt: skip
 
     def step(state, batch, number):
@@ -54,6 +54,6 @@ def test_the_command_ends_with_the_code_for_a_restart(monkeypatch, capsys):
     def stopped(*_):
         raise Preempted("sft was told to stop")
 
-    monkeypatch.setattr("rlaif_jax.cli._dispatch", stopped)
+    monkeypatch.setattr("rlaif_jax.cli._config", stopped)
     assert main(["run", "x.py"]) == 75
     assert "the same command goes on" in capsys.readouterr().err

@@ -36,14 +36,14 @@ def test_the_counting_task_is_learned(cfg, seed, one_device):
 
 VARIANTS = {
     "RLOO": {"advantage": AdvantageConfig("leave_one_out", "none"), "kl": KlConfig(0.001, "reward", "k1")},
-    "REINFORCE++": {"advantage": AdvantageConfig("none", "none", "tokens"), "kl": KlConfig(0.001, "reward", "k1"), "group": 1},
+    "REINFORCE++": {"advantage": AdvantageConfig("none", "none", "tokens"), "kl": KlConfig(0.001, "reward", "k1"), "group_size": 1},
     "Dr. GRPO": {"advantage": AdvantageConfig(scale="none"), "policy": PolicyConfig(aggregation="fixed_length")},
-    "GSPO": {"policy": PolicyConfig(ratio="sequence", aggregation="sequence_mean", clip_low=0.05, clip_high=0.05)},
-    "CISPO": {"policy": PolicyConfig(surrogate="cispo", clip_low=1.0, clip_high=4.0)},
-    "SAPO": {"policy": PolicyConfig(surrogate="sapo")},
+    "GSPO": {"policy": PolicyConfig(importance_level="sequence", aggregation="sequence_mean", clip_low=0.05, clip_high=0.05)},
+    "CISPO": {"policy": PolicyConfig(loss="cispo", clip_low=1.0, clip_high=4.0)},
+    "SAPO": {"policy": PolicyConfig(loss="sapo")},
     "corrected, adaptive, refreshed": {
-        "policy": PolicyConfig(correction="token_truncate", dual_clip=3.0, entropy_coefficient=1e-3),
-        "kl": KlConfig(0.01, estimator="k1", corrected=True, target=0.5, refresh=5),
+        "policy": PolicyConfig(rollout_correction="token_truncate", dual_clip=3.0, entropy_coefficient=1e-3),
+        "kl": KlConfig(0.01, estimator="k1", unbiased=True, target=0.5, ref_sync_steps=5),
     },
 }  # fmt: skip
 
@@ -51,9 +51,9 @@ VARIANTS = {
 @pytest.mark.parametrize("name", VARIANTS)
 def test_every_variant_raises_the_reward(name, one_device):
     options = dict(VARIANTS[name])
-    group = options.pop("group", 4)
+    group = options.pop("group_size", 4)
     train = dataclasses.replace(GRPO.train, batch_size=8 * 4 // group)
-    toy = Toy(dataclasses.replace(GRPO, train=train, group=group, **options), one_device)
+    toy = Toy(dataclasses.replace(GRPO, train=train, group_size=group, **options), one_device)
     rewards = [toy.step(n)["reward"] for n in range(1, 41)]
     assert np.mean(rewards[-5:]) > np.mean(rewards[:5]) + 0.15, rewards
 
@@ -62,7 +62,7 @@ def test_every_variant_raises_the_reward(name, one_device):
 def test_the_first_update_has_ratio_one_and_no_kl_under_filters(cfg, one_device):
     """Sampler, reference and trainer agree at temperature 0.6 with top-p 0.9: one pass, one update, the same weights."""
     sampling = SamplingConfig(temperature=0.6, top_p=0.9, max_tokens=LENGTH)
-    toy = Toy(dataclasses.replace(cfg, sampling=sampling, minibatches=1, epochs=1, kl=KlConfig(0.01)), one_device)
+    toy = Toy(dataclasses.replace(cfg, sampling=sampling, num_minibatches=1, num_epochs=1, kl=KlConfig(0.01)), one_device)
     metrics = toy.step(1)
     assert abs(metrics["ratio_max"] - 1) < 1e-5 and abs(metrics["ratio_min"] - 1) < 1e-5
     assert abs(metrics["kl"]) < 1e-9 and abs(metrics["kl_sequence"]) < 1e-4 and metrics["sampler_gap"] < 1e-5
@@ -131,8 +131,8 @@ def test_eos_gets_a_gradient(one_device):
 
 @pytest.mark.parametrize("cfg", [GRPO, PPO], ids=["grpo", "ppo"])
 def test_micro_batches_and_order_change_nothing_beyond_rounding(cfg, one_device):
-    cfg = dataclasses.replace(cfg, minibatches=1, epochs=1)
-    pieces = dataclasses.replace(cfg, train=dataclasses.replace(cfg.train, accumulation=4))
+    cfg = dataclasses.replace(cfg, num_minibatches=1, num_epochs=1)
+    pieces = dataclasses.replace(cfg, train=dataclasses.replace(cfg.train, grad_accumulation=4))
     results = []
     for settings, order in ((cfg, np.arange(32)), (pieces, np.arange(32)), (cfg, np.random.default_rng(0).permutation(32))):
         toy = Toy(settings, one_device)
@@ -155,7 +155,7 @@ def test_eight_devices_learn_as_one_does(cfg, one_device, eight_devices):
 
 def test_groups_without_signal_are_refilled(one_device):
     """Prompts 0 to 5 always get equal rewards; refills bring further batches until eight groups differ."""
-    cfg, served = dataclasses.replace(GRPO, refills=4), []
+    cfg, served = dataclasses.replace(GRPO, max_resamples=4), []
 
     def reward(samples):
         flat = np.array([int(e.prompt) < 6 for e in samples])
@@ -181,13 +181,13 @@ def test_the_policy_rests_while_the_critic_warms_up_and_after_kl_stop(one_device
     assert not np.array_equal(critic["head"]["score"], toy.state.critic.params["head"]["score"])
     toy.step(3)
     assert int(toy.state.step) == 4
-    stopped = Toy(dataclasses.replace(GRPO, epochs=4, kl_stop=1e-9), one_device)
+    stopped = Toy(dataclasses.replace(GRPO, num_epochs=4, kl_early_stop=1e-9), one_device)
     stopped.step(1)
     assert 0 < int(stopped.state.step) < 8
 
 
 def test_the_reference_is_refreshed_and_the_coefficient_adapts(one_device):
-    toy = Toy(dataclasses.replace(GRPO, kl=KlConfig(0.1, target=1.0, horizon=1000.0, refresh=2)), one_device)
+    toy = Toy(dataclasses.replace(GRPO, kl=KlConfig(0.1, target=1.0, horizon=1000.0, ref_sync_steps=2)), one_device)
     toy.step(1)
     assert not np.array_equal(toy.state.reference["embed"], toy.state.params["embed"])
     # At the first step the KL is 0, far below its target: 32 samples of 1,000 take off a fifth of 3.2 %.
@@ -198,8 +198,8 @@ def test_the_reference_is_refreshed_and_the_coefficient_adapts(one_device):
 
 def test_when_weights_of_a_reference_are_kept():
     """(beside the state, within it) with all weights trained, and with an adapter, whose base is the reference."""
-    expected = {KlConfig(0.1): (True, False), KlConfig(0.1, refresh=2): (False, True), KlConfig(0.0): (False, False),
-                KlConfig(0.0, refresh=2): (False, False)}  # fmt: skip
+    expected = {KlConfig(0.1): (True, False), KlConfig(0.1, ref_sync_steps=2): (False, True), KlConfig(0.0): (False, False),
+                KlConfig(0.0, ref_sync_steps=2): (False, False)}  # fmt: skip
     for kl, (beside, within) in expected.items():
         cfg = dataclasses.replace(GRPO, kl=kl)
         assert needs_reference(cfg, Full()) is beside and kl.refreshed is within
@@ -207,13 +207,13 @@ def test_when_weights_of_a_reference_are_kept():
 
 
 def test_a_refresh_without_a_kl_term_keeps_no_reference(one_device):
-    toy = Toy(dataclasses.replace(GRPO, kl=KlConfig(0.0, refresh=1)), one_device)
+    toy = Toy(dataclasses.replace(GRPO, kl=KlConfig(0.0, ref_sync_steps=1)), one_device)
     toy.step(1), toy.step(2)
     assert toy.state.reference is None
 
 
 @pytest.mark.parametrize("cfg", [
-    GRPO, dataclasses.replace(PPO, kl=KlConfig(0.1, "reward", "k1", refresh=2)),
+    GRPO, dataclasses.replace(PPO, kl=KlConfig(0.1, "reward", "k1", ref_sync_steps=2)),
 ], ids=["grpo", "ppo, refreshed"])  # fmt: skip
 def test_the_abstract_state_is_that_of_a_real_one(cfg, eight_devices):
     """Shapes, dtypes and shardings, before and after a step."""
@@ -248,8 +248,8 @@ def test_shaping_normalises_then_clips_and_penalises_length(one_device):
 
 
 @pytest.mark.parametrize("change, said", [
-    (lambda: RlConfig(group=1), "group of at least 2"),
-    (lambda: RlConfig(TrainConfig(batch_size=3), minibatches=5), "do not divide"),
+    (lambda: RlConfig(group_size=1), "groups of at least 2"),
+    (lambda: RlConfig(TrainConfig(batch_size=3), num_minibatches=5), "do not divide"),
     (lambda: RlConfig(shaping=ShapingConfig(overlong_buffer=64)), "overlong_buffer"),
     (lambda: CriticConfig(lam=1.5), "critic.lam"),
     (lambda: CriticConfig(init="thin air"), "critic.init"),
@@ -260,4 +260,4 @@ def test_settings_that_cannot_work_are_refused(change, said):
 
 
 def test_a_group_of_one_is_fine_for_ppo():
-    assert RlConfig(group=1, critic=CriticConfig()).updates == RlConfig().train.steps * 2
+    assert RlConfig(group_size=1, critic=CriticConfig()).updates == RlConfig().train.steps * 2

@@ -16,7 +16,7 @@ from rlaif_jax.sampling.filters import SamplingConfig, traced
 from rlaif_jax.sampling.sampler import make_sampler
 from rlaif_jax.trainers.rollout import make_rollout
 
-RL = RlConfig(TrainConfig(batch_size=4), group=3, sampling=SamplingConfig(max_tokens=6))
+RL = RlConfig(TrainConfig(batch_size=4), group_size=3, sampling=SamplingConfig(max_tokens=6))
 
 
 class Letters:

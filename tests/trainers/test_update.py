@@ -133,7 +133,7 @@ def test_fit_resumes_in_the_middle_with_the_same_bytes(tmp_path, one_device):
         state, shardings = create_state(lambda: {"w": jnp.ones((3, 3))}, {"w": (None, None)}, optimizer, one_device)
         update = make_update(lambda p, b: (mean_of(jnp.sin(p["w"] * b["x"])), {}), optimizer, shardings)
         train = TrainConfig(steps=steps, log_every=1, checkpoint_every=3)
-        stage = loop.Stage("toy", folder, train, Console(quiet=True))
+        stage = loop.Job("toy", folder, train, Console(quiet=True))
         return loop.fit(stage, state, shardings, _Counting(), lambda s, b, _: update(s, b))
 
     whole = run(tmp_path / "whole", 10)

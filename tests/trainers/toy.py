@@ -24,10 +24,11 @@ from rlaif_jax.trainers.trainable import Full
 MODEL = ModelConfig(vocab_size=16, width=32, ffn=64, layers=1, heads=4, kv_heads=2, head_dim=8)
 LENGTH, WANTED = 8, 7
 GRPO = RlConfig(
-    TrainConfig(steps=150, batch_size=8, optimizer=OptimizerConfig(1e-2, "constant", weight_decay=0.0)), group=4,
-    sampling=SamplingConfig(max_tokens=LENGTH), minibatches=2, shaping=ShapingConfig(unfinished_penalty=0.0),
+    TrainConfig(steps=150, batch_size=8, optimizer=OptimizerConfig(1e-2, "constant", weight_decay=0.0)), group_size=4,
+    sampling=SamplingConfig(max_tokens=LENGTH), num_minibatches=2, shaping=ShapingConfig(missing_eos_penalty=0.0),
 )  # fmt: skip
-PPO = dataclasses.replace(GRPO, critic=CriticConfig(OptimizerConfig(1e-2, "constant", weight_decay=0.0), init="policy"), epochs=2)
+_CRITIC = CriticConfig(OptimizerConfig(1e-2, "constant", weight_decay=0.0), init="policy")
+PPO = dataclasses.replace(GRPO, critic=_CRITIC, num_epochs=2)
 
 
 class Letters:
@@ -73,7 +74,7 @@ class Toy:
         self.rollout = rollout.make_rollout(
             self.programs.sampler, reward, records=records, tokenizer=Letters(), sampling=sampling, rl=cfg, seed=seed
         )  # fmt: skip
-        refill = rollout.make_refill(self.rollout, next_prompts or (lambda: self.prompts), cfg) if cfg.refills else None
+        refill = rollout.make_refill(self.rollout, next_prompts or (lambda: self.prompts), cfg) if cfg.max_resamples else None
         reference = weights() if rl.needs_reference(cfg, self.programs.trainable) else None
         self.samples = []
         self._step = rl.make_step(

@@ -23,6 +23,7 @@ class CorpusConfig:
     """Number of rows of each part of the bundled corpus, and how flawed they are.
 
     Attributes:
+      sft, pairs, labelled, rl_prompts, eval_prompts: rows of each part.
       sft_flaw_rate: share of SFT answers that carry a flaw.
       sft_visible: share of those whose flaw can be seen without the request (stock phrases, adverts, no wish ...), as in
         texts collected from the web.
