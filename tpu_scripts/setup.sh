@@ -7,7 +7,7 @@ You can run it again at any time."
 ACCEPTED="project zone name internal-ips extra python mount-command"
 parse_options "$@"
 
-# A single connection first: it creates the key pair, registers the public key with the TPU and waits for slow sshd's.
+# A single connection first: it creates the key pair, registers the public key with the TPU and waits for slow ssh servers.
 # Parallel connections would race to do this. gcloud itself tries ten times.
 on_worker 0 true </dev/null
 "$TPU_SCRIPTS/sync.sh"

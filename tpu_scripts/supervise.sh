@@ -62,7 +62,7 @@ get_tpu() {
       0) return 0 ;;
       "$EXIT_CAPACITY" | "$EXIT_LOST") say "the request failed; next attempt in $RLAIF_PAUSE s" ;;
       "$EXIT_UNKNOWN") say "gcloud does not answer (no network?); next attempt in $RLAIF_PAUSE s" ;;
-      *) finish "$code" ;; # finish deletes the request, if asked to: else it costs as soon as it is granted
+      *) finish "$code" ;; # finish may delete the request; if it stayed, it would cost as soon as it is granted
     esac
     sleep "$RLAIF_PAUSE"
   done
