@@ -1,11 +1,12 @@
 """What the configs of real accelerators share: the paper's task with Qwen2.5-7B, and where it runs.
 
-A config is `greetings_7b(target, algorithm)`; the files qwen25_7b_*.py say no more than that. Nothing here has been run on
-the accelerators it names. How the memory estimates come out: `rlaif run CONFIG --out X --dry-run`, on any machine.
+Each file qwen25_7b_*.py calls `greetings_7b(target, algorithm)`. None of these configs has run on its accelerators yet. For the
+estimate of memory, on any machine: `rlaif run CONFIG --out X --dry-run`.
 
-The weights are named on the command line, `--set model.init_from=FOLDER` (Qwen2.5-7B-Instruct from Hugging Face): without
-it they start fresh, which is good for a dry run only. What differs from the paper: the reward model is trained whole, with a
-lower learning rate (the paper: LoRA of rank 16, 2e-4), and the judge's verdict is soft (`--set judge.mode=binary`).
+Name the weights on the command line: `--set model.init_from=FOLDER` (Qwen2.5-7B-Instruct from Hugging Face). Without it training
+starts from random weights, which is of use for a dry run only. Two things differ from the paper: all weights of the reward model
+are trained, with a lower learning rate (the paper: LoRA of rank 16, 2e-4), and the judge's verdict is soft (the paper's:
+`--set judge.mode=binary`).
 """
 
 from __future__ import annotations
@@ -39,8 +40,8 @@ class Target:
 
     Attributes:
       accelerator: gcloud's accelerator type, or "" for GPUs. v5p-N counts TensorCores, two per chip.
-      mesh: rows go over data x fsdp, so that a mini-batch of 64 samples and a rollout of 32 prompts divide. The sampler
-        holds bf16 weights split over tensor alone (15 GB / tensor per chip), which is what small chips need tensor for.
+      mesh: rows are sharded over data x fsdp, which must divide a mini-batch of 64 samples and a rollout of 32 prompts. The
+        sampler's bf16 weights are sharded over tensor alone (15 GB / tensor per chip): small chips need tensor > 1.
       memory: bytes of one chip.
     """
 
@@ -68,8 +69,7 @@ BESIDE = FeedbackConfig(
 
 
 def greetings_7b(target: str, algorithm: str = "grpo", feedback: FeedbackConfig = SERVED) -> RunConfig:
-    """The paper's task on `target`, with "grpo" or "ppo", against the reward model and against a judge: served elsewhere, or
-    on the mesh beside the policy."""
+    """The paper's task on `target` with "grpo" or "ppo", in two arms: reward model, and judge (on a server, or on the mesh)."""
     rl = {"grpo": _grpo, "ppo": _ppo}[algorithm]()
     mesh = TARGETS[target].mesh
     pairs = max(16, mesh.data * mesh.fsdp)  # at one time: as in the paper, or one for each part of the rows
@@ -95,7 +95,7 @@ def greetings_7b(target: str, algorithm: str = "grpo", feedback: FeedbackConfig 
         rl=rl,
         arms={
             "rl": ArmConfig(reward_model=1.0),
-            # A server's answers are waited for: sample one half while the other is judged.
+            # A server takes time: sample one half while it judges the other.
             "rl_judge": ArmConfig(judge=1.0, rl=dataclasses.replace(rl, rollout_chunks=2 if feedback.backend == "http" else 1)),
         },
         evaluation=EvaluationConfig(batch_size=32, sampling=rl.sampling),
@@ -115,7 +115,7 @@ def _grpo() -> RlConfig:
 
 
 def _ppo() -> RlConfig:
-    """PPO with as many samples per step: 128 prompts once each, a critic from the reward model, KL in the reward."""
+    """PPO with as many samples per step: one sample of each of 128 prompts, a critic from the reward model, KL in the reward."""
     return RlConfig(
         _train(128), group_size=1, num_minibatches=2, max_prompt_tokens=256, sampling=SamplingConfig(max_tokens=512),
         critic=CriticConfig(OptimizerConfig(1e-5, "constant"), warmup=10), kl=KlConfig(0.001, "reward", "k1"),

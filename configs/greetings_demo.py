@@ -1,11 +1,11 @@
-"""The main job on the bundled corpus of Chinese greetings: no download, some sixteen minutes on two CPU cores.
+"""The main job on the bundled corpus of Chinese greetings: no download, about sixteen minutes on two CPU cores.
 
     rlaif run configs/greetings_demo.py --out runs/demo
 
-Three quarters of the SFT answers carry a flaw, as in texts collected from the web. Arm A: the reward model learns from pairs what
-fits a request, and GRPO moves the policy there. Arm B: the judge, asked for one principle at a time, is the reward; a game finds
-its principles. A rule for what a request states in so many words is a part of both rewards. What whole runs gave stands in
-benchmarks/RESULTS.md: +14.7 points of gold excellence for arm A and +15.6 for arm B with these settings.
+Three quarters of the SFT answers have a flaw, as texts from the web have. Arm A: a reward model learns from preference pairs, and
+GRPO maximises its score. Arm B: a judge gives the reward, asked about one principle at a time; a game optimises its principles.
+Both rewards include a rule that checks what a request states explicitly. Results with these settings (benchmarks/RESULTS.md):
++14.7 points of gold excellence for arm A, +15.6 for arm B.
 """
 
 import dataclasses
@@ -57,10 +57,10 @@ def config() -> RunConfig:
             init="feedback", max_length=56,
         ),
         rl=rl,
-        # What a request states outright (length, number of items, first word ...) is checked by rule.
+        # A rule checks what a request states explicitly (length, number of items, first word ...).
         arms={
             "rl": ArmConfig(reward_model=1.0, rules=RuleConfig(constraint_weight=1.0)),
-            # The judge's reward is between 0 and 1.2, the reward model's spreads ten times as far: so does its KL.
+            # The judge's reward is between 0 and 1.2; the reward model's spread is ten times as large, so its KL penalty is larger.
             "rl_judge": ArmConfig(
                 judge=1.0, rules=RuleConfig(constraint_weight=0.2),
                 rl=dataclasses.replace(rl, kl=dataclasses.replace(rl.kl, coef=0.05)),

@@ -1,8 +1,8 @@
-"""The demo with PPO in place of GRPO, against reward model and rule only: critic from the reward model, KL in the reward.
+"""The demo with PPO instead of GRPO, one arm (reward model and rule): the critic starts from the reward model, KL in the reward.
 
     rlaif run configs/greetings_demo_ppo.py --out runs/demo_ppo
 
-No feedback model is trained, so the reward model starts from SFT; `benchmarks/learning.py` lends a demo run's to both configs.
+No feedback model is trained, so the reward model starts from SFT. `benchmarks/learning.py` gives both configs a demo run's models.
 """
 
 import dataclasses

@@ -2,10 +2,10 @@
 
     rlaif run configs/greetings_paper_small.py --set data.root=/path/to/data --out runs/paper
 
-The reward model learns from 70 % of the paper's pairs. An evaluator of its own, the grader, learns from the rest, whose
-queries the reward model never saw, and so does the generative judge, the reward of the second arm. The paper's labelled
-rows are no use for that: without those that stand word for word in the pairs, 600 of the public 1,600 are left, 11 of
-them good. The judge's principles stay as they are, since nobody labelled by principle.
+The reward model learns from 70 % of the paper's pairs. The grader, an independent evaluator, and the generative judge, which is the
+reward of the second arm, learn from the other 30 %; the reward model never sees their queries. The paper's labelled rows cannot
+train a grader: 1,000 of the public 1,600 also occur in the pairs or in SFT, and of the other 600 only 11 are good. The judge's principles
+are not optimised, because no row has labels for each principle.
 """
 from rlaif_jax.config import (
     DataConfig,
@@ -29,7 +29,7 @@ from rlaif_jax.config import (
 def paper_data() -> DataConfig:
     """The public files under their own names. Pairs with chosen == rejected are skipped (counted).
 
-    RL prompts come with a prefix; the other files get the same, so that every model reads one form of request.
+    The public RL prompts have a prefix. The other files get the same one, so every model reads one form of request.
     """
     prefix = "请只生成一条祝福语："
     return DataConfig(

@@ -1,14 +1,14 @@
 r"""Qwen2.5-7B, GRPO at the paper's setting, on a TPU v6e-32 (32 chips of 32 GiB, 4 x 8).
 
-Against the reward model, then against a served judge.
+Two arms: one maximises the reward model's score, the other the verdicts of a judge that a server runs.
 
     export RLAIF_ACCELERATOR=v6e-32 RLAIF_NAME=... RLAIF_PROJECT=... RLAIF_ZONE=... RLAIF_MOUNT=...
     tpu_scripts/supervise.sh --delete-when-done -- rlaif run configs/qwen25_7b_grpo_v6e_32.py --out /mnt/rlaif/grpo \
         --set data.root=/mnt/rlaif/data --set model.init_from=/mnt/rlaif/Qwen2.5-7B-Instruct \
         --set feedback.http.base_url=http://HOST:8000/v1
 
-Not run yet: nothing is known of its speed or its results; `--dry-run` gives the estimate of memory. What differs from the
-paper stands in configs/_targets.py. Without the judge's arm: `--set judge=none --set feedback=none`.
+Not run on these devices yet, so speed and results are unknown; `--dry-run` estimates the memory. configs/_targets.py lists what
+differs from the paper. To leave out the judge's arm: `--set judge=none --set feedback=none`.
 """
 
 from rlaif_jax.config import RunConfig

@@ -5,9 +5,9 @@ r"""Qwen2.5-7B, GRPO at the paper's setting, on a TPU v5p-128 (128 cores: 64 chi
         --set data.root=/mnt/rlaif/data --set model.init_from=/mnt/rlaif/Qwen2.5-7B-Instruct \
         --set feedback.model=/mnt/rlaif/Qwen2.5-72B-Instruct
 
-The judge lies on the same mesh, beside policy and reference: its verdict is one forward pass, nothing is decoded. A judge that
-is served elsewhere instead: `--set feedback.backend=http --set feedback.http.base_url=http://HOST:8000/v1`. Not run yet: nothing
-is known of its speed or its results; `rlaif plan` says that it fits (docs/scaling.md).
+The judge is on the same mesh as policy and reference. A verdict is one forward pass; nothing is decoded. To use a judge on a
+server: `--set feedback.backend=http --set feedback.http.base_url=http://HOST:8000/v1`. Not run on these devices yet, so speed and
+results are unknown; `rlaif plan` says that it fits (docs/scaling.md).
 """
 
 from rlaif_jax.config import RunConfig

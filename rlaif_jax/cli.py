@@ -163,10 +163,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"rlaif: error: {error}", file=sys.stderr)
         return EXIT_USER_ERROR
     except Preempted as notice:
-        print(f"rlaif: {notice}; the same command goes on from there", file=sys.stderr)
+        print(f"rlaif: {notice}; start the same command again to resume", file=sys.stderr)
         return EXIT_RESTART
     except KeyboardInterrupt:
-        print("rlaif: interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
+        print("rlaif: interrupted; start the same command again to resume from the last checkpoint", file=sys.stderr)
         return 130
 
 
@@ -222,7 +222,7 @@ def _run_stages(args: argparse.Namespace, console: Console, names: Sequence[str]
 
 @contextlib.contextmanager
 def _ends_alone(processes: int) -> Iterator[None]:
-    """Of several processes, one that fails ends at once: at an ordinary end JAX waits for the others, which may wait for it."""
+    """One of several processes that fails exits at once. At a normal exit JAX would wait for the others, which may wait for it."""
     try:
         yield
     except Exception as error:

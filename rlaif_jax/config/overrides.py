@@ -51,7 +51,7 @@ def _other(arm: dict[str, Any], source: str) -> Any:
 
 @dataclasses.dataclass(frozen=True)
 class _Override:
-    """One item: the field as it was typed, its value, the plain form of the whole config, and where notes go."""
+    """One item: the field as the user typed it, its value, the plain form of the config, and where notes go."""
 
     full: str
     text: str

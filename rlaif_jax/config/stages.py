@@ -1,10 +1,10 @@
-"""The stages of a run, as one table: what each is called, needs, reads and leaves. It is the only list of stages.
+"""The stages of a run, in one table: the name of each, what it needs, reads and leaves. It is the only list of stages.
 
     tokenizer -> sft [-> feedback -> curate] [-> reward] [-> grader] [-> principles] [-> dpo] -> one stage for each arm
     -> evaluate -> report
 
-`rlaif_jax.stages` has the function of each kind. Code that means one particular stage names its row (`SFT.name`), so the name of
-a stage is written here and nowhere else.
+`rlaif_jax.stages` has the function of each kind. Code that means one particular stage uses its row (`SFT.name`): the name of a
+stage is written only here.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ class Stage:
       title: what its result is, for reports and model cards: "after supervised fine-tuning".
       help: one line for `rlaif --help`.
       section: cfg -> its settings; None where the config leaves the stage out.
-      absent: how a config gets the stage.
+      absent: how to get the stage, for the error where a config has none.
       needs: cfg -> the stages whose results it reads; those that the config leaves out are skipped.
-      reads: the config fields that its result depends on ("model", "data.sft"); a change of any other leaves it valid.
+      reads: the config fields that its result depends on ("model", "data.sft"); a change of any other field does not affect it.
       leaves: "policy", "scalar" (a reward model or grader), "principles" or "nothing" that later stages load as a model.
       old_name: its name in run folders of earlier versions.
     """

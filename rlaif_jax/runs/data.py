@@ -25,8 +25,8 @@ from rlaif_jax.language import Language, get_language
 from rlaif_jax.runs.folder import Run
 from rlaif_jax.sharding import host_rows
 
-_SCRIPT_ROWS = 200  # prompts that tell the language of a task
-_TOKENIZER_ROWS = 4000  # of the transcripts: a tokenizer needs no more of them
+_SCRIPT_ROWS = 200  # prompts from which the language of a task is detected
+_TOKENIZER_ROWS = 4000  # transcripts that a tokenizer is trained on
 
 
 class RunData:
@@ -104,9 +104,9 @@ class RunData:
         return *self._batches(rows, held_rows, cfg.train.batch_size, seed), facts
 
     def transcripts(self, most: int = 0) -> tuple[list[Transcript], list[VerdictPair]]:
-        """What the embedded feedback model learns from: transcripts of every role, and pairs of verdicts; at most so many.
+        """The embedded feedback model's data: transcripts of every role, and pairs of verdicts; at most `most` of each (0: all).
 
-        No request of the evaluation or of the judge's labelled parts occurs in them.
+        They contain no request of the evaluation or of the judge's labelled rows.
         """
         cfg, judge = self._run.cfg.feedback, self._run.cfg.judge
         prompts, language = load_prompts(cfg.family(self.language)), self.language
@@ -152,7 +152,7 @@ class RunData:
     def scalar_batches(self, cfg: RewardConfig, tokenizer: Tokenizer, seed: int):
         """(training iterator, held-out pass, facts) for pairs or labelled responses.
 
-        Held-out rows that stand word for word in the training files of this model, or of SFT, are left out.
+        Held-out rows that also occur in the training files of this model, or of SFT, are left out.
         """
         if cfg.loss == "bradley_terry":
             train, _, every = self.pairs()
@@ -184,8 +184,8 @@ class RunData:
         return bool(pairwise) or cfg.dpo is not None or self._cfg.grader_share > 0
 
     def pairs(self) -> tuple[list[PreferencePair], list[PreferencePair], list[PreferencePair]]:
-        """Pairs for the reward model, pairs kept from it for the grader (other prompts), and held-out pairs; none of a run in
-        which nothing learns from pairs."""
+        """(pairs for the reward model, pairs of other prompts for the grader, held-out pairs); empty where no stage learns from
+        pairs."""
         if not self.uses_pairs:
             return [], [], []
         train, held_out = self.split(PreferencePair, self._cfg.pairs, self._cfg.pairs_eval)
@@ -198,12 +198,12 @@ class RunData:
         return own, kept_apart, held_out
 
     def held_out_pairs(self) -> list[PreferencePair]:
-        """Pairs that no training file of the reward model or of SFT holds."""
+        """Held-out pairs that occur in no training file of the reward model or of SFT."""
         train, _, held_out = self.pairs()
         return without_leaks(held_out, train, self.sft_examples())[0]
 
     def sft_examples(self) -> list[SftExample]:
-        """What SFT has seen; nothing of a run without it."""
+        """The examples of SFT; empty for a run without SFT."""
         return [] if self._run.cfg.sft is None else self.records(SftExample, self._cfg.sft)
 
     def curated_pairs(self) -> list[PreferencePair]:
@@ -213,15 +213,15 @@ class RunData:
 
     @property
     def has_labels(self) -> bool:
-        """Whether there are labelled responses: of the pairs set apart, or in a file that is there."""
+        """Whether there are labelled responses: from the grader's pairs, or in a file that exists."""
         source = self._cfg.labelled.path
         return self._cfg.grader_share > 0 or bool(source and (source.startswith("tfds:") or (self.root / source).exists()))
 
     def labelled(self) -> tuple[list[LabelledResponse], list[LabelledResponse]]:
-        """Labelled responses for the grader that stand in no training file of the reward model; and held-out ones.
+        """(training, held-out) labelled responses for the grader. None occurs in a training file of the reward model.
 
-        With `data.grader_share` these are both sides of the pairs set apart and of the held-out pairs; otherwise they
-        come from the labelled files, without rows that SFT saw either.
+        With `data.grader_share` they are both sides of the grader's pairs and of the held-out pairs. Otherwise they come from the
+        labelled files, without rows that SFT trains on.
         """
         data = self._cfg
         reward_pairs, grader_pairs, pairs_eval = self.pairs()
@@ -233,11 +233,11 @@ class RunData:
         (train, a), (held_out, b) = (without_leaks(part, *seen) for part in (train, held_out))
         held_out, c = without_leaks(held_out, train)
         if a + b + c:
-            self._say(f"labelled responses: {a + b + c} leaked rows left out (they stand in the training files)")
+            self._say(f"labelled responses: {a + b + c} leaked rows left out (they also occur in the training files)")
         return train, held_out
 
     def game_rows(self) -> tuple[list[LabelledResponse], list[LabelledResponse], list[LabelledResponse]]:
-        """Labelled responses for the judge's game: to reflect on, for its gate, and the held-out test part."""
+        """Labelled responses for the judge's game: (to reflect on, for its gate, held-out test rows)."""
         train, test = self.labelled()
         if self._cfg.labelled_val.path and not self._cfg.grader_share:
             return train, self.records(LabelledResponse, self._cfg.labelled_val), test
@@ -246,13 +246,13 @@ class RunData:
         return [r for r in train if r.prompt not in gate], [r for r in train if r.prompt in gate], test
 
     def rl_prompts(self, held_out: int) -> tuple[list[Prompt], list[Prompt], dict[str, Any]]:
-        """Training prompts, the last `held_out` of them set apart to watch progress on, and facts."""
+        """(training prompts, the last `held_out` prompts, which evaluations during training use, facts)."""
         records = self.records(Prompt, self._cfg.prompts)
         held_out = min(held_out, len(records) // 10 or 1)
         return records[:-held_out], records[-held_out:], {"prompts": len(records) - held_out, "held_out": held_out}
 
     def eval_prompts(self) -> list[Prompt]:
-        """Held-out prompts for the comparison, without those that stand among the RL prompts."""
+        """Held-out prompts for the comparison, without those that are also RL prompts."""
         limit = self._run.cfg.evaluation.limit
         seen = {r.prompt for r in self.records(Prompt, self._cfg.prompts)}
         unique = {r.prompt: r for r in self.records(Prompt, self._cfg.eval_prompts) if r.prompt not in seen}

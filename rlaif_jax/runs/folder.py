@@ -1,4 +1,4 @@
-"""The folder of one run: its config, which stages are done, and where each keeps its files."""
+"""The folder of one run: its config, the stages that have finished, and the folder of each stage."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _OLD_FOLDERS = {stage.name: stage.old_name for stage in STAGES if stage.old_name
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Writes JSON at once or not at all (temporary file, then rename). With several processes only the first writes."""
+    """Writes JSON completely or not at all (temporary file, then rename). With several processes only process 0 writes."""
     if not is_first():
         return
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -87,7 +87,7 @@ class Run:
         write_json(marker, {"version": VERSION})
 
     def mark_done(self, stage: str, began: float, facts: Mapping[str, Any]) -> None:
-        """Writes the stage's facts; from now on it is skipped. No process goes on before they are there."""
+        """Writes the stage's facts; later runs skip the stage. Every process waits until they are written."""
         seconds = round(time.perf_counter() - began, 1)
         write_json(self.folder(stage) / "done.json", {"seconds": seconds, **facts})
         barrier("stage done")
@@ -100,9 +100,8 @@ class Run:
 def open_run(out: str | Path, cfg: RunConfig | None = None, console: Console | None = None) -> Run:
     """Opens a run folder: an existing one with the config it was made with, or with `cfg` a new or an existing one.
 
-    A folder that holds a run of another config is refused and not changed. The mesh is where a run runs and not what it is:
-    it may be another one, on other devices, at every start. With several processes the folder must be one that all of them
-    see; the first one makes it.
+    A folder that holds a run of another config is refused and not changed. `mesh` is not part of that comparison: each start may
+    use other devices. With several processes all of them must see the folder; process 0 makes it.
     """
     out = Path(out)
     if cfg is None:

@@ -46,13 +46,13 @@ class RunModels:
         return resolve(self._run.cfg.model).with_vocab(self.tokenizer.vocab_size)
 
     def fresh_policy(self) -> Any:
-        """Initial weights from the run's seed itself, so that run folders of every version agree (to be called under jit)."""
+        """Initial weights (call it under jit). From `seed` itself, not a named stream: run folders of every version agree."""
         return transformer.init(self.config, jax.random.key(self._run.cfg.seed))
 
     def policy(self, name: str) -> Any:
         """Weights of `BASE` (before any training) or of a stage that leaves a policy, in their shardings.
 
-        Without an SFT stage, its weights are the base's. Every call gives arrays of its own, which may be donated. Adapters are
+        Without an SFT stage, its weights are the base's. Every call returns new arrays, which may be donated. Adapters are
         merged into the weights that their stage started from.
         """
         run = self._run
@@ -99,7 +99,7 @@ class RunModels:
         return jax.jit(merge, donate_argnums=0, out_shardings=shardings)(base, trained)
 
     def selected(self, name: str) -> dict[str, Any]:
-        """The checkpoint that a stage hands on: its step and held-out metrics."""
+        """The checkpoint that later stages load: its step and held-out metrics."""
         step, folder = self._selected_step(name), self._run.folder(name)
         held_out = {}
         for row in read_metrics(folder / "metrics.jsonl"):

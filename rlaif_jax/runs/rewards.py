@@ -29,8 +29,8 @@ class RunRewards:
     def scalar(self, name: str, batch_size: int, base: Any = None) -> RewardFn:
         """The scores of the reward model or the grader, `batch_size` rows at a time.
 
-        `base`: the SFT policy's weights, which the caller keeps. An adapter that was trained over them reads them too, so that
-        one copy is in memory.
+        `base`: the SFT policy's weights, which the caller keeps. A scorer whose adapter was trained over them shares them, so
+        memory has one copy.
         """
         run, models = self._run, self._models
         cfg = run.cfg.grader if name == GRADER.name else run.cfg.reward
@@ -57,7 +57,7 @@ class RunRewards:
         )  # fmt: skip
 
     def functions(self) -> dict[str, RewardFn]:
-        """The user's functions of all arms by name; without those that would have to be imported, where the run may not."""
+        """The user's functions of all arms by name. Where the run may not import code, only those that are given as functions."""
         found = {n: f for arm in self._run.cfg.all_arms().values() for n, f in arm.functions.items()}
         return {
             name: self._function(name, cfg) for name, cfg in found.items()

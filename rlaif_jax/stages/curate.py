@@ -1,4 +1,4 @@
-"""Arm A's curation: candidates for the RL prompts, debates on them, and preference pairs; items.jsonl holds every word."""
+"""Arm A's curation: candidates for the RL prompts, debates on them, and preference pairs; items.jsonl has every message."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def _curate(x: Run, stage: Stage, prompts: Prompts, author: LLM, llm: LLM) -> Ma
 
 
 def _retriever(x: Run, data: RunData) -> Retriever:
-    """Over the SFT examples: the texts that the project holds for good ones. On the devices of this process alone."""
+    """Retrieves from the SFT examples, which count as good texts. Runs on this process's devices alone."""
     cfg, examples = x.cfg.curate, data.records(SftExample, x.cfg.data.sft)
     embed = sentence_embedder(cfg.embedder) if cfg.embedder else tfidf_embedder([e.prompt for e in examples])
     place = x.place if jax.process_count() == 1 else x.place.local()

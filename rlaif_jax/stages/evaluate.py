@@ -46,9 +46,9 @@ def systems_of(cfg: RunConfig) -> dict[str, str]:
 
 
 def run(x: Run, stage: Stage) -> Mapping[str, Any]:
-    """Writes samples_<system>.json for every system, and graders.json: how far each grader can be trusted.
+    """Writes samples_<system>.json for every system, and graders.json: how well each grader agrees with held-out labels.
 
-    Every system is graded by every grader: the reward model's policy by the judge, too, and the other way round.
+    Every grader scores every system: the judge also scores the policy that was trained with the reward model, and vice versa.
     """
     data, models, cfg = RunData(x), RunModels(x), x.cfg.evaluation
     prompts, graders = data.eval_prompts(), graders_of(x, models, cfg.batch_size)

@@ -68,7 +68,7 @@ def _report(x: Run, stage: Stage) -> Mapping[str, Any]:
 
 
 def candidates(x: Run) -> list[str]:
-    """The systems that are held against what RL started from: the arms, or what the run trained last where it has none."""
+    """The systems that the report compares with what RL started from: the arms, or the policy that was trained last."""
     arms = list(x.cfg.all_arms())
     return arms or [name for name in (DPO.name, SFT.name, BASE) if name in systems_of(x.cfg)][:1]
 

@@ -31,7 +31,7 @@ from rlaif_jax.trainers.rl_types import RlPrograms, RlState
 
 
 def require_memory(x: Run, name: str) -> None:
-    """UserError if the stage's settings ask for memory that the mesh's devices do not have; to be asked before hours of SFT."""
+    """UserError if the stage offloads to host memory and the mesh's devices cannot. Called before any stage runs."""
     cfg = x.cfg.rl_of(name)
     for setting, wanted in (("offload_optimizer", cfg.offload_optimizer), ("offload_reference", cfg.offload_reference)):
         if wanted:
@@ -41,7 +41,7 @@ def require_memory(x: Run, name: str) -> None:
 def run(x: Run, stage: Stage) -> Mapping[str, Any]:
     """RL of one arm from the SFT policy, which is also the KL reference, against the arm's reward.
 
-    All arms draw from the same streams: they see the same prompts in the same order, with the same sampling noise.
+    All arms use the same random streams: the same prompts in the same order, with the same sampling noise.
     """
     data, models, cfg, seed, name = RunData(x), RunModels(x), x.cfg.rl_of(stage.name), x.cfg.seed, stage.name
     tokenizer, cfg = models.tokenizer, _resolved(x, cfg)
@@ -90,7 +90,7 @@ def _reference(models: RunModels, programs: RlPrograms) -> Any:
 
 
 def _watched(x: Run, name: str, cfg: RlConfig) -> loop.Job:
-    """The stage, with warnings on the terminal when its metrics look sick."""
+    """The stage, with warnings on the terminal when its metrics show a problem."""
     rows = read_metrics(x.folder(name) / "metrics.jsonl")
     health = Health(lambda text: x.console.print(f"{name}: {text}", style="yellow", markup=False), *rows[:1])
     return loop.Job(name, x.folder(name), cfg.train, x.console, lambda m: m["reward"], x.cfg.logging.wandb_project, health.look)

@@ -1,6 +1,6 @@
 """The stages that train one model on rows of text: SFT, the embedded feedback model, reward model, grader, DPO.
 
-Each is a `Supervised`, what tells it from the others; `run` is the recipe that they share.
+`run` is what they share; a `Supervised` is what differs: start, loss and data.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ Held = Callable[[], Iterable[dict]]  # one pass over the held-out rows
 
 @dataclasses.dataclass(frozen=True)
 class Supervised:
-    """What tells one supervised stage from another.
+    """What differs between the supervised stages.
 
     Attributes:
       start: the weights that it starts from, which it may donate; {"model", "head"} for a scalar model.
@@ -89,7 +89,7 @@ def _reward(x: Run, data: RunData, models: RunModels) -> Supervised:
 
 
 def _grader(x: Run, data: RunData, models: RunModels) -> Supervised:
-    """An evaluator of its own, on data that the reward model never saw; never a training signal."""
+    """An independent evaluator, trained on data that the reward model never saw; it is never a training signal."""
     return _scalar(x, data, models, x.cfg.grader, data.seed(GRADER, "rows"))
 
 
