@@ -4,8 +4,8 @@
 
 The reward model learns from 70 % of the paper's pairs. The grader, an independent evaluator, and the generative judge, which is the
 reward of the second arm, learn from the other 30 %; the reward model never sees their queries. The paper's labelled rows cannot
-train a grader: 1,000 of the public 1,600 also occur in the pairs or in SFT, and of the other 600 only 11 are good. The judge's principles
-are not optimised, because no row has labels for each principle.
+train a grader: 1,000 of the public 1,600 also occur in the pairs or in SFT, and only 11 of the other 600 are good. The judge's
+principles are not optimised, because no row has labels for each principle.
 """
 from rlaif_jax.config import (
     DataConfig,
