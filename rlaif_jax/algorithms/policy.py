@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -27,7 +28,8 @@ class PolicyConfig:
     Attributes:
       loss: "clip" (PPO, arXiv 1707.06347, eq. 7); "cispo": the clipped ratio as a constant weight of log p, so that
         clipped tokens keep a gradient (arXiv 2506.13585); "sapo": a smooth gate instead of a clip (arXiv 2511.20347);
-        "reinforce": -A log p, no ratio.
+        "reinforce": -A log p, no ratio. Or a function of your own, `loss(logp, old_logp, advantages, mask, cfg)` -> terms to
+        minimise, all (B, R): a callable, or "module:name" or "file.py:name".
       importance_level: "token", or "sequence": the geometric mean over a response's tokens (GSPO, arXiv 2507.18071), with
         aggregation "sequence_mean" and clips of some 3e-4.
       clip_low, clip_high: the ratio is held in [1 - clip_low, 1 + clip_high]; a larger clip_high lets unlikely tokens
@@ -43,7 +45,7 @@ class PolicyConfig:
       rollout_correction_low, rollout_correction_high: its bounds.
     """
 
-    loss: str = "clip"
+    loss: Callable[..., jax.Array] | str = "clip"
     importance_level: str = "token"
     clip_low: float = 0.2
     clip_high: float = 0.2
@@ -64,7 +66,8 @@ class PolicyConfig:
             ),
         }  # fmt: skip
         for field, values in allowed.items():
-            if getattr(self, field) not in values:
+            own = field == "loss" and (callable(self.loss) or ":" in self.loss)
+            if not own and getattr(self, field) not in values:
                 raise UserError(f"policy.{field} is {getattr(self, field)!r}; expected one of {', '.join(values)}")
         if self.dual_clip and self.dual_clip <= 1.0 + self.clip_high:
             raise UserError(f"policy.dual_clip is {self.dual_clip}; expected 0 (off) or more than 1 + policy.clip_high")
@@ -79,12 +82,16 @@ def surrogate_terms(
 
     logp, old_logp, advantages, mask (B, R).
     """
+    if isinstance(cfg.loss, str) and ":" in cfg.loss:
+        raise UserError(f"policy.loss names code, {cfg.loss!r}; only `rlaif run` and `rlaif rl` import it")
     log_ratio = jnp.clip(logp - old_logp, -_LOG_RATIO_BOUND, _LOG_RATIO_BOUND)
     if cfg.importance_level == "sequence":
         mean = jnp.sum(log_ratio * mask, axis=1, keepdims=True) / jnp.maximum(jnp.sum(mask, axis=1, keepdims=True), 1.0)
         # The sequence's value, with each token's own gradient (GSPO-token): their sum is the sequence's gradient.
         log_ratio = jax.lax.stop_gradient(mean) + logp - jax.lax.stop_gradient(logp)
     ratio = jnp.exp(log_ratio)
+    if callable(cfg.loss):
+        return cfg.loss(logp, old_logp, advantages, mask, cfg), ratio, jnp.zeros_like(ratio)
     held = jnp.clip(ratio, 1.0 - cfg.clip_low, 1.0 + cfg.clip_high)
     if cfg.loss == "cispo":
         terms = -jax.lax.stop_gradient(held) * advantages * logp

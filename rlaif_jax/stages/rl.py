@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
@@ -39,7 +40,7 @@ def require_memory(x: Run, name: str) -> None:
 def run(x: Run, stage: Stage) -> Mapping[str, Any]:
     """RL of one arm from the SFT policy, which is also the KL reference, against the arm's reward."""
     data, models, cfg, seed, name = RunData(x), RunModels(x), x.cfg.rl_of(stage.name), x.cfg.seed, stage.name
-    tokenizer = models.tokenizer
+    tokenizer, cfg = models.tokenizer, _resolved(x, cfg)
     train, held_out, facts = data.rl_prompts(cfg.eval_prompts)
     sampling = filters.traced(cfg.sampling, tokenizer.eos_ids)
     programs = rl_programs.build(models.config, cfg, models.trainable, x.place, pad_id=tokenizer.pad_id)
@@ -58,6 +59,13 @@ def run(x: Run, stage: Stage) -> Mapping[str, Any]:
     evaluate = _evaluation(programs, reward, held_out, models=models, sampling=sampling, seed=seed + 7)
     loop.fit(_watched(x, name, cfg), state, shardings, batches, step, evaluate)
     return facts | models.selected(name)
+
+
+def _resolved(x: Run, cfg: RlConfig) -> RlConfig:
+    """The settings with the policy's loss as a function, where the config names one of the user's."""
+    if callable(cfg.policy.loss) or ":" not in cfg.policy.loss:
+        return cfg
+    return dataclasses.replace(cfg, policy=dataclasses.replace(cfg.policy, loss=x.resolve(cfg.policy.loss)))
 
 
 def _start(x: Run, models: RunModels, programs: RlPrograms) -> tuple[RlState, RlState]:
