@@ -19,7 +19,7 @@ ROLES = (
     "candidate", "positive", "negative", "debate_judge", "debate_review", "detector", "compare", "generator", "confess", "advise",
     "principle_review", "optimise",
 )  # fmt: skip
-_OLD_NAMES = {"debate_judge": "judge", "debate_review": "reflect", "principle_review": "reflector"}  # old file names, still accepted
+_OLD_NAMES = {"debate_judge": "judge", "debate_review": "reflect", "principle_review": "reflector"}  # old file names, accepted
 _logger = logging.getLogger(__name__)
 _HERE = Path(__file__).parent
 _TAG = re.compile(r"\{[%{#].*?[%}#]\}", re.DOTALL)
