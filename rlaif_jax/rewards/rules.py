@@ -44,7 +44,7 @@ class RuleConfig:
         if self.normalise not in ("none", "batch"):
             raise UserError(f"rules.normalise is {self.normalise!r}; expected none or batch")
         if not 0 < self.length_min <= self.length_max:
-            raise UserError(f"rules: length_min {self.length_min}, length_max {self.length_max}; expected 0 < length_min <= length_max")
+            raise UserError(f"rules.length_min {self.length_min} is not in 1 to length_max {self.length_max}")
 
 
 def keeps_constraints(request: str, response: str, language: str = "auto") -> float | None:
