@@ -66,7 +66,7 @@ class SftConfig:
     """Supervised fine-tuning. Only response tokens (EOS included) count in the loss.
 
     Attributes:
-      train: see `TrainConfig`.
+      train: steps, batch size, optimizer, checkpoints.
       max_length: limit on prompt plus response, in tokens. Longer examples are dropped, and their number is logged.
       packing: put several examples into one row; they do not attend to each other.
     """
@@ -81,7 +81,7 @@ class RewardConfig:
     """A reward model or a grader: a model with a scalar head, trained by the run or loaded from a folder.
 
     Attributes:
-      train: see `TrainConfig`.
+      train: steps, batch size, optimizer, checkpoints.
       loss: "bradley_terry" on preference pairs, or "binary" on labelled responses.
       init: initial weights: "sft", "base" (the model that SFT starts from), or "feedback" (the embedded feedback model, which has
         already learned to recognise flaws).
@@ -156,7 +156,7 @@ class RlConfig:
     """RL on a reward: the GRPO family, or PPO if `critic` is set. docs/algorithms.md explains the options and when to use each.
 
     Attributes:
-      train: see `TrainConfig`; `train.batch_size` counts prompts.
+      train: steps, batch size (in prompts), optimizer, checkpoints.
       group_size: responses sampled per prompt.
       advantage: how advantages are computed without a critic.
       policy: the policy loss.
@@ -230,7 +230,7 @@ class DpoConfig:
     """DPO: trains the SFT policy on the preference pairs, without RL. It is the baseline for every arm.
 
     Attributes:
-      train: see `TrainConfig`.
+      train: steps, batch size, optimizer, checkpoints.
       loss: "sigmoid" (DPO) or "ipo", see `losses.preference`.
       beta: strength of the penalty for leaving the reference (the SFT policy).
       label_smoothing: assumed share of wrong labels (sigmoid only).
