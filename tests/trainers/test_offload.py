@@ -58,7 +58,7 @@ def test_a_backend_without_that_memory_is_named(tmp_path):
 def test_a_reference_that_is_none_or_moves_cannot_wait():
     cfg = tiny.config()
     for kl in (KlConfig(0.0), KlConfig(0.1, ref_sync_steps=2)):
-        with pytest.raises(UserError, match="no reference that stays"):
+        with pytest.raises(UserError, match="needs a fixed reference"):
             dataclasses.replace(cfg.rl, kl=kl, offload_reference=True)
     with pytest.raises(UserError, match="under lora"):
         dataclasses.replace(_offloading(cfg), lora=LoraConfig())
