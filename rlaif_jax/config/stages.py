@@ -88,12 +88,12 @@ CURATE = Stage(
 REWARD = Stage(
     "reward", "train", "a reward model: its one logit scores an answer", "train the reward model on preference pairs",
     lambda cfg: _trained_here(cfg.reward), "set reward={} without a folder",
-    lambda cfg: (TOKENIZER, start_of(cfg.reward.init), CURATE),
+    lambda cfg: (TOKENIZER, *starts_of(cfg.reward), CURATE),
     (*_TRAINED, *_PAIRS, *_LABELLED, "reward", "dpo", "data.root", "data.sft"), leaves="scalar",
 )  # fmt: skip
 GRADER = Stage(
     "grader", "train", "an independent evaluator: its one logit scores an answer", "train the independent evaluator",
-    lambda cfg: _trained_here(cfg.grader), "set grader={} without a folder", lambda cfg: (TOKENIZER, start_of(cfg.grader.init)),
+    lambda cfg: _trained_here(cfg.grader), "set grader={} without a folder", lambda cfg: (TOKENIZER, *starts_of(cfg.grader)),
     (*_TRAINED, *_PAIRS, *_LABELLED, "grader", "reward", "dpo", "data.root", "data.sft"), leaves="scalar",
 )  # fmt: skip
 PRINCIPLES = Stage(
@@ -148,9 +148,10 @@ REPORT = Stage(
 STAGES = (*_BEFORE_ARMS, EVALUATE, REPORT)  # without those of the arms, which each config names
 
 
-def start_of(init: str) -> Stage:
-    """The stage whose weights a model starts from: `init` sft, base (before any training: only the tokenizer) or feedback."""
-    return {"sft": SFT, "base": TOKENIZER, "feedback": FEEDBACK}[init]
+def starts_of(scalar: RewardConfig | None) -> tuple[Stage, ...]:
+    """The stage whose weights a scalar model starts from; none for `init` base."""
+    starts = {"sft": (SFT,), "feedback": (FEEDBACK,)}
+    return () if scalar is None else starts.get(scalar.init, ())
 
 
 def stages_of(cfg: RunConfig) -> dict[str, Stage]:
