@@ -60,13 +60,14 @@ def _trained_here(scalar: RewardConfig | None) -> RewardConfig | None:
 _ALWAYS = ("seed", "model")
 _TRAINED = (*_ALWAYS, "lora")
 _FEEDBACK = ("feedback", "judge", "language")
-_LABELLED = ("data.labelled", "data.labelled_eval", "data.labelled_val", "data.grader_share", "data.eval_fraction")
-_PAIRS = ("data.pairs", "data.pairs_eval", "data.grader_share", "data.eval_fraction", "curate")
+_KINDS_OF_ROWS = ("sft", "reward.loss", "reward.folder", "grader.loss", "grader.folder", "dpo")  # which files are read at all
+_LABELLED = (*_KINDS_OF_ROWS, "data.labelled", "data.labelled_eval", "data.labelled_val", "data.grader_share", "data.eval_fraction")
+_PAIRS = (*_KINDS_OF_ROWS, "data.pairs", "data.pairs_eval", "data.grader_share", "data.eval_fraction", "curate")
 
 TOKENIZER = Stage(
     "tokenizer", "tokenizer", "", "write the bundled corpus (where no data.root is set) and train or copy the tokenizer",
     lambda cfg: cfg.tokenizer, "", lambda cfg: (),
-    (*_ALWAYS, "tokenizer", "data", "feedback", "judge", "reward", "dpo", "language", "evaluation"),
+    (*_ALWAYS, "tokenizer", "data", "feedback", "judge", "reward", "grader", "dpo", "language", "evaluation"),
 )  # fmt: skip
 SFT = Stage(
     "sft", "train", "after supervised fine-tuning", "supervised fine-tuning on (prompt, response) examples",
@@ -126,7 +127,7 @@ def arm_stage(name: str, arm: ArmConfig) -> Stage:
     return Stage(
         name, "rl", f"after RL against {against}", "reinforcement learning: GRPO, or PPO where the config has a critic",
         section, f"set arms.{name}={{...}}", needs,
-        (*_TRAINED, *_FEEDBACK, "rl", "arms", "reward", "data.root", "data.prompts"), leaves="policy",
+        (*_TRAINED, *_FEEDBACK, "rl", "arms", "sft", "reward", "data.root", "data.prompts"), leaves="policy",
     )  # fmt: skip
 
 
