@@ -1,1 +1,1 @@
-"""What the CLI does besides stages, each a function with plain parameters."""
+"""CLI commands other than stages. Each is a function with plain parameters."""

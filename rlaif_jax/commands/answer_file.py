@@ -1,4 +1,4 @@
-"""`rlaif generate --file`: answers to every prompt of a file, resumable and never overwritten."""
+"""`rlaif generate --file`: answers every prompt of a file. It can be interrupted and resumed, and overwrites nothing."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ def answer_file(
     model: ChatModel, path: Path, out: Path, sampling: SamplingConfig, *, samples: int = 1, seed: int = 0, system: str = "",
     batch_size: int = 32, console: Console,
 ) -> None:  # fmt: skip
-    """Writes one JSON line per prompt: prompt, system, responses and whether each ended by itself.
+    """Writes one JSON line per prompt: prompt, system, responses, and whether each response is finished.
 
-    A prompt that is too long has an "error" and no responses. The same command goes on where it was interrupted; the
-    answers depend on seed and row, not on the batch size. UserError if `out` was not written with these settings.
+    A prompt that is too long has an "error" instead of responses. After an interruption, the same command continues. The
+    answers depend on seed and row, not on the batch size. UserError if `out` was written with other settings.
     """
     rows = load(Prompt, path, columns=columns_of(path)).records
     rows = [dataclasses.replace(r, system=r.system or system) for r in rows]
@@ -47,7 +47,7 @@ def answer_file(
     values = traced(sampling, model.tokenizer.eos_ids)
 
     def draw(tokens: jax.Array, segment_ids: jax.Array, first_key: int) -> Decoded:
-        """Row i of the file owns the random keys i * samples to (i + 1) * samples - 1."""
+        """Row i of the file uses the random keys i * samples to (i + 1) * samples - 1."""
         return sampler(model.params, tokens, segment_ids, seed, 0, values, first_key)
 
     size = -(-batch_size // model.place.row_shards) * model.place.row_shards
@@ -56,13 +56,13 @@ def answer_file(
             lines = _answer(model, draw, rows[start : start + size], start * samples, size)
             file.writelines(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
             file.flush()
-    console.print(f"{len(rows)} prompts answered, {there} of them before; written to {out}", soft_wrap=True, markup=False)
+    console.print(f"{len(rows)} prompts answered ({there} of them before); written to {out}", soft_wrap=True, markup=False)
 
 
 def _answer(
     model: ChatModel, draw: Callable[..., Decoded], rows: Sequence[Prompt], first_key: int, size: int
 ) -> list[dict[str, Any]]:
-    """The lines of one batch of `size` rows; draw(tokens, segment_ids, first key) -> the answers, those of a row together."""
+    """The lines of one batch of `size` rows. draw(tokens, segment_ids, first key) samples the answers, grouped by row."""
     encoded: list[list[int] | None] = []
     lines: list[dict[str, Any]] = [{"prompt": r.prompt, "system": r.system} for r in rows]
     for row, line in zip(rows, lines, strict=True):
@@ -86,7 +86,7 @@ def _answer(
 
 
 def _resume(out: Path, settings: dict[str, Any]) -> int:
-    """How many finished lines of the same settings are there; an unfinished line of a killed run is cut off."""
+    """The number of lines in an `out` with the same settings. An incomplete last line, left by a killed run, is deleted."""
     beside = out.with_name(out.name + ".settings.json")
     if not out.exists():
         out.parent.mkdir(parents=True, exist_ok=True)
@@ -95,7 +95,7 @@ def _resume(out: Path, settings: dict[str, Any]) -> int:
         return 0
     found = json.loads(beside.read_text(encoding="utf-8")) if beside.exists() else {}
     if changed := sorted(k for k in settings if found.get(k) != settings[k]):
-        raise UserError(f"{out} exists, written with other settings ({', '.join(changed)}); choose another --out or move it away")
+        raise UserError(f"{out} was written with other settings ({', '.join(changed)}); choose another --out or move it away")
     whole, newline, _ = out.read_bytes().rpartition(b"\n")
     with out.open("r+b") as file:
         file.truncate(len(whole) + len(newline))

@@ -1,4 +1,4 @@
-"""`rlaif config list|show|diff`: what a config can hold, what one holds, and how two differ."""
+"""`rlaif config list|show|diff`: all fields of a config, the values of one config, and the differences of two."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from rlaif_jax.config.values import to_dict
 
 
 def list_fields(words: str, console: Console) -> None:
-    """Prints every field whose name contains `words` (all: ""), with type, default and meaning."""
-    table = Table("field", "type", "default", "meaning", title="fields of a config; set one with --set FIELD=VALUE")
+    """Prints every field whose name contains `words` (all fields if empty), with type, default and meaning."""
+    table = Table("field", "type", "default", "meaning", title="Config fields. Set one with --set FIELD=VALUE")
     for field in all_fields():
         if words in field.name:
             default = "" if field.default is None else repr(field.default)
@@ -25,12 +25,12 @@ def list_fields(words: str, console: Console) -> None:
 
 
 def as_yaml(cfg: RunConfig) -> str:
-    """A resolved config, every field in it, as YAML that `rlaif run` takes."""
+    """A config with all of its fields as YAML, which `rlaif run` accepts."""
     return yaml.safe_dump(to_dict(cfg), sort_keys=False, allow_unicode=True)
 
 
 def differences(a: Any, b: Any, path: str = "") -> list[tuple[str, Any, Any]]:
-    """(field, value in a, value in b) of every field that differs between two plain configs."""
+    """(field, value in a, value in b) for every field that differs between two configs in plain form."""
     if isinstance(a, dict) and isinstance(b, dict):
         names = dict.fromkeys([*a, *b])
         return [d for name in names for d in differences(a.get(name), b.get(name), f"{path}.{name}" if path else name)]

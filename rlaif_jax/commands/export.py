@@ -1,4 +1,4 @@
-"""`rlaif export`: a model of a run as a Hugging Face folder that transformers and vLLM load."""
+"""`rlaif export`: writes a model of a run as a Hugging Face folder, for transformers and vLLM."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _UNITS = {"KB": 10**3, "MB": 10**6, "GB": 10**9}
 
 
 def shard_bytes(text: str) -> int:
-    """Bytes of a size such as "5GB", "200MB" or "40KB" (powers of ten)."""
+    """Number of bytes of a size such as "5GB", "200MB" or "40KB" (powers of ten)."""
     found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMG]B)", text.strip().upper())
     if not found or float(found[1]) == 0:
         raise UserError(f"--max-shard-size is {text!r}; expected a size such as 5GB or 200MB")
@@ -36,10 +36,10 @@ def shard_bytes(text: str) -> int:
 
 
 def export(x: Run, stage: str, out: str | Path, *, dtype: str = "", max_shard_bytes: int = 5 * 10**9) -> list[Path]:
-    """Writes config, weights, tokenizer, generation config and model card; gives the weight files.
+    """Writes config, weights, tokenizer, generation config and model card. Returns the weight files.
 
-    `dtype` empty: that of the model the run started from, else of its parameters. The folder appears complete or not
-    at all; one that exists and is not empty is refused.
+    `dtype`: empty for the dtype of the model that the run started from, else of the run's parameters. The folder is written
+    completely or not at all. UserError if it exists and is not empty.
     """
     out = _new_folder(out)
     models, scalar = RunModels(x), _is_scalar(x, stage)
@@ -60,16 +60,16 @@ def export(x: Run, stage: str, out: str | Path, *, dtype: str = "", max_shard_by
 
 
 def export_adapter(x: Run, stage: str, out: str | Path) -> None:
-    """Writes the LoRA adapter that a stage trained over `model.init_from`, in PEFT's format.
+    """Writes the LoRA adapter that a stage trained on `model.init_from`, in PEFT format.
 
-    UserError for a stage that started from another one's weights: nobody else has those, so its sum is exported instead.
+    UserError for a stage that started from another stage's weights: outside of the run the adapter would have no base.
     """
     models, scalar = RunModels(x), _is_scalar(x, stage)
     started = start_name(stage_of(x.cfg, stage).section(x.cfg).init) if scalar else SFT.name
     trained = models.adapter(stage)
     over_this_run = stage != SFT.name and (started == FEEDBACK.name or (started == SFT.name and x.cfg.sft is not None))
     if not x.cfg.model.init_from or over_this_run:
-        raise UserError(f"the adapter of {stage} is over weights of this run; export their sum, without --adapter")
+        raise UserError(f"the base of {stage}'s adapter is another stage of this run; export the merged weights, without --adapter")
     out = _new_folder(out)
     adapter, score = (trained["model"], trained["head"]["score"]) if scalar else (trained, None)
     save_adapter(adapter, models.config, x.cfg.lora, out, base=x.cfg.model.init_from, score=score)
@@ -83,12 +83,12 @@ def _new_folder(out: str | Path) -> Path:
 
 
 def _is_scalar(x: Run, stage: str) -> bool:
-    """Whether the stage leaves a scalar model, else a policy. UserError for one that leaves neither, or that the run lacks."""
+    """True for a stage that trains a scalar model, False for a policy. UserError if it trains neither, or is not in the run."""
     if stage == BASE:
         return False
     leaves = stage_of(x.cfg, stage).leaves
     if leaves not in ("policy", "scalar"):
-        raise UserError(f"the stage {stage!r} leaves no model to export")
+        raise UserError(f"the stage {stage!r} trains no model to export")
     return leaves == "scalar"
 
 
@@ -103,8 +103,8 @@ def _write_rest(x: Run, stage: str, folder: Path, models: RunModels, dtype: str,
     tokenizer.save(folder)
     if not _reads_alike(folder, tokenizer):
         x.console.print(
-            f"note: beside a {config['model_type']} model, AutoTokenizer replaces parts of this tokenizer by the family's "
-            "own and would split texts differently; load it with PreTrainedTokenizerFast, as the README there shows",
+            f"note: AutoTokenizer tokenizes differently here, since it uses parts of the {config['model_type']} tokenizer; "
+            "load the tokenizer with PreTrainedTokenizerFast, as shown in the exported README.md",
             style="yellow", markup=False,
         )  # fmt: skip
         config = config | {"tokenizer": "PreTrainedTokenizerFast"}
@@ -112,7 +112,7 @@ def _write_rest(x: Run, stage: str, folder: Path, models: RunModels, dtype: str,
 
 
 def _generation_config(x: Run, tokenizer: Tokenizer, config: dict[str, Any]) -> dict[str, Any]:
-    """Sampling as in the run's evaluation; top_k 0 is written, since its absence means 50 to transformers."""
+    """Sampling as in the run's evaluation. top_k 0 is written explicitly, since the default of transformers is 50."""
     sampling = x.cfg.evaluation.sampling
     tokens = {"bos_token_id": config["bos_token_id"], "eos_token_id": list(tokenizer.eos_ids), "pad_token_id": tokenizer.pad_id}
     if sampling.temperature == 0:
@@ -125,7 +125,7 @@ _PROBES = (*(language.probe for language in LANGUAGES.values()), "😀👨‍�
 
 
 def _reads_alike(folder: Path, tokenizer: Tokenizer) -> bool:
-    """Whether AutoTokenizer splits texts as the run's tokenizer does: some awkward ones, and random words of its own."""
+    """Whether AutoTokenizer tokenizes like the run's tokenizer, on some tricky texts and on random tokens."""
     from transformers import AutoTokenizer
 
     ids = np.random.default_rng(0).integers(0, tokenizer.vocab_size, 4000)
@@ -189,7 +189,7 @@ def model_card(x: Run, stage: str, config: dict[str, Any]) -> str:
 
 
 def _evaluation(x: Run) -> str:
-    """The comparison of the run's report, which is Markdown with its texts escaped already."""
+    """The comparison from the run's report, which is Markdown with escaped texts."""
     report = x.folder(REPORT.name) / "report.md"
     if not report.exists():
         return ""

@@ -1,4 +1,4 @@
-"""`rlaif generate`: answers to prompts, or a chat, on a terminal."""
+"""`rlaif generate`: prints answers to prompts, or chats on the terminal."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def generate(
     model: ChatModel, prompts: Sequence[str], sampling: SamplingConfig, *, samples: int = 1, seed: int = 0, system: str = "",
     console: Console,
 ) -> None:  # fmt: skip
-    """Prints `samples` answers to each prompt, a single one as it is sampled. (`ChatModel.answer` returns them.)"""
+    """Prints `samples` answers to each prompt; a single answer is printed while it is sampled. `ChatModel.answer` returns them."""
     answer = Answerer(model, samples, seed, sampling, system)
     for prompt in prompts:
         _show(console, f"> {prompt}\n", style="bold")
@@ -30,17 +30,17 @@ def chat(
     model: ChatModel, sampling: SamplingConfig, *, samples: int = 1, seed: int = 0, system: str = "", remember: bool = False,
     console: Console,
 ) -> None:  # fmt: skip
-    """Answers requests from standard input until it ends. `remember`: each request is a turn of one conversation; a run's
-    policy learned from single requests and gets them one by one."""
+    """Answers requests from standard input until it ends. `remember`: keep the conversation. Off for a run's policy, which
+    learned from single requests."""
     answer, start = Answerer(model, samples, seed, sampling, system), chat_messages("", system)[:-1]
-    console.print("Type a request; an empty line or Ctrl-D ends.", style="dim")
+    console.print("Type a request; an empty line or Ctrl-D ends the chat.", style="dim")
     before = start
     while prompt := _ask(console):
         messages = [*before, {"role": "user", "content": prompt}]
         try:
             text = _answer(answer, messages, prompt, samples, console)
         except UserError as error:
-            console.print(f"{error}; the conversation begins anew", style="yellow", markup=False)
+            console.print(f"{error}; starting a new conversation", style="yellow", markup=False)
             before = start
             continue
         if remember and samples == 1:
@@ -61,7 +61,7 @@ def _answer(answer: Answerer, messages: Messages, prompt: str, samples: int, con
 
 
 def _show(console: Console, text: str, style: str = "") -> None:
-    """A model's text is data: no markup, no control characters of the terminal."""
+    """Prints a model's text without interpreting markup or terminal control characters."""
     console.print(Text(_CONTROL.sub("", text), style=style), end="", soft_wrap=True)
 
 

@@ -1,4 +1,4 @@
-"""`rlaif import`: a Hugging Face folder as a sharded checkpoint, for a faster start on many devices."""
+"""`rlaif import`: converts a Hugging Face folder into a sharded checkpoint, which loads faster on many devices."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ from rlaif_jax.sharding.placement import Placement
 
 
 def import_model(folder: str | Path, out: str | Path, *, dtype: str = "", console: Console) -> None:
-    """Checks a Hugging Face folder and writes it, with its weights as a sharded checkpoint, into the new folder `out`.
+    """Checks a Hugging Face folder and writes a copy with a sharded checkpoint of its weights to the new folder `out`.
 
-    `dtype` of the weights: float32 or bfloat16; empty: as stored.
+    `dtype`: float32 or bfloat16; empty: the dtype of the files.
     """
     found, out = read_config(folder), Path(out)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
@@ -33,11 +33,11 @@ def import_model(folder: str | Path, out: str | Path, *, dtype: str = "", consol
     tokenizer = Tokenizer.load(folder)
     model = dataclasses.replace(found.model, param_dtype=dtype or found.model.param_dtype)
     if tokenizer.vocab_size > model.vocab_size:
-        raise UserError(f"{folder}: the tokenizer has {tokenizer.vocab_size} tokens, the model {model.vocab_size}")
+        raise UserError(f"{folder}: the tokenizer has {tokenizer.vocab_size} tokens, but the model {model.vocab_size}")
     place = Placement(make_mesh(MeshConfig(data=1, fsdp=-1)))
     params = load_weights(Path(folder), model, place, found.scalar)
     if not _finite(params):
-        raise UserError(f"{folder}: the weights hold NaN or infinity")
+        raise UserError(f"{folder}: the weights contain NaN or infinity")
     part = out.with_name(f".{out.name}.{os.getpid()}.part")
     with ocp.StandardCheckpointer() as checkpointer:
         checkpointer.save((part / ORBAX_FOLDER).absolute(), params)
@@ -54,5 +54,5 @@ def import_model(folder: str | Path, out: str | Path, *, dtype: str = "", consol
 
 
 def _finite(params: Any) -> bool:
-    """Whether every weight is a number."""
+    """Whether all weights are finite."""
     return bool(jax.jit(lambda p: jnp.all(jnp.array([jnp.all(jnp.isfinite(x)) for x in jax.tree.leaves(p)])))(params))

@@ -1,4 +1,4 @@
-"""`rlaif judge score FILE`: every (query, response) of a file, rated by the judge of a run."""
+"""`rlaif judge score FILE`: scores every (query, response) of a file with the judge of a run."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ _CHUNK = 512
 
 
 def score_file(run: Run, path: Path, out: Path | None = None, *, principles: str = "", console: Console) -> Path:
-    """Writes the rows of a file with "p_good" (null where invalid) and "reason", and prints a summary; gives the new file.
+    """Writes the rows of a file with "p_good" (null if invalid) and "reason", and prints a summary. Returns the new file.
 
-    `out`: default PATH.rated.jsonl; an existing one is refused. `principles`: a file, in place of the run's best ones.
+    `out`: default PATH.rated.jsonl; it must not exist. `principles`: a file to use instead of the run's best principles.
     """
     cfg = run.cfg.judge
     if cfg is None:
         raise UserError(f"the run {run.out} has no judge section in its config")
     llms, out = RunLlms(run, RunModels(run)), out or path.with_name(path.name + ".rated.jsonl")
     if out.exists():
-        raise UserError(f"{out} exists already; name another file with --out, or move it away")
+        raise UserError(f"{out} exists already; choose another file with --out, or move it away")
     rows = load(SftExample, path, columns=columns_of(path)).records
     rules = read_rules(principles) if principles else llms.principles()
     judge = judge_verdicts(llms.agent, cfg.single_mode, cfg.votes, cfg.temperature)
@@ -48,8 +48,8 @@ def score_file(run: Run, path: Path, out: Path | None = None, *, principles: str
                 values.append(p)
     found = np.array(values)
     good = found[~np.isnan(found)]
-    mean = f"{(good > 0.5).mean():.1%} good, mean P(Good) {good.mean():.3f}" if len(good) else "no verdict at all"
-    console.print(f"{len(found)} answers, {len(found) - len(good)} without verdict, {mean}; written to {out}", soft_wrap=True)
+    mean = f"{(good > 0.5).mean():.1%} good, mean P(Good) {good.mean():.3f}" if len(good) else "all verdicts invalid"
+    console.print(f"{len(found)} answers, {len(found) - len(good)} invalid verdicts, {mean}; written to {out}", soft_wrap=True)
     return out
 
 

@@ -1,4 +1,4 @@
-"""An agent: a language model, and the prompts by which it plays its roles."""
+"""An agent: a language model together with the prompts for its roles."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from rlaif_jax.feedback.prompts import Prompts
 
 @dataclasses.dataclass(frozen=True)
 class Agent:
-    """`llm` answers what `prompts` ask: debater, judge, author or reviewer, by the role of each request."""
+    """`llm` answers requests made from `prompts`. The role (debater, judge, author, reviewer) is chosen per request."""
 
     llm: LLM
     prompts: Prompts
 
     def ask(self, requests: Sequence[LLMRequest], parse: Parse) -> list[Answer]:
-        """`json_replies.ask`; what cannot be read is asked again in the language of the prompts."""
+        """`json_replies.ask`. The sentence that asks again is in the language of the prompts."""
         return ask(self.llm, requests, parse, language=self.prompts.language)

@@ -1,4 +1,4 @@
-"""Replies that are kept: a sqlite file in front of any model, and transcripts that stand in for one."""
+"""Stored replies: a sqlite cache in front of any model, and transcripts that replace a model."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ CREATE TABLE IF NOT EXISTS choices (key TEXT PRIMARY KEY, model TEXT, logprobs T
 
 
 class CachedLLM:
-    """A model whose successful replies are kept in a sqlite file; each is committed as it comes.
+    """Caches the successful replies of a model in a sqlite file. Each reply is committed as it arrives.
 
-    What was answered once is never asked again, also after `kill -9`. Failures are not kept. Messages are stored as
-    they are (they hold no key: keys come from the environment and go into the HTTP header only).
+    A request that was answered is never sent again, even after `kill -9`. Failures are not cached. Messages are stored
+    unchanged. They contain no API key: keys are read from the environment and go into the HTTP header only.
     """
 
     def __init__(self, inner: LLM, path: str | Path):
@@ -44,12 +44,12 @@ class CachedLLM:
             self._db.execute("PRAGMA journal_mode=WAL")
             self._db.executescript(_TABLES)
         except sqlite3.DatabaseError as error:
-            raise UserError(f"{self._path} is not a reply cache ({error}); move it away or name another file") from error
+            raise UserError(f"{self._path} is not a reply cache ({error}); move it away or choose another file") from error
         self._lock = threading.Lock()
         self.hits = self.misses = 0
 
     def complete(self, requests: Sequence[LLMRequest], on_reply: OnReply | None = None) -> list[LLMReply]:
-        """See `LLM.complete`; equal requests of one batch are asked once."""
+        """See `LLM.complete`. Equal requests in a batch are sent once."""
         keys = [r.key(self.name) for r in requests]
         known = self._read(keys)
         places: dict[str, list[int]] = {}
@@ -105,8 +105,8 @@ class CachedLLM:
         return np.array([known[key] for key in keys], np.float32).reshape(len(keys), len(choices))
 
     def spending(self) -> dict[str, float]:
-        """What the model was paid in this process; what the cache answered cost nothing."""
-        account = getattr(self.inner, "account", None)  # a model that is not paid for has none
+        """Replies, tokens and money paid for in this process. Replies from the cache cost nothing."""
+        account = getattr(self.inner, "account", None)  # only paid models have one
         paid = {} if account is None else {
             "replies_paid": account.replies, "prompt_tokens": account.prompt_tokens,
             "completion_tokens": account.completion_tokens, "spent": account.spent,
@@ -114,7 +114,7 @@ class CachedLLM:
         return paid | {"replies_from_cache": self.hits}
 
     def export(self, path: str | Path) -> int:
-        """Writes everything as a transcript (JSON lines) for `RecordedLLM`; returns the number of replies."""
+        """Writes the cache as a transcript (JSON lines) for `RecordedLLM`. Returns the number of replies."""
         with self._lock:
             replies = self._db.execute("SELECT key, model, request, reply FROM replies ORDER BY key").fetchall()
             choices = self._db.execute("SELECT key, model, logprobs FROM choices ORDER BY key").fetchall()
@@ -143,7 +143,7 @@ class CachedLLM:
 
 
 class RecordedLLM:
-    """Answers from a transcript (see `CachedLLM.export`); what it does not hold is a failure "not_recorded"."""
+    """Answers from a transcript (see `CachedLLM.export`). A request that is not in it gets the failure "not_recorded"."""
 
     def __init__(self, path: str | Path, name: str = ""):
         path = Path(path)
@@ -161,14 +161,14 @@ class RecordedLLM:
                     self._replies[row["key"]] = reply_from_json(row["reply"])
                 models.add(row["model"])
             except (ValueError, KeyError, TypeError) as error:
-                raise UserError(f"{path}:{number}: not a row of a transcript ({error!r})") from error
+                raise UserError(f"{path}:{number}: not a line of a transcript ({error!r})") from error
         if not name and len(models) != 1:
-            raise UserError(f"{path} holds replies of {sorted(models) or 'no model'}; name the one to replay")
+            raise UserError(f"{path} holds replies of {sorted(models) or 'no model'}; say which model to replay")
         self.name = name or models.pop()
 
     def complete(self, requests: Sequence[LLMRequest], on_reply: OnReply | None = None) -> list[LLMReply]:
         """See `LLM.complete`."""
-        missing = LLMReply(failure=Failure("not_recorded", "the transcript holds no reply to this request"))
+        missing = LLMReply(failure=Failure("not_recorded", "the transcript has no reply to this request"))
         replies = [self._replies.get(r.key(self.name), missing) for r in requests]
         for i, reply in enumerate(replies):
             if on_reply:
@@ -178,7 +178,7 @@ class RecordedLLM:
     def choice_logprobs(
         self, requests: Sequence[LLMRequest], choices: Sequence[str], on_row: OnRow | None = None
     ) -> np.ndarray:
-        """See `LLM.choice_logprobs`; NaN where the transcript holds no such question."""
+        """See `LLM.choice_logprobs`; NaN for a request that is not in the transcript."""
         missing = [np.nan] * len(choices)
         rows = [self._choices.get(r.choice_key(self.name, choices), missing) for r in requests]
         for i, row in enumerate(rows):

@@ -1,9 +1,9 @@
-"""Multi-agent rejection sampling: prompts in, debated candidates and preference pairs out, one JSON line per prompt.
+"""Multi-agent rejection sampling: from prompts to debated candidates and preference pairs, one JSON line per prompt.
 
     prompt -> retrieved examples -> K candidates -> debate on each -> accepted x rejected of the same prompt -> pairs
 
-A line is written when its prompt is done, so a run that was killed goes on with the next prompt; what a chat API had
-answered by then lies in the reply cache and is not paid again.
+A line is written when its prompt is finished, so a killed run continues with the next prompt. Replies of a chat API are in
+the reply cache and are not paid for again.
 """
 
 from __future__ import annotations
@@ -31,20 +31,20 @@ class CurateConfig:
     """Multi-agent rejection sampling.
 
     Attributes:
-      prompts: how many of the RL prompts to curate (0 = all).
-      candidates: answers per prompt.
-      temperature, max_tokens: how they are sampled, and their bound in tokens.
-      reply_tokens: bound on what each side of the debate says.
-      source: who writes them: "policy" (after SFT) or "llm" (the feedback model).
-      examples: retrieved few-shot examples in the prompt; a small model that was not trained for them does better
-        with 0.
-      embedder: empty = character n-gram TF-IDF; else a sentence-transformers folder.
-      popularity_weight: see `Retriever`.
-      pairs_per_prompt: pairs of one prompt at most, those of nearest length first.
-      margin: the pair's margin where judge and reflection agreed on both answers; half of it where on one.
+      prompts: number of RL prompts to curate; 0 = all.
+      candidates: candidate answers per prompt.
+      temperature: sampling temperature of the candidates.
+      max_tokens: limit on a candidate, in tokens.
+      reply_tokens: limit on each side's statement in the debate, in tokens.
+      source: model that writes the candidates: "policy" (after SFT) or "llm" (the feedback model).
+      examples: number of retrieved few-shot examples in the prompt. Use 0 for a small model that was not trained with examples.
+      embedder: how examples are found: empty for character n-gram TF-IDF, else the folder of a sentence-transformers model.
+      popularity_weight: weight of a bonus for examples whose request is frequent (see `Retriever`).
+      pairs_per_prompt: largest number of pairs per prompt. Pairs of similar length are preferred.
+      margin: Bradley-Terry margin of a pair if the reflection agreed with the judge on both answers; half of it if on one.
       chunk: prompts per batch.
-      max_invalid: stop if a larger share of the debates ends without verdict.
-      with_data_pairs: whether the reward model also learns from `data.pairs`.
+      max_invalid: stop if a larger share of the debates gives no valid verdict.
+      with_data_pairs: train the reward model on `data.pairs` as well.
     """
 
     prompts: int = 0
@@ -76,11 +76,10 @@ def curate(
     records: Sequence[Prompt], author: Agent, feedback: Agent, retriever: Retriever | None, cfg: CurateConfig, path: Path, *,
     seed: int, console: Console,
 ) -> list[dict[str, Any]]:  # fmt: skip
-    """Curates every prompt that is not yet in the file `path`; returns all items, in the file's order.
+    """Curates every prompt that is not yet in the file `path`. Returns all items of the file, in its order.
 
     `author` writes the candidates, `feedback` debates them.
-
-    An item: {"prompt", "examples", "debates": [...], "pairs": [...]}. UserError if too many debates have no verdict.
+    An item is {"prompt", "examples", "debates": [...], "pairs": [...]}. UserError if too many debates are invalid.
     """
     items = read_items(path)
     done = {item["prompt"] for item in items}
@@ -103,7 +102,7 @@ def curate(
 
 
 def read_items(path: Path) -> list[dict[str, Any]]:
-    """The items of a file; a last line that was cut off by a crash is taken away."""
+    """The items of a file. An incomplete last line, left by a crash, is deleted."""
     if not path.exists():
         return []
     content = path.read_bytes()
@@ -114,7 +113,7 @@ def read_items(path: Path) -> list[dict[str, Any]]:
     try:
         return [json.loads(line) for line in whole.decode("utf-8").splitlines()]
     except ValueError as error:
-        raise UserError(f"{path} holds a line that is no JSON ({error}); mend it or move the file away") from error
+        raise UserError(f"{path} has a line that is not JSON ({error}); fix it or move the file away") from error
 
 
 def _curate_chunk(
@@ -148,7 +147,8 @@ def _curate_chunk(
 
 
 def pairs_of(debates: Sequence[Debate], most: int, margin: float) -> list[PreferencePair]:
-    """Accepted against rejected answers, each used once, those of nearest length first: length must not tell them apart."""
+    """Pairs of an accepted and a rejected answer, each answer used once. The nearest lengths are paired first, so that length
+    does not predict which answer is chosen."""
     accepted = [d for d in debates if d.final == 1]
     rejected = [d for d in debates if d.final == 0]
     by_length = sorted(
@@ -172,6 +172,6 @@ def _check_lost(items: Sequence[dict[str, Any]], most: float) -> None:
     lost = [d["problem"] for d in debates if d["final"] is None]
     if debates and len(lost) / len(debates) > most:
         raise UserError(
-            f"{len(lost) / len(debates):.0%} of the debates ended without verdict (limit {most:.0%}); the first: {lost[0]}. "
-            "What was decided is kept; the same command goes on."
+            f"{len(lost) / len(debates):.0%} of the debates gave no valid verdict (limit {most:.0%}). The first problem: "
+            f"{lost[0]}. Finished debates are saved; run the same command to continue."
         )

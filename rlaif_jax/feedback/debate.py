@@ -1,4 +1,4 @@
-"""The debate on one answer: a positive and a negative agent, a judge, and a reflecting agent with the last word."""
+"""The debate on an answer: a positive and a negative agent, a judge, and a reflecting agent that gives the final verdict."""
 
 from __future__ import annotations
 
@@ -8,20 +8,20 @@ from collections.abc import Sequence
 from rlaif_jax.feedback.agents import Agent
 from rlaif_jax.feedback.json_replies import parse_json
 
-_NAMES = {"debate_judge": "judge", "debate_review": "reflect"}  # of roles in a record's `problem`
+_NAMES = {"debate_judge": "judge", "debate_review": "reflect"}  # names of the roles in `Debate.problem`
 _SCHEMA = {"verdict": (0, 1), "reason": str}
 
 
 @dataclasses.dataclass(frozen=True)
 class Debate:
-    """The whole record of one answer.
+    """The record of one debate.
 
     Attributes:
-      query, response: what was debated.
-      positive, negative: what the two sides said.
-      verdict, reason: the judge's 0 or 1, None without a readable one.
-      final, final_reason: the reflecting agent's; None where judge or reflection gave none: no verdict.
-      problem: why there is none.
+      query, response: the answer that is debated.
+      positive, negative: the statements of the two sides.
+      verdict, reason: the judge's verdict, 0 or 1; None if its reply is invalid.
+      final, final_reason: the reflecting agent's verdict; None if its reply or the judge's is invalid.
+      problem: why `final` is None.
     """
 
     query: str
@@ -36,12 +36,12 @@ class Debate:
 
     @property
     def agreed(self) -> bool:
-        """Whether the reflection upheld the judge."""
+        """Whether the reflecting agent gave the judge's verdict."""
         return self.final is not None and self.final == self.verdict
 
 
 def debate(agent: Agent, items: Sequence[tuple[str, str]], max_tokens: int = 256) -> list[Debate]:
-    """Debates every (query, response); each of the four rounds is one batch."""
+    """Debates every (query, response). Each of the four rounds is one batch of requests."""
     base = [{"query": q, "response": r} for q, r in items]
     sides = {}
     for role in ("positive", "negative"):
@@ -61,7 +61,7 @@ def debate(agent: Agent, items: Sequence[tuple[str, str]], max_tokens: int = 256
 
 
 def _decide(agent: Agent, role: str, records: list[Debate], max_tokens: int) -> list[Debate]:
-    """Adds the judge's, or the reflecting agent's, verdict to the records that have no problem so far."""
+    """Adds the verdict of `role` (judge or reflecting agent) to the records without a problem so far."""
     open_ones = [i for i, r in enumerate(records) if not r.problem]
     requests = []
     for i in open_ones:

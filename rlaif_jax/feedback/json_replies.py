@@ -1,4 +1,4 @@
-"""Replies that must be JSON: read, repaired where only one reading is possible, asked again, else no verdict."""
+"""Replies that must be JSON: parsed leniently where only one reading is possible, else asked for again, else invalid."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from typing import Any
 from rlaif_jax.feedback.llm import LLM, LLMReply, LLMRequest, Message
 from rlaif_jax.language import Language, language_of
 
-# field -> the type it must have, or the values that it may have
+# field -> its type, or its allowed values
 Schema = Mapping[str, type | tuple]
 
 
 class ReplyError(ValueError):
-    """A reply that cannot be read; the message is what the model is told when it is asked again."""
+    """A reply that cannot be parsed. The message is sent to the model when it is asked again."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Answer:
-    """A parsed reply (`value`), or why there is none (`problem`); `text` is what the model last said."""
+    """A parsed reply (`value`), or why there is none (`problem`). `text` is the model's last reply."""
 
     value: dict[str, Any] | None
     text: str = ""
@@ -31,8 +31,8 @@ class Answer:
 def parse_json(text: str, schema: Schema) -> dict[str, Any]:
     """The fields of `schema` from the one JSON object in `text`.
 
-    Allowed around and in it: prose, a code fence, a thinking block, trailing commas. Several objects that differ, a
-    missing field, or a value outside the schema raise ReplyError: a guess would be a verdict that nobody gave.
+    Prose, a code fence or a thinking block around it, and trailing commas are allowed. Several different objects, a missing
+    field, or a value outside the schema raise ReplyError: guessing would invent a verdict.
     """
     body = re.sub(r"<think>.*?</think>", "", text, flags=re.DOTALL)
     found = [o for o in _objects(body) if any(name in o for name in schema)]
@@ -69,7 +69,7 @@ def _reads(text: str) -> bool:
 
 def _checked(name: str, value: Any, kind: type | tuple) -> Any:
     if isinstance(kind, tuple):
-        if isinstance(value, str):  # "1" for 1, "good" for "Good": the same word
+        if isinstance(value, str):  # accept "1" for 1, and "good" for "Good"
             value = next((k for k in kind if str(k).lower() == value.strip().lower()), value)
         if isinstance(value, bool) or value not in kind:
             raise ReplyError(f"field {name}: expected one of {', '.join(map(str, kind))}, found {value!r}")
@@ -90,10 +90,10 @@ Parse = Callable[[str], dict[str, Any]]
 def ask(
     llm: LLM, requests: Sequence[LLMRequest], parse: Parse, attempts: int = 3, *, language: Language | None = None
 ) -> list[Answer]:
-    """Asks, parses, and asks those again that could not be read, with what was wrong; `attempts` times in all.
+    """Sends requests and parses the replies. If parsing fails, asks again and states the error, up to `attempts` times in all.
 
-    `parse(text)` raises ReplyError. A failed request, a reply that was cut off, and one that stays unreadable end as an
-    answer without a value: no verdict. `language` is that of the sentence which asks again; None: that of the request.
+    `parse(text)` raises ReplyError. A failed request, a truncated reply, or a reply that cannot be parsed at the last
+    attempt gives an answer without a value. `language`: of the sentence that asks again; None: that of the request.
     """
     answers: list[Answer | None] = [None] * len(requests)
     todo = dict(enumerate(requests))

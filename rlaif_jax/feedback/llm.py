@@ -1,7 +1,7 @@
-"""The one protocol behind which every language model stands: a batch of requests in, a batch of replies out.
+"""The interface of all language models: a batch of requests in, a batch of replies out.
 
     OpenAILLM (any chat API) | LocalLLM (a checkpoint on the mesh) | RecordedLLM (a transcript)
-        --CachedLLM--> never asks twice what was answered once
+        --CachedLLM--> sends no request again that was answered
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ class Message:
 
 @dataclasses.dataclass(frozen=True)
 class LLMRequest:
-    """What is asked.
+    """One request to a model.
 
     Attributes:
       messages: the chat; the last message is the user's.
-      max_tokens: bound on the reply, in the model's tokens.
+      max_tokens: limit on the reply, in the model's tokens.
       temperature: 0 = greedy.
-      seed: tells apart requests that are otherwise equal (candidates, votes), and seeds the sampler.
-      prompt_hash: hash of the prompt files that made the messages, so that a change of them is a change of the key.
+      seed: seeds the sampler; makes otherwise equal requests (candidates, votes) different.
+      prompt_hash: hash of the prompt files behind the messages. If the files change, so does the cache key.
     """
 
     messages: tuple[Message, ...]
@@ -42,12 +42,12 @@ class LLMRequest:
     prompt_hash: str = ""
 
     def key(self, model: str) -> str:
-        """Hexadecimal identity of this request to `model`, for caches and transcripts."""
+        """Key of this request to `model` in caches and transcripts, hexadecimal."""
         text = json.dumps([model, dataclasses.asdict(self)], ensure_ascii=False, sort_keys=True)
         return hashlib.sha256(text.encode("utf-8")).hexdigest()
 
     def choice_key(self, model: str, choices: Sequence[str]) -> str:
-        """Identity of the question which of `choices` comes next."""
+        """Key of the question which of `choices` comes next."""
         return "|".join((self.key(model), *choices))
 
 
@@ -55,8 +55,8 @@ class LLMRequest:
 class Failure:
     """Why there is no reply.
 
-    kind: "timeout", "rate_limit", "server", "connection", "rejected" (the API refused the request itself), "bad_body"
-    (what came was no chat completion), "filtered", "budget" or "not_recorded".
+    kind: "timeout", "rate_limit", "server", "connection", "rejected" (the API refused the request), "bad_body" (the response
+    was not a chat completion), "filtered", "budget" or "not_recorded".
     """
 
     kind: str
@@ -65,9 +65,9 @@ class Failure:
 
 @dataclasses.dataclass(frozen=True)
 class LLMReply:
-    """What came back: text and token counts, or a failure (then the text is empty).
+    """A reply: text and token counts, or a failure (with empty text).
 
-    finish_reason: "stop", or "length" where `max_tokens` cut the text.
+    finish_reason: "stop", or "length" if `max_tokens` truncated the text.
     """
 
     text: str = ""
@@ -84,12 +84,11 @@ OnRow = Callable[[int, Sequence[float]], None]
 class LLM(Protocol):
     """A language model. `name` identifies model and weights; it is part of every cache key.
 
-    `complete` answers every request, in order; a request that could not be answered has a reply with a failure, never
-    an exception. `on_reply(index, reply)` is called as each reply comes, so that it can be saved before the next.
+    `complete` returns one reply per request, in order. If a request fails, its reply holds a failure; no exception is raised.
+    `on_reply(index, reply)` is called as soon as each reply arrives, so that it can be saved.
 
-    `choice_logprobs` gives, for each request, the log-probability (nats) of each of `choices` as the next word of the
-    assistant: (B, C) float32, NaN in rows that failed. UserError where the model cannot tell. `on_row(index, row)` is
-    `on_reply` for these.
+    `choice_logprobs` returns the log-probability (nats) of each of `choices` as the assistant's next word: (B, C) float32,
+    NaN in rows that failed. UserError if the model cannot return log-probs. `on_row(index, row)` is called for each row.
     """
 
     name: str
@@ -102,7 +101,7 @@ class LLM(Protocol):
 
 
 def spending(llm: LLM) -> dict[str, float]:
-    """What a paid model has cost in this process (see `CachedLLM.spending`); empty for a model that costs nothing."""
+    """What a paid model has cost in this process (see `CachedLLM.spending`); empty for other models."""
     return llm.spending() if hasattr(llm, "spending") else {}
 
 

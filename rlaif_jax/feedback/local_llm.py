@@ -1,4 +1,4 @@
-"""A checkpoint of ours on the mesh as an `LLM`: batched sampling, and verdicts read off the logits of one prefill."""
+"""A model on the mesh as an `LLM`: batched sampling, and verdicts from the logits of one forward pass."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ from rlaif_jax.sampling.sampler import for_sampling
 from rlaif_jax.sharding.move import gather, shard
 from rlaif_jax.sharding.placement import Placement
 
-_WIDTHS = (32, 48, 64, 96, 128, 192, 256, 512, 1024, 2048, 4096)  # of prompts; one compiled program each
-_FULL_WIDTH = 256  # wider batches have fewer rows: attention takes memory by the square of the width
-_ENDINGS = 16  # of one beginning in a row, at most
-_REPLIES = (16, 48, 128, 512, 2048)  # bounds on replies; the same
+_WIDTHS = (32, 48, 64, 96, 128, 192, 256, 512, 1024, 2048, 4096)  # padded prompt lengths; one compiled program each
+_FULL_WIDTH = 256  # wider batches have fewer rows, since attention memory grows with the square of the width
+_ENDINGS = 16  # most endings that share a prefix in one row
+_REPLIES = (16, 48, 128, 512, 2048)  # limits on reply tokens; one compiled program each
 
 
 def make_sample(cfg: ModelConfig, place: Placement, pad_id: int) -> Callable[..., Decoded]:
@@ -43,8 +43,8 @@ def make_sample(cfg: ModelConfig, place: Placement, pad_id: int) -> Callable[...
 
 
 def make_choose(cfg: ModelConfig, place: Placement) -> Callable[..., jax.Array]:
-    """choose(params, tokens, segment_ids, positions (B, T), ends (B, E), choices (C,)) -> (B, E, C), jitted: the log-probs of
-    each choice after each of the row's endings."""
+    """choose(params, tokens, segment_ids, positions (B, T), ends (B, E), choices (C,)) -> (B, E, C), jitted: the log-prob of
+    each choice after each ending of a row."""
 
     def choose(params, tokens, segment_ids, positions, ends, choices):
         hidden = transformer.forward(params, cfg, tokens, segment_ids, positions, place, shared_prefix=True)
@@ -58,22 +58,22 @@ def make_choose(cfg: ModelConfig, place: Placement) -> Callable[..., jax.Array]:
 
 
 def rows_per_call(batch_size: int, width: int, place: Placement) -> int:
-    """Rows of a batch of prompts of this width: fewer of the wide ones, and a multiple of the mesh's row shards."""
+    """Rows of a batch of prompts of this width: fewer rows for wide prompts, and a multiple of the mesh's row shards."""
     rows = batch_size * _FULL_WIDTH**2 // max(width, _FULL_WIDTH) ** 2
     return max(rows // place.row_shards, 1) * place.row_shards
 
 
 class LocalLLM:
-    """An `LLM` from parameters. A reply depends on its request alone, not on what else is in the batch.
+    """An `LLM` from parameters. A reply depends on its request alone, not on the rest of the batch.
 
-    With several processes all of them make the same calls (see `shared.lead` for work that one of them does).
+    With several processes, all of them must make the same calls (see `multihost.lead` for work of process 0 alone).
 
     Args:
-      params, cfg, tokenizer: the model; its own chat template turns messages into tokens.
+      params, cfg, tokenizer: the model. The tokenizer's chat template turns messages into tokens.
       place: mesh and rules.
       name: identifies the weights, for cache keys.
-      batch_size: rows per call (rounded up to the mesh's row shards); long prompts are read in smaller batches.
-      max_length: bound on prompt and reply together; a longer prompt is a failure "rejected".
+      batch_size: rows per call, rounded up to a multiple of the mesh's row shards. Long prompts get smaller batches.
+      max_length: limit on prompt plus reply, in tokens. A longer request gets the failure "rejected".
     """
 
     def __init__(
@@ -119,7 +119,7 @@ class LocalLLM:
         """See `LLM.choice_logprobs`: log P of each choice's first token; the first tokens must differ."""
         tokens = [self._tokenizer.encode_response(c)[0] for c in choices]
         if len(set(tokens)) < len(tokens):
-            raise UserError(f"the answers {', '.join(choices)} begin with the same token; they cannot be told apart by it")
+            raise UserError(f"the answers {', '.join(choices)} begin with the same token, so the judge cannot distinguish them")
         out = np.full((len(requests), len(choices)), np.nan, np.float32)
         encoded = [self._encode(r) for r in requests]
         found_packs = sorted(packs(encoded, self._max_length), key=lambda pack: pack.length(encoded))
@@ -140,7 +140,7 @@ class LocalLLM:
         return out
 
     def _packed(self, batch: list[Pack], encoded: list[list[int]], width: int, endings: int) -> list[jax.Array]:
-        """tokens, segment_ids, positions (rows, width) and ends (rows, endings), spare rows empty."""
+        """tokens, segment_ids, positions (rows, width) and ends (rows, endings). Unused rows are empty."""
         shape = rows_per_call(self._batch_size, width, self._place), width
         tokens = np.full(shape, self._tokenizer.pad_id, np.int32)
         segments, positions, ends = np.zeros(shape, np.int32), np.zeros(shape, np.int32), np.zeros((shape[0], endings), np.int32)
@@ -162,7 +162,7 @@ class LocalLLM:
         return self._tokenizer.encode_messages([{"role": m.role, "content": m.content} for m in request.messages])
 
     def _batch(self, encoded: list[list[int]], size: int, width: int) -> tuple[jax.Array, jax.Array]:
-        """Left-padded tokens and segment_ids (size, width); spare rows repeat the first."""
+        """Left-padded tokens and segment_ids (size, width). Unused rows repeat the first."""
         tokens = np.full((size, width), self._tokenizer.pad_id, np.int32)
         segments = np.zeros_like(tokens)
         for row in range(size):
@@ -179,7 +179,7 @@ class LocalLLM:
 
 @dataclasses.dataclass(frozen=True)
 class Pack:
-    """Requests that share their first `prefix` tokens and are read in one row: the beginning once, then each ending."""
+    """Requests with the same first `prefix` tokens, packed into one row: the prefix once, then each ending."""
 
     members: tuple[int, ...]
     prefix: int
@@ -190,9 +190,9 @@ class Pack:
 
 
 def packs(encoded: Sequence[list[int]], max_length: int) -> list[Pack]:
-    """Neighbours that agree but for their last third, together; what is too long is left out.
+    """Packs neighbouring requests that share at least two thirds of their tokens. Requests that are too long are left out.
 
-    An ending has at least one token. A row of one request is a beginning without its last token, and that token.
+    An ending has at least one token: for a single request, the prefix is everything but its last token.
     """
     done: list[Pack] = []
     for i, ids in enumerate(encoded):
@@ -215,14 +215,14 @@ def _filled(values: list[int], size: int) -> np.ndarray:
 
 
 def padded_width(length: int) -> int:
-    """How wide a batch is whose longest prompt has that many tokens."""
+    """Width of a batch whose longest prompt has `length` tokens."""
     return next((w for w in _WIDTHS if w >= length), -(-length // _WIDTHS[-1]) * _WIDTHS[-1])
 
 
 def reply_bound(max_tokens: int) -> int:
-    """How many tokens a program samples for replies of at most that many."""
+    """Number of tokens that the program for replies of at most `max_tokens` samples."""
     return next((b for b in _REPLIES if b >= max_tokens), max_tokens)
 
 
 def _too_long(length: int, most: int) -> LLMReply:
-    return LLMReply(failure=Failure("rejected", f"the prompt has {length} tokens; with the reply at most {most} fit"))
+    return LLMReply(failure=Failure("rejected", f"the prompt has {length} tokens; prompt and reply may have {most} together"))

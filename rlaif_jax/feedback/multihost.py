@@ -1,11 +1,11 @@
 """One language model for several processes.
 
-Two ways, and with one process neither changes anything:
+There are two ways. With one process, neither changes anything.
 
-* `AsksOnFirst`: every process makes the same calls; process 0 alone asks (a chat API is paid once, its cache has one
-  writer) and tells the replies to all.
-* `lead`: work that writes files and goes its own way (curation, the judge's game) runs on process 0 alone. A model on
-  the mesh needs all devices, so the other processes wait for its calls and take part in each.
+* `AsksOnFirst`: every process makes the same calls. Process 0 alone sends the requests and broadcasts the replies. A chat
+  API is then paid once, and its cache has one writer.
+* `lead`: work that writes files (curation, the principle game) runs on process 0 alone. A model on the mesh needs all
+  devices, so the other processes wait for its calls and take part in each.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ _CHANNEL = "led model"
 
 
 class AsksOnFirst:
-    """An `LLM` that process 0 asks for all. `make()` builds the model, there alone; `inner` is None on the others."""
+    """An `LLM` that only process 0 calls. `make()` builds the model there; `inner` is None in the other processes."""
 
     def __init__(self, make: Callable[[], LLM]):
         self.inner: LLM | None = None
@@ -66,7 +66,7 @@ class AsksOnFirst:
 
 
 class _Led:
-    """On process 0: a model on the mesh whose every call is told to the other processes first."""
+    """On process 0: a model on the mesh. Every call is broadcast to the other processes first."""
 
     def __init__(self, inner: LLM, number: int):
         self.name, self._inner, self._number = inner.name, inner, number
@@ -87,7 +87,7 @@ class _Led:
 
 
 def lead(work: Callable[..., T], *llms: LLM) -> T:
-    """work(*llms) on process 0; the others lend its models on the mesh their devices. All get its value (JSON) or error."""
+    """Runs work(*llms) on process 0; the other processes join in its models' calls. All get its result (JSON) or its error."""
     if jax.process_count() == 1:
         return work(*llms)
 
@@ -104,7 +104,7 @@ def lead(work: Callable[..., T], *llms: LLM) -> T:
 
 
 def _follow(llms: Sequence[LLM]) -> None:
-    """Takes part in the calls of process 0 until it says that there are no more."""
+    """Joins in the model calls of process 0 until it broadcasts the end."""
     while (call := broadcast(None, _CHANNEL)) is not None:
         llm, requests = llms[call["model"]], [request_from_json(r) for r in call["requests"]]
         try:
@@ -112,5 +112,5 @@ def _follow(llms: Sequence[LLM]) -> None:
                 llm.complete(requests)
             else:
                 llm.choice_logprobs(requests, call["choices"])
-        except UserError:  # process 0 has met the same one and will tell all
+        except UserError:  # process 0 had the same error and broadcasts it
             continue

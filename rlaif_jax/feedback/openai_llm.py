@@ -1,4 +1,4 @@
-"""Any OpenAI-compatible chat API (OpenAI, vLLM, SGLang, llama.cpp, ...) as an `LLM`, through the official client."""
+"""An OpenAI-compatible chat API (OpenAI, vLLM, SGLang, llama.cpp, ...) as an `LLM`, through the official client."""
 
 from __future__ import annotations
 
@@ -22,19 +22,19 @@ from rlaif_jax.feedback.llm import Failure, LLMReply, LLMRequest, OnReply, OnRow
 
 @dataclasses.dataclass(frozen=True)
 class HttpConfig:
-    """One chat API.
+    """A chat API.
 
     Attributes:
-      model: the model's name there.
-      base_url: where the API lives; empty: the client's default (OPENAI_BASE_URL, else OpenAI).
-      key_variable: the environment variable that holds the key; empty for a server that wants none.
-      concurrency: requests in flight at most.
-      requests_per_minute: 0 = no limit of ours.
+      model: name of the model at the API.
+      base_url: URL of the API; empty: the client's default (OPENAI_BASE_URL, else OpenAI).
+      key_variable: environment variable with the API key; empty for a server that needs no key.
+      concurrency: largest number of requests in flight.
+      requests_per_minute: rate limit for requests; 0 = no limit.
       timeout: seconds for one attempt.
-      attempts: tries of one request on 408/409/429/5xx, timeouts and cut connections (exponential backoff with
-        jitter; Retry-After is honoured), and as many on answers that are no chat completion.
-      price_prompt, price_completion: money per million tokens.
-      budget: no request is sent that could take the spending of this process above it; 0 = no cap.
+      attempts: attempts per request if it fails with HTTP 408, 409, 429 or 5xx, a timeout or a broken connection, or if the
+        response is not a chat completion. Waits grow exponentially, with jitter; Retry-After is honoured.
+      price_prompt, price_completion: price per million prompt tokens and completion tokens, in any currency.
+      budget: spending limit of this process, in the same currency. A request that could exceed it is not sent; 0 = no limit.
     """
 
     model: str = ""
@@ -57,23 +57,23 @@ class HttpConfig:
 
 
 class Account:
-    """Tokens and money spent by this process; reservations keep requests in flight under the cap."""
+    """Tokens and money spent by this process. Requests in flight reserve their largest cost, so the budget holds for them too."""
 
     def __init__(self, cfg: HttpConfig):
         self._cfg, self._lock, self._reserved = cfg, threading.Lock(), 0.0
         self.replies = self.prompt_tokens = self.completion_tokens = 0
 
     def cost(self, prompt_tokens: int, completion_tokens: int) -> float:
-        """Money for so many tokens."""
+        """Price of this number of tokens."""
         return (prompt_tokens * self._cfg.price_prompt + completion_tokens * self._cfg.price_completion) / 1e6
 
     @property
     def spent(self) -> float:
-        """Money for all replies so far."""
+        """Price of all replies so far."""
         return self.cost(self.prompt_tokens, self.completion_tokens)
 
     def reserve(self, amount: float) -> bool:
-        """Sets `amount` aside, or says that the cap does not allow it."""
+        """Reserves `amount`. False if the budget does not allow it."""
         with self._lock:
             if self._cfg.budget and self.spent + self._reserved + amount > self._cfg.budget:
                 return False
@@ -81,7 +81,7 @@ class Account:
             return True
 
     def settle(self, reserved: float, usage: Any) -> None:
-        """Replaces a reservation by what the reply's `usage` says (None: nothing came)."""
+        """Replaces a reservation by the `usage` of the reply (None: there was no reply)."""
         with self._lock:
             self._reserved -= reserved
             if usage is not None:
@@ -91,7 +91,7 @@ class Account:
 
 
 class _Pace:
-    """At most so many requests per minute, evenly spaced."""
+    """Spaces requests evenly, at most `per_minute` of them."""
 
     def __init__(self, per_minute: float):
         self._gap, self._next = 60.0 / per_minute if per_minute else 0.0, 0.0
@@ -103,13 +103,13 @@ class _Pace:
 
 
 class OpenAILLM:
-    """An `LLM` over HTTP. The key is read from the environment here and stands in no log, cache or error."""
+    """An `LLM` over HTTP. The API key is read from the environment and never written to a log, cache or error."""
 
     def __init__(self, cfg: HttpConfig):
         if not cfg.model:
-            raise UserError("the chat API's model has no name; set the field `model`")
+            raise UserError("the chat API needs a model name; set the field `model`")
         if cfg.key_variable and not os.environ.get(cfg.key_variable):
-            raise UserError(f"the environment variable {cfg.key_variable} is not set; it must hold the API's key")
+            raise UserError(f"the environment variable {cfg.key_variable} is not set; set it to the API key")
         try:
             import openai
         except ImportError as error:
@@ -128,7 +128,7 @@ class OpenAILLM:
     def choice_logprobs(self, requests: Sequence[LLMRequest], choices: Sequence[str], on_row: OnRow | None = None) -> np.ndarray:
         """See `LLM.choice_logprobs`; needs a server that returns `top_logprobs`.
 
-        A choice that is not among the 20 likeliest tokens gets the mass that those leave over.
+        A choice that is not among the 20 likeliest tokens gets their remaining probability mass.
         """
         requests = [dataclasses.replace(r, max_tokens=1, temperature=0.0) for r in requests]
 
@@ -141,7 +141,7 @@ class OpenAILLM:
         return np.array(rows, np.float32).reshape(len(requests), len(choices))
 
     def _all(self, requests, extra: dict[str, Any], convert: Callable[[Any], Any], on_reply) -> list[Any]:
-        """Every request's completion, converted; in a thread of its own, since the caller may have an event loop."""
+        """The converted completion of every request. Runs in its own thread, since the caller may have an event loop."""
         with concurrent.futures.ThreadPoolExecutor(1) as pool:
             return pool.submit(asyncio.run, self._gather(requests, extra, convert, on_reply)).result()
 
@@ -166,13 +166,13 @@ class OpenAILLM:
 
     async def _ask(self, client, request: LLMRequest, extra: dict[str, Any]) -> Any:
         """The API's completion, or an `LLMReply` with a failure."""
-        # Every token is at least one byte, so this bounds what the request can cost.
+        # A token has at least one byte, so this is an upper bound on the cost of the request.
         most = self.account.cost(sum(len(m.content.encode()) + 16 for m in request.messages), request.max_tokens)
         if not self.account.reserve(most):
-            return LLMReply(failure=Failure("budget", f"the cap of {self._cfg.budget:g} would be passed"))
+            return LLMReply(failure=Failure("budget", f"the budget of {self._cfg.budget:g} would be exceeded"))
         usage = None
         try:
-            for attempt in range(self._cfg.attempts):  # the client repeats failed calls; bad bodies are ours to repeat
+            for attempt in range(self._cfg.attempts):  # the client retries failed calls; retries after a bad body are done here
                 answer = await self._call(client, request, extra)
                 last = attempt == self._cfg.attempts - 1
                 if isinstance(answer, LLMReply) and answer.failure.kind == "bad_body" and not last:
@@ -189,7 +189,7 @@ class OpenAILLM:
             answer = await client.chat.completions.create(
                 model=self._cfg.model, messages=[dataclasses.asdict(m) for m in request.messages],
                 max_tokens=request.max_tokens, temperature=request.temperature, seed=request.seed,
-                # A server that knows the header answers a repeated request once, also after a crash of ours.
+                # With this header, a server that supports it computes a repeated request once, also after a crash of this process.
                 extra_headers={"Idempotency-Key": request.key(self.name)}, **extra,
             )  # fmt: skip
             problem = _malformed(answer)

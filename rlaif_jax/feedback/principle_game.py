@@ -1,12 +1,12 @@
-"""The game that optimises the judge's principles S_D before RL, against a generator with strategies S_G.
+"""The principle game: before RL, it optimises the judge's principles S_D against a generator with strategies S_G.
 
     generator(S_G, query) -> flawed answer -> detector(S_D)
         caught -> advice      -> S_G is edited
-        fooled -> confession  -> S_D is edited, if the gate lets it
-    detector(S_D) wrong on a labelled answer -> reflector -> S_D is edited, if the gate lets it
+        fooled -> confession  -> S_D is edited, if the gate accepts it
+    detector(S_D) wrong on a labelled answer -> reflector -> S_D is edited, if the gate accepts it
 
-After arXiv 2508.21476. The gate is ours: an edit of S_D stands only if it raises balanced accuracy on a labelled validation
-part; every version is kept with its score, and the best one is the result.
+After arXiv 2508.21476. The gate is an addition: an edit of S_D is accepted only if it raises balanced accuracy on labelled
+validation rows. Every version is saved with its score, and the best accepted one is the result.
 """
 
 from __future__ import annotations
@@ -30,23 +30,23 @@ from rlaif_jax.feedback.json_replies import parse_json
 from rlaif_jax.feedback.principles import Edit, Versions, apply_edit
 from rlaif_jax.feedback.verdicts import BAD, GOOD, Judge
 
-Measure = Callable[[Sequence[str]], dict[str, float]]  # principles -> balanced_accuracy and others on validation rows
+Measure = Callable[[Sequence[str]], dict[str, float]]  # principles -> balanced_accuracy and other metrics on validation rows
 _EDITS = ("keep", "add", "replace", "remove")
 
 
 @dataclasses.dataclass(frozen=True)
 class GameConfig:
-    """The game that optimises the judge's principles. Defaults are the reference paper's.
+    """The principle game, which optimises the judge's principles. The defaults are those of the paper (arXiv 2508.21476).
 
     Attributes:
-      rounds: of the game.
-      games: queries of a round for the generator.
-      reflections: labelled answers of a round for the reflector.
-      edits: edits that the optimiser samples for each suggestion; the gate takes the best (a small optimiser is often wrong).
-      limit: rules in a list at most.
-      gate_rows: labelled validation rows on which the gate measures; 0 = all.
-      temperature: of suggestions and edits.
-      reply_tokens: bound on a reply.
+      rounds: number of rounds.
+      games: queries per round that the generator answers.
+      reflections: largest number of misjudged labelled answers per round that lead to a suggestion.
+      edits: edits sampled per suggestion; the gate keeps the best one. More edits help if the feedback model is small.
+      limit: largest number of rules in a list.
+      gate_rows: labelled validation rows on which the gate scores an edit; 0 = all.
+      temperature: sampling temperature of suggestions and edits.
+      reply_tokens: limit on a reply, in tokens.
     """
 
     rounds: int = 5
@@ -64,11 +64,11 @@ class GameConfig:
             if getattr(self, field) < least:
                 raise UserError(f"judge.game.{field} is {getattr(self, field)}; expected at least {least}")
         if not self.games + self.reflections:
-            raise UserError("judge.game: games and reflections are both 0; nothing would ever change")
+            raise UserError("judge.game: games and reflections are both 0; set at least one of them")
 
 
 class PrincipleGame:
-    """The game on one folder: S_D and S_G as versioned text files, one JSON line per round, resumed at a round."""
+    """The game in one folder: S_D and S_G as versioned text files, and one JSON line per round. It resumes after the last round."""
 
     def __init__(
         self, agent: Agent, judge: Judge, measure: Measure, cfg: GameConfig, folder: Path, console: Console, *,
@@ -81,7 +81,7 @@ class PrincipleGame:
         self._rounds_file, self._log = folder / "rounds.jsonl", folder / "game.jsonl"
 
     def play(self, principles: Sequence[str], strategies: Sequence[str]) -> list[dict[str, Any]]:
-        """All rounds that are left; returns one row of metrics per round, the start first."""
+        """Plays the remaining rounds. Returns the metrics of the start and of every round."""
         rows = self._resume(principles, strategies)
         with Progress(console=self._console, transient=True) as progress:
             task = progress.add_task("judge: rounds", total=self._cfg.rounds, completed=len(rows) - 1)
@@ -93,7 +93,7 @@ class PrincipleGame:
 
     @property
     def current(self) -> list[str]:
-        """The principles in force: the last version that passed the gate."""
+        """The current principles: the last version that the gate accepted."""
         return self.principles.rules(max(r["version"] for r in self.principles.rows if r["accepted"]))
 
     def _resume(self, principles, strategies) -> list[dict[str, Any]]:
@@ -121,10 +121,10 @@ class PrincipleGame:
             counts["fooled"] = float(np.mean([e["fooled"] for e in played])) if played else float("nan")
         if self._cfg.reflections:
             events += self._reflect(rng)
-        seen = set()  # what several answers suggest in the same words is tried once a round
+        seen = set()  # equal suggestions are tried once per round
         for event in events:
             same = event["list"], event["suggestion"]
-            repeated = event["suggestion"] and same in seen  # an empty one is unusable every time
+            repeated = event["suggestion"] and same in seen  # an empty one counts as unusable, not as repeated
             event["outcome"] = "repeated" if repeated else self._apply(event, rng)
             seen.add(same)
             if event["list"] == "principles" and event["outcome"] in counts:
@@ -134,7 +134,7 @@ class PrincipleGame:
         return self._row(number, self._measure(self.current), counts)
 
     def _play_games(self, rng: random.Random, number: int) -> list[dict[str, Any]]:
-        """Generator against detector: one event with a suggestion for each game that had a result."""
+        """Generator against detector: one event with a suggestion per game whose verdict is valid."""
         strategies = self.strategies.rules(len(self.strategies.rows) - 1)
         queries = rng.sample(self._queries, min(self._cfg.games, len(self._queries)))
         requests = [
@@ -161,7 +161,7 @@ class PrincipleGame:
         return events
 
     def _reflect(self, rng: random.Random) -> list[dict[str, Any]]:
-        """Labelled answers that the detector gets wrong: one event with a suggestion for each."""
+        """Labelled answers that the detector judges wrongly: one event with a suggestion for each."""
         drawn = rng.sample(self._labelled, min(8 * self._cfg.reflections, len(self._labelled)))
         verdicts = self._judge(self.current, [(r.prompt, r.response) for r in drawn])
         reasons = verdicts.reasons or ("",) * len(drawn)
@@ -193,8 +193,8 @@ class PrincipleGame:
             event["suggestion"] = answer.value["suggestion"] if answer.value else ""
 
     def _apply(self, event: dict[str, Any], rng: random.Random) -> str:
-        """Has the optimiser merge a suggestion: "accepted", "rolled_back" (by the gate), "kept" (the optimiser finds that the
-        list says it already) or "unusable"."""
+        """Lets the feedback model edit the list by a suggestion, and returns the outcome: "accepted", "rolled_back" (by the
+        gate), "kept" (the model finds that the list says it already) or "unusable"."""
         principles = event["list"] == "principles"
         rules = self.current if principles else self.strategies.rules(len(self.strategies.rows) - 1)
         if not event["suggestion"]:
@@ -208,14 +208,14 @@ class PrincipleGame:
         scores = [self._measure(edited)["balanced_accuracy"] for edited in candidates]
         best = int(np.argmax(scores))
         in_force = max((r for r in self.principles.rows if r["accepted"]), key=lambda r: r["version"])
-        accepted = scores[best] > in_force["score"]  # what changes nothing only makes the list longer
+        accepted = scores[best] > in_force["score"]  # an edit without gain would only make the list longer
         self.principles.add(candidates[best], scores[best], event["suggestion"], accepted)
         return "accepted" if accepted else "rolled_back"
 
     def _edits(self, rules: Sequence[str], suggestion: str, kind: str, rng: random.Random) -> tuple[list[list[str]], bool]:
-        """The different lists that the optimiser's edits for one suggestion give, and whether an edit keeps the list as it is.
+        """The different lists that the sampled edits for one suggestion give, and whether some edit keeps the list unchanged.
 
-        `kind` is what the list holds, "principles" or "strategies".
+        `kind`: what the list holds, "principles" or "strategies".
         """
         called = self._agent.prompts.language.list_names[kind]
         requests = [
@@ -230,7 +230,7 @@ class PrincipleGame:
             if answer.value is None:
                 continue
             keeps = keeps or answer.value["edit"] == "keep"
-            wording = answer.value["text"] or suggestion  # empty: as it was suggested
+            wording = answer.value["text"] or suggestion  # empty: use the suggestion itself
             edited = apply_edit(rules, Edit(**answer.value | {"text": wording}), self._cfg.limit)
             if edited is not None and edited not in found:
                 found.append(edited)

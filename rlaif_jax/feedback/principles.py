@@ -1,4 +1,4 @@
-"""Lists of rules as text files, one rule per line: principles of the judge (S_D), strategies of the generator (S_G)."""
+"""Lists of rules as text files, one rule per line: the judge's principles (S_D) and the generator's strategies (S_G)."""
 
 from __future__ import annotations
 
@@ -15,25 +15,25 @@ _HERE = Path(__file__).parent / "rules"
 
 
 def read_rules(source: str | Path, language: Language = ZH) -> list[str]:
-    """The rules of a file: one per line, blank lines and lines that begin with "#" left out.
+    """The rules of a file, one per line. Blank lines and lines that begin with "#" are skipped.
 
-    `source` is a path, or the name of a bundled list ("principles", "principles_general", "strategies"), which is read in
-    `language`.
+    `source` is a path, or the name of a bundled list ("principles", "principles_general", "strategies") in the
+    given `language`.
     """
     bundled = _HERE / language.name / f"{source}.txt"
     path = bundled if bundled.exists() else Path(source).expanduser()
     if not path.exists():
         known = ", ".join(sorted(p.stem for p in bundled.parent.glob("*.txt")))
-        raise UserError(f"rules {str(source)!r}: no such file, and no bundled list ({known})")
+        raise UserError(f"rules {str(source)!r}: not a file, and not a bundled list ({known})")
     lines = (line.strip() for line in path.read_text(encoding="utf-8").splitlines())
     rules = [line for line in lines if line and not line.startswith("#")]
     if not rules:
-        raise UserError(f"{path} holds no rule; write one per line")
+        raise UserError(f"{path} has no rules; write one per line")
     return rules
 
 
 def diff(old: Sequence[str], new: Sequence[str]) -> str:
-    """What changed between two lists, a line each: "- gone", "+ new", "  kept"."""
+    """The differences between two lists, one line per rule: "- removed", "+ added", "  unchanged"."""
     return "\n".join(line for line in difflib.ndiff(list(old), list(new)) if not line.startswith("?"))
 
 
@@ -47,9 +47,9 @@ class Edit:
 
 
 def apply_edit(rules: Sequence[str], edit: Edit, limit: int) -> list[str] | None:
-    """The list after the edit, or None where it would change nothing or cannot be done.
+    """The list after the edit, or None if the edit changes nothing or is refused.
 
-    A text that is there already, a list over `limit`, an empty list, and a number that names no entry are refused.
+    Refused are: a rule that is in the list already, a list longer than `limit`, an empty list, and a number without an entry.
     """
     rules, text = list(rules), " ".join(edit.text.split())
     has_place = 1 <= edit.number <= len(rules)
@@ -65,7 +65,7 @@ def apply_edit(rules: Sequence[str], edit: Edit, limit: int) -> list[str] | None
 
 
 class Versions:
-    """Every version of a list that was tried, as numbered text files with their scores beside them."""
+    """All versions of a list, accepted or not, as numbered text files, with their scores."""
 
     def __init__(self, folder: Path):
         self._folder = folder
@@ -74,7 +74,7 @@ class Versions:
         self.rows: list[dict] = json.loads(self._index.read_text(encoding="utf-8")) if self._index.exists() else []
 
     def add(self, rules: Sequence[str], score: float | None, why: str, accepted: bool) -> int:
-        """Writes a version and returns its number."""
+        """Saves a version and returns its number."""
         number = len(self.rows)
         self.path(number).write_text("".join(f"{rule}\n" for rule in rules), encoding="utf-8")
         self.rows.append({"version": number, "score": score, "why": why, "accepted": accepted})
@@ -82,7 +82,7 @@ class Versions:
         return number
 
     def truncate(self, count: int) -> None:
-        """Forgets the versions from `count` on: a round that was interrupted is played again."""
+        """Drops all versions from number `count` on, left by an interrupted round that is played again."""
         self.rows = self.rows[:count]
 
     def path(self, number: int) -> Path:
@@ -94,5 +94,5 @@ class Versions:
         return read_rules(self.path(number))
 
     def best(self) -> int:
-        """The accepted version with the best score; the earliest of equals."""
+        """The number of the accepted version with the best score; the earliest one on ties."""
         return max((r for r in self.rows if r["accepted"]), key=lambda r: (r["score"], -r["version"]))["version"]

@@ -1,4 +1,4 @@
-"""Few-shot examples: embeddings of the good answers' requests, and the exact nearest ones by inner product."""
+"""Retrieves few-shot examples: the examples whose requests have the largest inner product with a query's embedding."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ Embed = Callable[[Sequence[str]], np.ndarray]  # texts -> (N, E) float32 of unit
 
 
 def tfidf_embedder(texts: Sequence[str], sizes: tuple[int, ...] = (1, 2, 3), width: int = 4096) -> Embed:
-    """Character n-gram TF-IDF with hashed n-grams; document frequencies come from `texts`.
+    """TF-IDF of hashed character n-grams, with document frequencies from `texts`.
 
-    A deterministic hash (crc32) puts each n-gram into one of `width` columns; tf is 1 + log count, idf smooth.
+    A deterministic hash (crc32) maps each n-gram to one of `width` columns. tf is 1 + log(count), idf is smoothed.
     """
 
     def counts(text: str) -> dict[int, int]:
@@ -51,16 +51,16 @@ def sentence_embedder(model: str) -> Embed:
     try:
         from sentence_transformers import SentenceTransformer
     except ImportError as error:
-        raise UserError("curate.embedder names a model: pip install sentence-transformers, or leave it empty") from error
+        raise UserError("curate.embedder needs a package: pip install sentence-transformers; or leave the field empty") from error
     encoder = SentenceTransformer(model, trust_remote_code=False, model_kwargs={"use_safetensors": True})
     return lambda texts: np.asarray(encoder.encode(list(texts), normalize_embeddings=True), np.float32)
 
 
 class Retriever:
-    """The examples whose requests are nearest to a query, exactly (no index), on the mesh.
+    """Finds the examples whose requests are nearest to a query, by exact search on the mesh.
 
-    score = similarity + popularity_weight * popularity, popularity in [0, 1] (the share of the most frequent request's
-    count): examples of what people ask for often come first among near equals.
+    score = similarity + popularity_weight * popularity. Popularity, in [0, 1], is how often the request occurs, divided by the
+    count of the most frequent one. Among similar examples, those for frequent requests come first.
     """
 
     def __init__(self, examples: Sequence[SftExample], embed: Embed, place: Placement, popularity_weight: float = 0.0):
@@ -76,7 +76,7 @@ class Retriever:
         self._top = jax.jit(_top_k, static_argnames="k")
 
     def __call__(self, queries: Sequence[str], k: int) -> list[list[SftExample]]:
-        """The k best examples for each query, best first; one whose request is the query itself is left out."""
+        """The k best examples for each query, best first. Examples whose request equals the query are excluded."""
         if k == 0:
             return [[] for _ in queries]
         most = min(k + 8, len(self._examples))
@@ -89,7 +89,7 @@ class Retriever:
 
 
 def _top_k(matrix: jax.Array, bonus: jax.Array, queries: jax.Array, k: int) -> tuple[jax.Array, jax.Array]:
-    """(scores, indices) (Q, k) of the rows of `matrix` (N, E) with the largest inner product plus bonus (N,)."""
+    """(scores, indices), each (Q, k), of the rows of `matrix` (N, E) with the largest inner product plus `bonus` (N,)."""
     return jax.lax.top_k(jnp.einsum("qe,ne->qn", queries, matrix) + bonus, k)
 
 

@@ -1,8 +1,7 @@
-"""Transcripts that teach a small model every role of the feedback loop, written by the corpus grammar.
+"""Transcripts from the corpus grammar that teach a small model every role of the feedback loop.
 
-The model that is trained on them is the embedded feedback model: it lets the whole job run with no key and no download.
-It reads its prompt like any other: its verdict on one text changes with the principles, because in these transcripts a
-flaw makes an answer Bad only where the list of principles covers it.
+A model trained on them is the embedded feedback model: with it, a run needs no API key and no download. Like any judge, it
+reads the principles in its prompt, since in these transcripts a flaw makes an answer Bad only if a principle covers it.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ from rlaif_jax.feedback.llm import Message
 from rlaif_jax.feedback.prompts import Prompts
 from rlaif_jax.feedback.verdicts import BAD, GOOD
 
-_VISIBLE = 0.85  # share of flaws that show without the request; hardly any other is learned in minutes
+_VISIBLE = 0.85  # share of flaws visible without the request; others are hardly learned in minutes
 # role -> share of the transcripts
 _MIX = {
     "detector": 0.08, "negative": 0.30, "debate_judge": 0.11, "debate_review": 0.08, "generator": 0.09, "confess": 0.09,
@@ -31,14 +30,14 @@ _MIX = {
 
 @dataclasses.dataclass(frozen=True)
 class Transcript:
-    """A chat and what the model should answer."""
+    """A chat and the target reply."""
 
     role: str
     messages: tuple[Message, ...]
     target: str
 
 
-# The same questions about two answers to one request: all about the first are to be answered Good, some about the second Bad.
+# The same questions about a good and a flawed answer to one request. All targets of the first are Good, some of the second Bad.
 VerdictPair = tuple[tuple[Transcript, ...], tuple[Transcript, ...]]
 
 
@@ -48,8 +47,8 @@ def principles_of(flaws: Sequence[str]) -> list[str]:
 
 
 def write_transcripts(seed: int, count: int, prompts: Prompts, limit: int, held_out: set[str], together: int) -> list[Transcript]:
-    """`count` transcripts of all roles; lists hold at most `limit` rules, those of the detector at most `together`; no
-    request of `held_out` occurs."""
+    """`count` transcripts of all roles, without requests from `held_out`. A list has at most `limit` rules, in the detector's
+    prompt at most `together`."""
     rng = random.Random(f"{seed}/feedback")
     roles = rng.choices(list(_MIX), list(_MIX.values()), k=count)
     rows = []
@@ -66,8 +65,8 @@ def write_verdict_pairs(
 ) -> list[VerdictPair]:
     """`count` pairs of a good and a flawed answer to one request, each with the same `questions` lists of principles.
 
-    Some of the lists cover what is wrong with the flawed answer, the others do not: what tells a Bad from the Goods beside it
-    is the principles or the answer alone, and that is all there is to learn.
+    Some of the lists cover a flaw of the flawed answer, the others do not. Within such a pair, only the principles or the
+    answer distinguish a Bad from a Good, so that the model must learn to read both.
     """
     rng = random.Random(f"{seed}/verdicts")
     pairs = []
@@ -79,7 +78,7 @@ def write_verdict_pairs(
 
 
 def _verdict_pair(s: _Scene, questions: int) -> VerdictPair:
-    """A quarter of the lists, at least one, covers a flaw of the flawed answer."""
+    """One pair, in which a quarter of the lists (at least one) covers a flaw of the flawed answer."""
     covering = max(questions // 4, 1)
     lists = [s.principles(i < covering, s.together) for i in range(questions)]
     s.rng.shuffle(lists)
@@ -95,7 +94,7 @@ def labelled_verdicts(
 ) -> tuple[list[Transcript], list[VerdictPair]]:
     """Detector transcripts from human labels, and pairs of a good and a bad answer to the same request, one question each.
 
-    The same principles stand in all of them, since nobody labelled by principle.
+    All of them have the same principles, since the labels do not refer to single principles.
     """
 
     def verdict(r: LabelledResponse) -> Transcript:
@@ -110,23 +109,23 @@ def labelled_verdicts(
 
 
 class _Scene:
-    """One request with an answer, its flaws, and the means to write a transcript about it."""
+    """A request with an answer and its flaws, and helpers to write a transcript about it."""
 
     def __init__(self, rng: random.Random, request: Request, prompts: Prompts, limit: int, together: int, good: bool | None = None):
         self.rng, self.request, self.limit, self.together, self._prompts = rng, request, limit, together, prompts
         self.response, self.flaws = self.answer(rng.random() < 0.5 if good is None else good)
 
     def answer(self, good: bool) -> tuple[str, list[str]]:
-        """A text and its flaws."""
+        """An answer and its flaws."""
         if good:
             return corpus.good_response(self.rng, self.request), []
         text = corpus.bad_response(self.rng, self.request, _VISIBLE)
         return text, list(corpus.gold_flaws(self.request, text))
 
     def principles(self, with_flaw: bool, limit: int) -> list[str]:
-        """A random list of principles that covers one of the answer's flaws, or none of them.
+        """A random list of principles. It covers one of the answer's flaws if `with_flaw`, else none.
 
-        Most lists are short: to match a rule with a text is learned there, and holds for long lists too.
+        Most lists are short: matching a rule with a text is learned from them and carries over to long lists.
         """
         others = [f for f in corpus.FLAWS if f not in self.flaws]
         most = self.rng.choice((1, 1, min(3, limit), limit))
@@ -136,24 +135,24 @@ class _Scene:
         return principles_of(chosen)
 
     def strategies(self, flaw: str = "") -> list[str]:
-        """A random list of ways to spoil an answer, `flaw` among them."""
+        """A random list of ways to spoil an answer, including `flaw`."""
         chosen = self.rng.sample([f for f in corpus.FLAWS if f != flaw], self.rng.randint(0 if flaw else 1, self.limit - 1))
         if flaw:
             chosen.insert(self.rng.randint(0, len(chosen)), flaw)
         return [corpus.FLAWS[f].name_zh for f in chosen]
 
     def row(self, role: str, target: str, **fields: Any) -> Transcript:
-        """The transcript: the role's message and what the model should say."""
+        """The transcript of a role, with `target` as the model's reply."""
         base = {"query": self.request.text, "response": self.response}
         return Transcript(role, self._prompts.messages(role, **{**base, **fields}), target)
 
     def criticism(self, right: bool = True) -> str:
-        """The flaws by name; where not `right`, what an opponent might wrongly say."""
+        """The names of the flaws; if not `right`, what a mistaken opponent might say."""
         flaws = self.flaws if right else ([] if self.flaws else [self.rng.choice(list(corpus.FLAWS))])
         return dialogue.COMMA.join(corpus.FLAWS[f].name_zh for f in flaws) or dialogue.NOTHING_WRONG
 
     def praise(self) -> str:
-        """The strengths that the answer has."""
+        """The strengths of the answer."""
         held = [text for text, against in dialogue.STRENGTHS if not set(against) & set(self.flaws)]
         return dialogue.COMMA.join(held[:3]) or dialogue.GOOD_WILL
 
@@ -186,7 +185,7 @@ def _verdict(s: _Scene) -> tuple[int, str]:
 
 def _debate_judge(s: _Scene) -> Transcript:
     verdict, reason = _verdict(s)
-    heard = s.criticism(right=s.rng.random() < 0.8)  # an opponent may be wrong: the judge reads the text itself
+    heard = s.criticism(right=s.rng.random() < 0.8)  # an opponent may be wrong, so the judge must read the text itself
     return s.row("debate_judge", _json(verdict=verdict, reason=reason), positive=s.praise(), negative=heard)
 
 
@@ -216,7 +215,7 @@ def _advise(s: _Scene) -> Transcript:
 
 
 def _principle_review(s: _Scene) -> Transcript:
-    if s.rng.random() < 0.25:  # condemned without cause
+    if s.rng.random() < 0.25:  # a good answer that was judged Bad
         s.response, s.flaws = s.answer(good=True)
         principles = s.principles(False, s.limit)
         blamed = s.rng.choice(principles)
@@ -236,7 +235,7 @@ def _compare(s: _Scene) -> Transcript:
 
 
 def _optimise(s: _Scene) -> Transcript:
-    # Lists of principles and of strategies are edited by the same rule: keep what is there, fill up, then replace.
+    # Principles and strategies are edited alike: keep a rule that is there, add one if there is room, else replace one.
     text: Callable = s.rng.choice((lambda f: corpus.FLAWS[f].principle_zh, lambda f: corpus.FLAWS[f].name_zh))
     flaws = s.rng.sample(list(corpus.FLAWS), s.rng.choice((s.rng.randint(1, s.limit), s.limit)))
     if s.rng.random() < 0.25 and len(flaws) > 1:

@@ -1,4 +1,4 @@
-"""The principle-guided judge ("detector"): principles, a request and an answer in, P(Good) out."""
+"""The principle-guided judge ("detector"): from principles, a request and an answer to P(Good)."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from rlaif_jax.feedback.prompts import Prompts
 from rlaif_jax.language import LANGUAGES
 
 GOOD, BAD = "Good", "Bad"
-_REMEMBERED = 50_000  # questions of a checklist
+_REMEMBERED = 50_000  # verdicts that a checklist keeps in memory
 _PAUSES = re.escape("".join(language.pauses for language in LANGUAGES.values()))
 _VERDICT = re.compile(rf"^\W*(good|bad)\b[\s*{_PAUSES}]*(.*)$", re.IGNORECASE | re.DOTALL)
 
 
 @dataclasses.dataclass(frozen=True)
 class Verdicts:
-    """p_good (B,) float32 in [0, 1], NaN where the verdict is invalid; reasons: what the judge said after it, if asked."""
+    """p_good: (B,) float32 in [0, 1], NaN for an invalid verdict. reasons: the judge's reasons, if the mode gives any."""
 
     p_good: np.ndarray
     reasons: tuple[str, ...] = ()
@@ -34,7 +34,7 @@ Judge = Callable[[Sequence[str], Sequence[tuple[str, str]]], Verdicts]  # (princ
 
 
 def parse_verdict(text: str) -> dict[str, str]:
-    """{"verdict": Good or Bad, "reason"} from a reply that begins with one of the words. Raises ReplyError."""
+    """{"verdict": Good or Bad, "reason"} from a reply that begins with Good or Bad. Else ReplyError."""
     found = _VERDICT.match(re.sub(r"<think>.*?</think>", "", text, flags=re.DOTALL).strip())
     if not found:
         raise ReplyError("the reply must begin with Good or Bad")
@@ -54,7 +54,7 @@ def requests_for(
 
 
 def soft_verdicts(agent: Agent, principles: Sequence[str], items: Sequence[tuple[str, str]]) -> Verdicts:
-    """P(Good) / (P(Good) + P(Bad)) from the logits of the first token (arXiv 2408.15240): no decoding, no ties."""
+    """P(Good) / (P(Good) + P(Bad)) from the logits of the first token (arXiv 2408.15240). No decoding, and no ties."""
     return Verdicts(_p_good(agent.llm, requests_for(agent.prompts, principles, items)))
 
 
@@ -64,11 +64,11 @@ def _p_good(llm: LLM, requests: Sequence[LLMRequest]) -> np.ndarray:
 
 
 def make_checklist(agent: Agent) -> Judge:
-    """Each principle is asked by itself, softly; an answer is as good as on the principle that it keeps least.
+    """Scores each principle separately as P(Good) and returns the minimum: a rubric with vetoes (arXiv 2508.12790).
 
-    A rubric with veto (arXiv 2508.12790). A small judge overlooks in a long list what it sees when asked for it alone. The
-    questions about one answer stand together, so that a model on the mesh reads the answer once for all of them. The game
-    measures the same answers again and again with one principle changed: the last ones asked are remembered.
+    A small judge overlooks a flaw in a long list of principles that it finds when asked about one principle alone. Questions
+    about one answer are adjacent, so that a model on the mesh reads the answer once for all of them. Verdicts are cached, since
+    the principle game judges the same answers repeatedly with one principle changed.
     """
     known: OrderedDict[tuple[str, str, str], float] = OrderedDict()
 
@@ -80,11 +80,11 @@ def make_checklist(agent: Agent) -> Judge:
         requests = [r for p, *item in asked for r in requests_for(agent.prompts, [p], [tuple(item)])]
         found = known | dict(zip(asked, _p_good(agent.llm, requests).tolist(), strict=True))
         table = np.array([found[key] for key in keys], np.float32).reshape(len(items), -1)
-        known.update((key, found[key]) for key in asked if not np.isnan(found[key]))  # what failed is asked again
+        known.update((key, found[key]) for key in asked if not np.isnan(found[key]))  # failed questions are not cached
         while len(known) > _REMEMBERED:
             known.popitem(last=False)
         worst = np.argmin(np.nan_to_num(table, nan=np.inf), axis=1)
-        return Verdicts(np.min(table, axis=1), tuple(principles[i] for i in worst))  # one NaN in a row: invalid
+        return Verdicts(np.min(table, axis=1), tuple(principles[i] for i in worst))  # invalid if any principle's verdict is
 
     return verdicts
 
@@ -92,7 +92,7 @@ def make_checklist(agent: Agent) -> Judge:
 def spoken_verdicts(
     agent: Agent, principles: Sequence[str], items: Sequence[tuple[str, str]], *, votes: int = 1, temperature: float = 0.0
 ) -> Verdicts:
-    """The share of `votes` replies that say Good, over those that can be read; the reason of the first."""
+    """The share of Good among the valid ones of `votes` replies, and the first reply's reason."""
     prompts = agent.prompts
     requests = [r for v in range(votes) for r in requests_for(prompts, principles, items, temperature=temperature, seed=v)]
     answers = agent.ask(requests, parse_verdict)
@@ -111,6 +111,6 @@ def judge_verdicts(agent: Agent, mode: str, votes: int, temperature: float) -> J
     if mode == "soft":
         return lambda principles, items: soft_verdicts(agent, principles, items)
     if mode not in ("binary", "k_vote"):
-        raise UserError(f"the judge mode {mode!r} rates no single answer; expected soft, checklist, binary or k_vote")
+        raise UserError(f"the judge mode {mode!r} does not judge single answers; expected soft, checklist, binary or k_vote")
     votes, temperature = (votes, temperature) if mode == "k_vote" else (1, 0.0)
     return lambda principles, items: spoken_verdicts(agent, principles, items, votes=votes, temperature=temperature)

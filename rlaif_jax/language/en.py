@@ -70,14 +70,14 @@ def words(text: str) -> list[str]:
 
 
 def count(text: str) -> int:
-    """Words without the item numbers of a list."""
+    """Number of words, without the item numbers of a list."""
     return len(words(_ITEM_MARK.sub("", text)))
 
 
 def sentences(text: str) -> int:
-    """Sentences: parts with a word in them that a full stop, an exclamation or question mark, or a line break ends.
+    """Number of sentences: parts that contain a word and end with a full stop, exclamation mark, question mark or line break.
 
-    A line that ends with a comma, colon, semicolon or dash goes on.
+    A sentence continues after a line that ends with a comma, colon, semicolon or dash.
     """
     parts, total = [p for p in _SENTENCE_END.split(_ITEM_MARK.sub("", text).strip()) if _WORD.search(p)], 0
     for i, part in enumerate(parts):
@@ -86,7 +86,7 @@ def sentences(text: str) -> int:
 
 
 def items(text: str) -> int:
-    """Items of a list: numbers 1, 2, 3 ... in order; without two of these, lines that begin with a mark, or else all lines."""
+    """Number of list items: numbers 1, 2, 3 ... in order; with fewer than two of these, lines with a list mark, else all lines."""
     expected = 1
     for found in _INLINE_MARK.findall(text):
         expected += int(found) == expected
@@ -94,7 +94,7 @@ def items(text: str) -> int:
 
 
 def lines(text: str) -> int:
-    """Lines that are not blank."""
+    """Number of lines that are not blank."""
     return sum(bool(line.strip()) for line in text.splitlines())
 
 
@@ -102,7 +102,7 @@ _COUNTS = {"words": count, "sentences": sentences, "lines": lines, "items": item
 
 
 def _sizes(request: str, response: str) -> bool | None:
-    """Sizes of the answer as a whole; sizes of each of its parts are not read."""
+    """Constraints on the size of the answer; those on the size of its parts are ignored."""
     found = []
     for match in _SIZE.finditer(request):
         bounds = _bounds(match)
@@ -114,7 +114,7 @@ def _sizes(request: str, response: str) -> bool | None:
 
 
 def _bounds(match: re.Match) -> tuple[float, float] | None:
-    """Least and largest size that the phrase allows; None for a phrase of another meaning."""
+    """Smallest and largest size that the phrase allows; None if the phrase is no size constraint."""
     low, high = number(match["low"]), number(match["high"] or match["low"])
     if match["between"]:
         return (low, high) if match["high"] else None
@@ -131,7 +131,7 @@ def _bounds(match: re.Match) -> tuple[float, float] | None:
 
 
 def _clause(request: str, match: re.Match) -> str:
-    """The words of the sentence from its start to a little behind the phrase."""
+    """The sentence from its start until a little after the phrase."""
     start = max(request.rfind(mark, 0, match.start()) for mark in ".!?;\n") + 1
     after = re.match(r"\s+(?:each|apiece|per\b|in\s+each|for\s+each)", request[match.end() :], re.IGNORECASE)
     return request[start : match.end()] + (after[0] if after else "")
@@ -142,7 +142,7 @@ def _unquoted(quote: str) -> str:
 
 
 def _holds(text: str, phrase: str) -> bool:
-    """Whether the phrase stands in the text as words of their own. Both in one case."""
+    """Whether the text contains the phrase as separate words. Both must have the same letter case."""
     return re.search(rf"(?<!\w){re.escape(phrase)}(?!\w)", text) is not None
 
 

@@ -1,4 +1,4 @@
-"""Fonts for text in pictures: matplotlib's own shows Chinese characters as empty boxes. matplotlib is imported on use."""
+"""Fonts for text in figures. matplotlib's default font shows Chinese characters as empty boxes. matplotlib is imported lazily."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ _CJK_FILES = ("notosanscjk", "notosanssc", "sourcehansans", "wqy-microhei", "wqy
 
 
 def has_cjk(text: str) -> bool:
-    """Whether some character needs a Chinese, Japanese or Korean font."""
+    """Whether the text needs a Chinese, Japanese or Korean font."""
     return any(unicodedata.east_asian_width(c) in "WF" or "\u2e80" <= c <= "\u9fff" for c in text)
 
 
 def families(text: str) -> list[str]:
-    """The font families to draw the text with: matplotlib's own, and one with Chinese glyphs where the text needs it.
+    """The font families for a text: matplotlib's default, and one with Chinese glyphs if the text needs it.
 
-    Warns where it needs one and none is installed.
+    Warns if it needs one and none is installed.
     """
     import matplotlib
 
@@ -33,7 +33,7 @@ def families(text: str) -> list[str]:
     found = cjk_family()
     if found is None:
         warnings.warn(
-            "no font with Chinese glyphs is installed: such names are drawn as empty boxes; install one (Noto Sans CJK)",
+            "no font with Chinese glyphs is installed: Chinese text is drawn as empty boxes; install one (Noto Sans CJK)",
             stacklevel=3,
         )
         return own
@@ -42,7 +42,7 @@ def families(text: str) -> list[str]:
 
 @cache
 def cjk_font() -> Path | None:
-    """A font file with Chinese glyphs on this machine, or None. Looked up once: fonts do not change during a run."""
+    """An installed font file with Chinese glyphs, or None. Looked up once."""
     from matplotlib import font_manager
 
     listed = [(entry.name.lower(), Path(entry.fname)) for entry in font_manager.fontManager.ttflist]
@@ -50,14 +50,14 @@ def cjk_font() -> Path | None:
     for family in CJK_FAMILIES:
         if family.lower() in known:
             return known[family.lower()]
-    # matplotlib caches its list of fonts: one installed later is found by its file's name only
+    # matplotlib caches its font list: a font installed later is found by its file name only
     files = sorted(font_manager.findSystemFonts())
     return next((Path(f) for f in files if Path(f).name.lower().startswith(_CJK_FILES)), None)
 
 
 @cache
 def cjk_family() -> str | None:
-    """The name under which matplotlib draws with `cjk_font`, or None. Looked up once."""
+    """The family name of `cjk_font` in matplotlib, or None. Looked up once."""
     from matplotlib import font_manager
 
     file = cjk_font()

@@ -29,7 +29,7 @@ def number(text: str) -> int:
 
 
 def count(text: str) -> int:
-    """Characters without punctuation, space and item numbers."""
+    """Number of characters, without punctuation, white space and item numbers."""
     return len(MARKS.sub("", _ITEM_MARK.sub("", text)))
 
 

@@ -1,1 +1,1 @@
-"""What a run will need, without running it: an estimate of memory, and the TPU compiler's word on every program."""
+"""Predicts what a run needs without running it: estimates memory, or compiles every program for a TPU."""

@@ -1,4 +1,4 @@
-"""What the programs of a plan are made of: arguments that exist as shapes, dtypes and shardings only."""
+"""Programs to plan. Their arguments are abstract: shapes, dtypes and shardings without data."""
 
 from __future__ import annotations
 
@@ -22,15 +22,14 @@ class Program:
     """One compiled function of a run.
 
     Attributes:
-      name: "sft", "reward", "rl: rollout", "rl: log-probs", "rl: scores", "rl: update", "rl_judge: verdicts"; of another arm
-        "ARM: rollout" and so on.
-      function: jitted; `function.trace(*arguments)`.
-      held: what else the stage keeps on the chips meanwhile.
-      read: bytes of weights and cache that one chip reads over and over beside arguments and results: the least that a
-        program of this kind can do, for the roofline.
-      loop_trips: how often a loop runs whose end depends on data (the response's limit).
-      remedies: settings to try where it does not fit, best first.
-      also: what it would be called as the program of other arms, which it serves, too.
+      name: "sft", "reward", or "ARM: rollout", "ARM: log-probs", "ARM: scores", "ARM: update", "ARM: verdicts" of an arm.
+      function: the jitted function; it is traced by `function.trace(*arguments)`.
+      held: other arrays that the stage keeps on the chips while this program runs.
+      read: bytes per chip of repeated weight and KV-cache reads from HBM, on top of arguments and results. A lower bound, for
+        the roofline.
+      loop_trips: iterations of a loop whose end depends on data (the limit on response tokens).
+      remedies: settings to try if the program does not fit, best first.
+      also: names of the same program in other arms.
     """
 
     name: str
@@ -44,7 +43,7 @@ class Program:
 
 
 class Buffer(jax.ShapeDtypeStruct):
-    """A ShapeDtypeStruct with a name: equal names mean one array in memory, however often it is read."""
+    """A ShapeDtypeStruct with a name. Leaves with the same name are one array in memory."""
 
     __slots__ = ("name",)
 
@@ -54,15 +53,15 @@ class Buffer(jax.ShapeDtypeStruct):
 
 
 def named(name: str, tree: Abstract) -> Abstract:
-    """The tree as `Buffer`s, called after its name and their paths: to be given once to each thing that a stage keeps."""
+    """The tree with its leaves as `Buffer`s, named by `name` and their path. Call it once for each tree that a stage keeps."""
     return jax.tree_util.tree_map_with_path(
         lambda path, x: Buffer(name + jax.tree_util.keystr(path), x.shape, x.dtype, x.sharding), tree
     )
 
 
 def chip_bytes(tree: Abstract) -> int:
-    """Bytes that one chip holds of a tree with shardings. A `Buffer` that occurs more than once (a base that serves several
-    models) is held once; leaves without a name are arrays of their own."""
+    """Bytes per chip of a tree with shardings. A `Buffer` that occurs several times (a base that several models share) counts
+    once. Every leaf without a name counts."""
     leaves = jax.tree.leaves(tree)
     once = {x.name: x for x in leaves if isinstance(x, Buffer)}
     others = [x for x in leaves if not isinstance(x, Buffer)]
@@ -70,13 +69,13 @@ def chip_bytes(tree: Abstract) -> int:
 
 
 def without(tree: Abstract, others: Any) -> Abstract:
-    """The leaves of the tree that are not among the `Buffer`s of `others`."""
+    """The leaves of the tree, except `Buffer`s that also occur in `others`."""
     used = {x.name for x in jax.tree.leaves(others) if isinstance(x, Buffer)}
     return [x for x in jax.tree.leaves(tree) if not (isinstance(x, Buffer) and x.name in used)]
 
 
 def in_rows(tree: Any, place: Placement) -> Abstract:
-    """Arrays whose first axis is rows, split over the mesh; scalars are replicated."""
+    """The arrays with their first axis (rows) sharded over the mesh. Scalars are replicated."""
 
     def one(x):
         return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place.rows(x.shape[0]) if x.ndim else place.replicated)
@@ -85,12 +84,12 @@ def in_rows(tree: Any, place: Placement) -> Abstract:
 
 
 def array(shape: tuple[int, ...], dtype: Any) -> jax.ShapeDtypeStruct:
-    """An array without a sharding yet."""
+    """An abstract array without a sharding."""
     return jax.ShapeDtypeStruct(shape, dtype)
 
 
 def single(dtype: Any, place: Placement) -> jax.ShapeDtypeStruct:
-    """One number, replicated."""
+    """A replicated scalar."""
     return jax.ShapeDtypeStruct((), dtype, sharding=place.replicated)
 
 
@@ -100,6 +99,6 @@ def full_weights(model: ModelConfig, place: Placement, scalar: bool = False) -> 
 
 
 def gathered_bytes(model: ModelConfig, place: Placement) -> int:
-    """Bytes of the weights that one chip reads in one pass: compute dtype, gathered over fsdp, split over tensor."""
+    """Bytes of weights that one chip reads per forward pass: in the compute dtype, gathered over fsdp, sharded over tensor."""
     weights = full_weights(model, place.without("fsdp"))
     return chip_bytes(weights) * jnp.dtype(model.compute_dtype).itemsize // jnp.dtype(model.param_dtype).itemsize

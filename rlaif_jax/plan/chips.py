@@ -1,4 +1,4 @@
-"""What one TPU chip offers, and topologies that the compiler knows without having the chips."""
+"""Data of TPU chips, and topologies to compile for without having the chips."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from rlaif_jax.errors import UserError
 
 @dataclasses.dataclass(frozen=True)
 class Chip:
-    """One chip, from Google's page of each TPU version (docs.cloud.google.com/tpu/docs/v5e and so on).
+    """One TPU chip. Numbers are from Google's page on its version (docs.cloud.google.com/tpu/docs/v5e and so on).
 
     Attributes:
-      memory: bytes of HBM. The compiler keeps some for itself and has the last word on what fits.
-      flops: bf16 operations per second at peak.
-      bandwidth: bytes per second between HBM and the chip.
-      links: bytes per second that a chip can receive over all its inter-chip links together (half the page's
-        bidirectional figure).
+      memory: bytes of HBM. The compiler reserves some of it and decides what fits.
+      flops: peak bf16 operations per second.
+      bandwidth: HBM bytes per second.
+      links: bytes per second that a chip can receive over all of its inter-chip links (half of the page's bidirectional
+        figure).
     """
 
     memory: int
@@ -45,7 +45,7 @@ def parse_topology(name: str) -> tuple[str, int]:
     if not found or found[1] not in CHIPS:
         raise UserError(f"--topology {name!r}: expected VERSION:SHAPE, for example v5e:8x8; versions: {', '.join(CHIPS)}")
     sizes = [int(size) for size in found[2].split("x")]
-    if found[1] == "v5e" and max(sizes) > 16:  # libtpu ends the process
+    if found[1] == "v5e" and max(sizes) > 16:  # libtpu would abort the process
         raise UserError(f"--topology {name!r}: v5e has at most 16 chips on a side")
     wanted = 3 if found[1] in ("v4", "v5p") else 2
     if len(sizes) != wanted:
@@ -53,8 +53,8 @@ def parse_topology(name: str) -> tuple[str, int]:
     return found[1], math.prod(sizes)
 
 
-# libtpu would ask the metadata server of a TPU VM and elsewhere wait for an answer, complain that it got none, and let in one
-# process of a machine alone, since a TPU has one owner. The names are placeholders: the topology says what is compiled for.
+# Without these, libtpu asks the metadata server of a TPU VM (elsewhere it waits and then logs errors), and allows only one
+# process per machine. The last two are placeholders: the topology decides what is compiled for.
 _COMPILES_ONLY = {
     "TPU_SKIP_MDS_QUERY": "1", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1", "TPU_ACCELERATOR_TYPE": "v5litepod-1",
     "TPU_WORKER_HOSTNAMES": "localhost",
@@ -62,16 +62,16 @@ _COMPILES_ONLY = {
 
 
 def topology_devices(name: str) -> list[Any]:
-    """The devices of a topology, to compile for. UserError where libtpu is missing or knows no such shape.
+    """The devices of a topology, to compile for. UserError if libtpu is missing or does not know the shape.
 
-    For a process that only compiles: it tells libtpu so through the environment, where that says nothing else.
+    Only for processes that compile and never run on a TPU: it sets environment variables for libtpu, unless they are set.
     """
     version, count = parse_topology(name)
     for variable, value in _COMPILES_ONLY.items():
         os.environ.setdefault(variable, value)
     from jax.experimental import topologies
 
-    # v4 has two cores per chip that work as one in this mode; the other versions have it by default.
+    # On v4, this mode makes the two cores of a chip one device. It is the default of the other versions.
     kwargs = {"chip_config_name": "megacore"} if version == "v4" else {}
     try:
         devices = topologies.get_topology_desc(platform="tpu", topology_name=name, **kwargs).devices
@@ -80,5 +80,5 @@ def topology_devices(name: str) -> list[Any]:
     except RuntimeError as error:
         raise UserError("the TPU compiler is not installed: pip install 'rlaif_jax[tpu-aot]'") from error
     if len(devices) != count:
-        raise UserError(f"--topology {name!r}: the compiler gives {len(devices)} devices for {count} chips")
+        raise UserError(f"--topology {name!r}: the compiler has {len(devices)} devices for {count} chips")
     return list(devices)

@@ -1,4 +1,4 @@
-"""`rlaif plan CONFIG --topology v5e:8x8`: what the TPU compiler says of every program of a run, without a TPU."""
+"""`rlaif plan CONFIG --topology v5e:8x8`: compiles every program of a run for a TPU, without a TPU, and reports its costs."""
 
 from __future__ import annotations
 
@@ -28,19 +28,19 @@ from rlaif_jax.sharding import Placement, make_mesh
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """One program on one chip. Bytes and operations are those of one call.
+    """The costs of one program on one chip. Bytes and operations are per call.
 
     Attributes:
-      arguments, temporaries, results: bytes of the program itself; results that replace an argument do not count.
-      held: bytes that the stage keeps beside it.
-      total: all of these; where it does not fit, what the compiler says that it would need, and `held`.
+      arguments, temporaries, results: bytes of the program. Results that reuse a donated argument's memory are not counted.
+      held: bytes of other arrays that the stage keeps on the chip.
+      total: the sum of these. If the program does not fit, the compiler's figure plus `held`.
       fits: whether total is within the chip's memory.
-      flops: matrix products on one chip, recomputation included.
-      collectives: what the chip receives, by kind and mesh axes.
-      seconds: lower bounds by compute, memory (arguments, results, weights and cache read) and collectives.
-      step_seconds: the largest of them: nobody is faster, and only perfect overlap is as fast.
-      compile_seconds: how long the compiler took here.
-      remedy: settings with which it fits, "" where it fits or none was found.
+      flops: operations of matrix products, including recomputation.
+      collectives: bytes that the chip receives, by kind of collective and mesh axes.
+      seconds: lower bounds from compute, memory (arguments, results, reads of weights and cache) and collectives.
+      step_seconds: the largest of these bounds, reached only if all three overlap perfectly.
+      compile_seconds: time of this compilation.
+      remedy: settings with which the program fits; "" if it fits, or if none was found.
     """
 
     name: str
@@ -59,7 +59,7 @@ class Row:
 
 
 def plan_run(cfg: RunConfig, topology: str, only: Sequence[str] = (), console: Console | None = None) -> Iterator[Row]:
-    """The rows of a run on a topology, each as soon as it is compiled; `only` names some of the programs."""
+    """Compiles the programs of a run for a topology and yields a row for each. `only`: names of some programs; empty: all."""
     chip, devices = CHIPS[parse_topology(topology)[0]], topology_devices(topology)
     programs = _programs(cfg, devices)
     unknown = [name for name in only if name not in programs]
@@ -79,7 +79,7 @@ def _programs(cfg: RunConfig, devices: Sequence[Any]) -> dict[str, tuple[Placeme
 
 
 def _remedy(cfg: RunConfig, program: Program, devices: Sequence[Any], chip: Chip) -> str:
-    """The first of the program's remedies that fits, as command line options."""
+    """The first remedy with which the program fits, as command-line options; "" if there is none."""
     for settings in program.remedies:
         try:
             programs = _programs(overridden(cfg, settings), devices)
@@ -92,7 +92,7 @@ def _remedy(cfg: RunConfig, program: Program, devices: Sequence[Any], chip: Chip
 
 
 def measure(program: Program, place: Placement, chip: Chip) -> Row:
-    """Compiles one program and reads off what it costs."""
+    """Compiles a program and returns its costs."""
     traced = program.function.trace(*program.arguments)
     flops = count_flops(traced.jaxpr, program.loop_trips) / place.mesh.size
     held = sum(chip_bytes(tree) for tree in program.held)
@@ -127,8 +127,8 @@ _UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
 
 def needed_bytes(message: str) -> int | None:
-    """What the compiler says that a program needs which does not fit ("Used 20.31G of 15.75G hbm", or "HLO temporaries
-    (125.14G) exceeds available HBM"); None: another error."""
+    """The bytes that a program needs, from the compiler's message that it does not fit ("Used 20.31G of 15.75G hbm", or "HLO
+    temporaries (125.14G) exceeds available HBM"). None for other messages."""
     size = r"([\d.]+)([KMGT]?)"
     found = re.search(rf"Used {size} of \S+ hbm", message) or re.search(rf"HLO temporaries \({size}\) exceeds", message)
     return round(float(found[1]) * _UNITS[found[2]]) if found else None
@@ -137,23 +137,23 @@ def needed_bytes(message: str) -> int | None:
 def run_plan(
     cfg: RunConfig, topology: str, only: Sequence[str], path: Path | None, console: Console
 ) -> bool:  # fmt: skip
-    """Prints the table, writes JSON if asked to (anew after each program), and tells whether everything fits."""
+    """Prints the tables, and writes them as JSON to `path` after each program. Returns whether everything fits."""
     if path is not None:
         _require_own_file(path)
-    jax.config.update("jax_platforms", "cpu")  # the compiler needs no TPU, and must not look for one
+    jax.config.update("jax_platforms", "cpu")  # compiling needs no TPU; do not let JAX look for one
     rows: list[Row] = []
     for row in plan_run(cfg, topology, only, console):
         rows.append(row)
         if path is not None:
             write_json(path, as_json(cfg, topology, rows))
     print_rows(cfg, topology, rows, console)
-    if parse_topology(topology)[1] > 4:  # more chips than one host of any version has to have
+    if parse_topology(topology)[1] > 4:  # more chips than the smallest hosts have, so there may be several processes
         print_uneven(cfg, Placement.of(planned_mesh(cfg.mesh), cfg.mesh.rules), console)
     return all(row.fits for row in rows)
 
 
 def _require_own_file(path: Path) -> None:
-    """UserError where the plan could not be written, or would replace something that is no plan."""
+    """UserError if the file cannot be written, or exists and is not a plan."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         text = path.read_text(encoding="utf-8") if path.exists() else ""
@@ -162,7 +162,7 @@ def _require_own_file(path: Path) -> None:
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"--json {path} cannot be written: {error}") from error
     if text and '"programs"' not in text:
-        raise UserError(f"--json {path} exists and holds no plan; choose another name")
+        raise UserError(f"--json {path} exists and holds no plan; choose another file")
 
 
 def as_json(cfg: RunConfig, topology: str, rows: Sequence[Row]) -> dict[str, Any]:
@@ -175,11 +175,11 @@ def as_json(cfg: RunConfig, topology: str, rows: Sequence[Row]) -> dict[str, Any
 
 
 def print_rows(cfg: RunConfig, topology: str, rows: Sequence[Row], console: Console) -> None:
-    """The rows as tables: memory and time, then collectives."""
+    """Prints two tables: memory and time, then collectives."""
     version, chips = parse_topology(topology)
     chip = CHIPS[version]
     console.print(f"{cfg.name} on {topology}: {chips} chips of {chip.memory / 2**30:.0f} GiB; compiled, not run")
-    table = Table("program", "memory", "held", "fits", "TFLOP", "at least", "bound by", title="per chip and call")
+    table = Table("program", "memory", "of which held", "fits", "TFLOP", "at least", "bound by", title="per chip and call")
     for row in rows:
         bound = max(row.seconds, key=row.seconds.get) if row.seconds else "-"
         table.add_row(
@@ -195,7 +195,7 @@ def print_rows(cfg: RunConfig, topology: str, rows: Sequence[Row], console: Cons
     console.print(moved)
     for row in rows:
         if not row.fits:
-            advice = f"it fits with {row.remedy}" if row.remedy else "more chips, or a smaller batch or model"
+            advice = f"it fits with {row.remedy}" if row.remedy else "use more chips, or a smaller batch or model"
             console.print(f"{row.name} does not fit: {human(row.total)} of {human(chip.memory)}; {advice}", highlight=False)
 
 

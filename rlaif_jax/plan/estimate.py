@@ -1,4 +1,4 @@
-"""`rlaif run --dry-run`: stages, models, mesh, memory per device and steps, without running anything."""
+"""`rlaif run --dry-run`: prints stages, models, mesh, estimated memory per device, and steps. Runs nothing."""
 
 from __future__ import annotations
 
@@ -31,9 +31,12 @@ from rlaif_jax.trainers.trainable import abstract_params, abstract_train_state, 
 
 @dataclasses.dataclass(frozen=True)
 class StagePlan:
-    """One row of the plan; `parts` of the memory are estimates in bytes on one device.
+    """One stage of the plan.
 
-    `host` are those that wait in the host's memory while they are not needed.
+    Attributes:
+      name, model, parameters, steps: cells of the table.
+      parts: estimated bytes per device, by what they hold.
+      host: the offloaded ones of these: bytes that are in host memory while they are not needed.
     """
 
     name: str
@@ -45,15 +48,15 @@ class StagePlan:
 
     @property
     def memory(self) -> int:
-        """Their sum, less what is on the device at no time together with the rest: an optimiser's state that waits while the
-        sampler works (or the other way round), and a reference, which comes when there are no gradients, as large as it."""
+        """Peak bytes per device. Parts that are never on the device together count once: an offloaded optimizer state and the
+        sampler's weights and cache; an offloaded reference and the gradients (of the same size)."""
         sampling = self.parts.get("sampler", 0) + self.parts.get("cache", 0)
-        return sum(self.parts.values()) - min(self.host.get("optimiser", 0), sampling) - self.host.get("reference", 0)
+        return sum(self.parts.values()) - min(self.host.get("optimizer", 0), sampling) - self.host.get("reference", 0)
 
 
 def plan(cfg: RunConfig, place: Placement) -> list[StagePlan]:
-    """What each stage will run. Memory: weights, gradients and optimiser of what is trained, activations with logits,
-    other models held, the sampler's copy of the weights and its cache."""
+    """The plan of every stage. Memory: weights, gradients and optimizer state of the trained model, activations with logits,
+    other models on the device, and the sampler's copy of the weights and its KV cache."""
     model = planned_model(cfg)
     weights, trainable = _weight_bytes(model, place), trainable_of(cfg.lora)
     rows = []
@@ -70,7 +73,7 @@ def plan(cfg: RunConfig, place: Placement) -> list[StagePlan]:
         if name == "dpo":
             parts["reference"] = weights
         arm = cfg.all_arms().get(name)
-        if arm is not None:  # reference, what gives the reward, critic; the cache of the rollout
+        if arm is not None:  # reference, reward models, critic; KV cache of the rollout
             rl = cfg.rl_of(name)
             if needs_reference(rl, trainable):
                 parts["reference"] = weights
@@ -84,7 +87,7 @@ def plan(cfg: RunConfig, place: Placement) -> list[StagePlan]:
                 critic = _training_bytes(cfg, dataclasses.replace(train, optimizer=rl.critic.optimizer), model, place)
                 parts["critic"] = sum(critic.values()) - (weights if trainable.frozen_base else 0)
             if rl.offload_optimizer:
-                host["optimiser"] = parts["optimiser"] + (0 if rl.critic is None else critic["optimiser"])
+                host["optimizer"] = parts["optimizer"] + (0 if rl.critic is None else critic["optimizer"])
             if rl.offload_reference:
                 host["reference"] = weights
             parts["sampler"] = _sampler_bytes(model, place)
@@ -95,7 +98,7 @@ def plan(cfg: RunConfig, place: Placement) -> list[StagePlan]:
 
 
 def planned_model(cfg: RunConfig) -> ModelConfig:
-    """The run's model with the vocabulary that its tokenizer has or will have."""
+    """The run's model, with the vocabulary size of its tokenizer (which may not be trained yet)."""
     source = cfg.tokenizer.path or cfg.model.init_from
     tokens = Tokenizer.load(source).vocab_size if source else cfg.tokenizer.vocab_size
     return resolve(cfg.model).with_vocab(tokens)
@@ -103,11 +106,11 @@ def planned_model(cfg: RunConfig) -> ModelConfig:
 
 _KINDS = {"sft": "policy", "feedback": "feedback model"}
 _HELD = {"curate": ("policy", "feedback model"), "principles": ("feedback model",), "evaluate": ("policy", "graders")}
-_JUDGED = 768  # tokens of a row in a feedback model's largest batch: 256 of prompt (of longer ones it has fewer), 512 of reply
+_JUDGED = 768  # tokens per row in the feedback model's largest batch: 256 of prompt (longer ones get fewer rows), 512 of reply
 
 
 def _models(cfg: RunConfig, stage: str) -> str:
-    """Which models a training stage needs, in words."""
+    """Names of the models that a training stage needs, for the table."""
     arm = cfg.all_arms().get(stage)
     if arm is None:
         return _KINDS.get(stage, "scalar model")
@@ -115,7 +118,7 @@ def _models(cfg: RunConfig, stage: str) -> str:
 
 
 def _held(cfg: RunConfig, stage: str, model: ModelConfig, place: Placement) -> dict[str, int]:
-    """Models that a stage holds without training any; of evaluation all systems are policies, one at a time."""
+    """Bytes of the models on the device in a stage that trains none. Evaluation holds one policy at a time."""
     policy = {"policy": _weight_bytes(model, place)}
     if stage == "evaluate":
         graders = [scalar for scalar in (cfg.reward, cfg.grader) if scalar is not None]
@@ -126,7 +129,7 @@ def _held(cfg: RunConfig, stage: str, model: ModelConfig, place: Placement) -> d
 
 
 def _scalar_bytes(cfg: RunConfig, settings: RewardConfig, model: ModelConfig, place: Placement, shared: bool = False) -> int:
-    """The weights of a reward model or grader; `shared`: beside a policy whose base its adapter may lie over, too."""
+    """Bytes of a reward model or grader. `shared`: a policy is on the device too, whose frozen base it may share."""
     if settings.folder:
         return _weight_bytes(foreign_config(settings.folder, cfg.model, scalar=True), place)
     if not (shared and cfg.shares_base(settings)):
@@ -135,13 +138,13 @@ def _scalar_bytes(cfg: RunConfig, settings: RewardConfig, model: ModelConfig, pl
 
 
 def _judge_parts(cfg: RunConfig, model: ModelConfig, place: Placement, stage: str) -> dict[str, int]:
-    """The feedback model where it lies on the mesh, and its cache where it writes and does not only choose."""
+    """Bytes of a feedback model on the mesh, and of its KV cache if it samples replies (not only log-probs of choices)."""
     feedback, model = cfg.feedback, planned_feedback(cfg, model)
     if model is None:
         return {}
     parts = {"feedback model": _int8_bytes(model, place) if feedback.weights == "int8" else _weight_bytes(model, place)}
     if stage not in cfg.all_arms() or cfg.judge.mode not in ("soft", "checklist"):
-        parts["its cache"] = _cache_bytes(model, feedback.batch_size, _JUDGED, place)
+        parts["feedback cache"] = _cache_bytes(model, feedback.batch_size, _JUDGED, place)
     return parts
 
 
@@ -156,7 +159,7 @@ def _rounds(cfg: RunConfig, stage: str) -> str:
 
 
 def _shape(cfg: RunConfig, stage: str) -> tuple[int, int]:
-    """(sequences, tokens of each) of one update."""
+    """(sequences, tokens per sequence) of one update."""
     settings = _settings(cfg, stage)
     if stage in ("sft", "feedback"):
         return settings.train.batch_size, settings.max_length
@@ -171,23 +174,23 @@ def _weight_bytes(model: ModelConfig, place: Placement) -> int:
 
 
 def _training_bytes(cfg: RunConfig, train: TrainConfig, model: ModelConfig, place: Placement) -> dict[str, int]:
-    """Weights, their gradients (in float32 where several micro-batches are summed) and the optimiser's state."""
+    """Bytes of weights, gradients and optimizer state. With several micro-batches, gradients are float32."""
     trainable = trainable_of(cfg.lora)
     state = abstract_train_state(trainable, model, make_optimizer(train.optimizer, train.steps), place)
     parts = {"weights": _weight_bytes(model, place)}
     if trainable.frozen_base:
         parts["adapter"] = chip_bytes(state.params)
     parts["gradients"] = chip_bytes(jax.tree.map(partial(_summed, train), state.params))
-    return parts | {"optimiser": chip_bytes(state.opt_state)}
+    return parts | {"optimizer": chip_bytes(state.opt_state)}
 
 
 def _summed(train: TrainConfig, x: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
-    """A gradient: in float32 where several micro-batches are summed."""
+    """The gradient of a parameter: float32 if several micro-batches are summed, else in its dtype."""
     return jax.ShapeDtypeStruct(x.shape, jnp.float32 if train.grad_accumulation > 1 else x.dtype, sharding=x.sharding)
 
 
 def _sampler_bytes(model: ModelConfig, place: Placement) -> int:
-    """The weights that a rollout reads: gathered over fsdp, in the compute dtype, or the blocks' matrices in 8 bits."""
+    """Bytes of the sampler's weights: gathered over fsdp, in the compute dtype or, for the layers' matrices, in 8 bits."""
     gathered, size = place.without("fsdp"), 2 if model.compute_dtype == "bfloat16" else 4
     whole = _weight_bytes(dataclasses.replace(model, param_dtype="float32"), gathered) // 4
     if model.rollout_quant == "float":
@@ -197,20 +200,20 @@ def _sampler_bytes(model: ModelConfig, place: Placement) -> int:
 
 
 def _matrices(model: ModelConfig, place: Placement) -> int:
-    """How many numbers of the blocks' matrices one device holds: their bytes in 8 bits (scales are less than a thousandth)."""
+    """Elements per device of the layers' matrices: their bytes in 8 bits (scales, under 0.1 %, are ignored)."""
     axes = {n: ("layers", *a) for n, (s, a, _) in transformer.layer_table(model).items() if len(s) == 2}
     shapes = {n: jax.ShapeDtypeStruct((model.layers, *transformer.layer_table(model)[n][0]), jnp.int8) for n in axes}
     return bytes_per_device(axes, shapes, dict(place.mesh.shape), place.rules)
 
 
 def _int8_bytes(model: ModelConfig, place: Placement) -> int:
-    """A model whose blocks' matrices are kept in 8 bits, and all else as it was stored."""
+    """Bytes of a model with the layers' matrices in 8 bits and everything else in its own dtype."""
     return _weight_bytes(model, place) - _matrices(model, place) * (jnp.dtype(model.param_dtype).itemsize - 1)
 
 
 def _activation_bytes(model: ModelConfig, rows: int, length: int, place: Placement) -> int:
-    """Residuals between blocks (with remat "dots" also what the matrices of a block give), the inside of one block (all blocks
-    without remat), and one chunk of float32 logits."""
+    """Bytes of activations: residuals between layers (with remat "dots" also the matrix products of each layer), the inside of
+    one layer (of all layers without remat), and one chunk of float32 logits."""
     rows = max(rows // place.row_shards, 1)
     size = 2 if model.compute_dtype == "bfloat16" else 4
     inside = rows * length * size * (4 * model.width + 3 * model.ffn) + 4 * rows * model.heads * length**2
@@ -228,19 +231,19 @@ def _cache_bytes(model: ModelConfig, rows: int, length: int, place: Placement) -
 
 
 def planned_mesh(cfg: MeshConfig) -> Mesh | AbstractMesh:
-    """The run's mesh; where its sizes ask for more devices than this machine has, one that nobody needs to have."""
+    """The run's mesh, or an abstract mesh if it has more devices than this machine."""
     sizes = tuple(getattr(cfg, axis) for axis in AXES)
     if -1 in sizes and math.prod(size for size in sizes if size != -1) > len(jax.devices()):
-        sizes = tuple(1 if size == -1 else size for size in sizes)  # "all that are left" of a machine that is not here
+        sizes = tuple(1 if size == -1 else size for size in sizes)  # -1 means "all remaining devices", but of another machine
         cfg = dataclasses.replace(cfg, **dict(zip(AXES, sizes, strict=True)))
     if -1 in sizes or math.prod(sizes) <= len(jax.devices()):
         return make_mesh(cfg)
-    cfg.sizes(math.prod(sizes))  # refuses what no number of devices allows
+    cfg.sizes(math.prod(sizes))  # UserError for sizes that are never allowed
     return abstract_mesh(cfg, math.prod(sizes))
 
 
 def print_plan(cfg: RunConfig, console: Console) -> None:
-    """The plan as a table."""
+    """Prints the plan as a table."""
     place = Placement.of(planned_mesh(cfg.mesh), cfg.mesh.rules)
     shape = ", ".join(f"{k} {v}" for k, v in place.mesh.shape.items())
     where = f"on {jax.devices()[0].platform}"
@@ -253,13 +256,13 @@ def print_plan(cfg: RunConfig, console: Console) -> None:
         memory = f"{row.memory / 2**20:,.0f} MiB" if row.memory else "-"
         parts = ", ".join(f"{name} {size / 2**20:,.0f}" for name, size in row.parts.items() if size >= 2**20)
         waiting = ", ".join(f"{name} {size / 2**20:,.0f}" for name, size in row.host.items())
-        parts += f"; these wait on the host: {waiting}" if waiting else ""
+        parts += f"; offloaded to host memory: {waiting}" if waiting else ""
         table.add_row(row.name, row.model, parameters, row.steps, memory, parts if len(row.parts) > 1 else "")
     console.print(table)
     print_uneven(cfg, place, console)
 
 
 def print_uneven(cfg: RunConfig, place: Placement, console: Console) -> None:
-    """Which batches a run on several processes would refuse."""
+    """Prints which batch sizes a run with several processes would refuse."""
     for text in uneven_batches(cfg, stages_of(cfg).values(), place):
         console.print(f"with several processes: {text}", style="yellow", markup=False, soft_wrap=True)

@@ -1,4 +1,4 @@
-"""Floating-point operations of a traced program, with its loops: the compiler's own count sees the body of a loop once."""
+"""Counts floating-point operations of a traced program, loops included. XLA's own cost analysis counts a loop body once."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ import numpy as np
 def count_flops(jaxpr: Any, loop_trips: int = 1) -> float:
     """Operations of all matrix products in a (closed) jaxpr, over all devices, recomputation included.
 
-    A scan counts as often as it runs, a while loop `loop_trips` times (unknown to a compiler; its condition is data), of
-    the branches of a cond the largest. Everything but matrix products is left out: it is bound by memory.
+    The body of a scan counts once per iteration, the body of a while loop `loop_trips` times (its end depends on data), and
+    of the branches of a cond the largest counts. Only matrix products are counted: other operations are memory-bound.
     """
     jaxpr = getattr(jaxpr, "jaxpr", jaxpr)
     return sum(_flops(eqn, loop_trips) for eqn in jaxpr.eqns)
@@ -39,7 +39,7 @@ def _dot(eqn: Any) -> float:
 
 
 def _sub_jaxprs(params: dict[str, Any]) -> list[Any]:
-    """Every jaxpr among an equation's parameters: bodies of jit, remat, scan, custom derivatives."""
+    """All jaxprs in an equation's parameters: bodies of jit, remat, scan, custom derivatives."""
     values = []
     for value in params.values():
         values += value if isinstance(value, (tuple, list)) else [value]

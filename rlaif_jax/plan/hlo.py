@@ -1,8 +1,8 @@
-"""Collectives of a compiled program, read from its HLO text: kind, mesh axes, bytes, and how often they run.
+"""Reads the collectives of a compiled program from its HLO text: kind, mesh axes, bytes and number of runs.
 
-Understood are the forms that XLA's TPU compiler prints: loops whose condition compares a counter with a constant,
-collectives split into asynchronous parts (counted once), all-reduce fused with the slice of its result (a
-reduce-scatter), and the three ways to write groups of devices.
+It understands what XLA's TPU compiler prints: loops whose condition compares a counter with a constant, collectives split
+into asynchronous parts (counted once), all-reduce fused with a slice of its result (a reduce-scatter), and three notations
+for groups of devices.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ _COLLECTIVE = re.compile(rf"({'|'.join(_KINDS)})(?:-start)?")
 
 @dataclasses.dataclass(frozen=True)
 class Collective:
-    """One kind of collective over one set of mesh axes.
+    """All collectives of one kind over one set of mesh axes.
 
     Attributes:
       kind: as XLA names it.
-      axes: the mesh axes it crosses, joined by +; "" where its groups fit none.
-      count: how often it runs in one call of the program.
-      bytes: what one chip receives in all of these runs.
+      axes: the mesh axes that it crosses, joined by +; "" if its groups match no set of axes.
+      count: runs in one call of the program.
+      bytes: bytes that one chip receives in all of these runs.
     """
 
     kind: str
@@ -49,9 +49,9 @@ class _Instruction:
 
 
 def collectives(text: str, mesh: Mapping[str, int], loop_trips: int = 1) -> list[Collective]:
-    """All collectives of a compiled program, largest traffic first.
+    """All collectives of a compiled program, those with the most bytes first.
 
-    `mesh`: axis sizes in the order of the device numbers. `loop_trips`: how often a loop runs whose condition is data.
+    `mesh`: axis sizes in the order of the device ids. `loop_trips`: iterations of a loop whose end depends on data.
     """
     program = _Program(text, dict(mesh), loop_trips)
     total: dict[tuple[str, str], np.ndarray] = program.cost(program.entry)
@@ -60,10 +60,10 @@ def collectives(text: str, mesh: Mapping[str, int], loop_trips: int = 1) -> list
 
 
 def unordered(text: str) -> list[tuple[str, str]]:
-    """(loop, later): collectives that come after a loop, branch or call with collectives and read nothing of what it made.
+    """(loop, later) pairs: `later` is a collective after a loop, branch or call that has collectives, and does not depend on it.
 
-    `text` is a scheduled program. On a TPU or GPU its order is enough. XLA:CPU (jaxlib 0.10) starts `later` while the loop
-    still runs; devices of several processes can then wait for each other in different collectives, for ever.
+    `text` is a scheduled program. TPUs and GPUs keep its order. XLA:CPU (jaxlib 0.10) may start `later` while the loop still
+    runs. Devices of several processes can then wait for each other in different collectives: a deadlock.
     """
     computations, _ = _parse(text)
     samples: dict[str, bool] = {}
@@ -81,7 +81,7 @@ def unordered(text: str) -> list[tuple[str, str]]:
 
     found = []
     for instructions in computations.values():
-        after: dict[str, frozenset[str]] = {}  # the loops whose results an instruction reads, itself or through others
+        after: dict[str, frozenset[str]] = {}  # the loops on whose results an instruction depends, directly or indirectly
         loops: list[str] = []
         for i in instructions:
             read = frozenset().union(*(after.get(o, ()) for o in re.findall(r"%([\w.\-]+)", i.rest)))
@@ -101,10 +101,10 @@ class _Program:
 
     @functools.cache  # noqa: B019  (one program, short-lived)
     def cost(self, name: str) -> dict[tuple[str, str], np.ndarray]:
-        """(kind, axes) -> [count, bytes] of one run of a computation and of all it calls."""
+        """(kind, axes) -> [count, bytes] of one run of a computation, including the computations that it calls."""
         total: dict[tuple[str, str], np.ndarray] = {}
         instructions = self._computations.get(name, [])
-        # The middle and the end of an asynchronous collective repeat its text: only its start counts.
+        # Update and done of an asynchronous collective repeat its text, so only its start counts.
         starts = any("AsyncCollectiveStart" in i.rest for i in instructions)
         for i in instructions:
             kind = _COLLECTIVE.fullmatch(i.op)
@@ -113,7 +113,7 @@ class _Program:
                     _add(total, self._collective(kind[1], i, "all-reduce-scatter" in name))
             elif i.op == "while":
                 body, condition = (_called(i.rest, key) for key in ("body", "condition"))
-                told = re.search(r'known_trip_count":\{"n":"(\d+)"', i.rest)  # by the CPU and GPU compilers
+                told = re.search(r'known_trip_count":\{"n":"(\d+)"', i.rest)  # printed by the CPU and GPU compilers
                 _add(total, self.cost(body), int(told[1]) if told else self._trips(condition, body))
             elif i.op == "conditional":
                 _add(total, max((self.cost(b) for b in _branches(i.rest)), key=_bytes, default={}))
@@ -131,13 +131,13 @@ class _Program:
         nbytes = max((_array_bytes(*a) for a in _ARRAY.findall(i.shape)), default=0)
         if kind == "all-reduce" and scattered:
             kind = "reduce-scatter"
-            nbytes = nbytes / size  # what is kept of it
+            nbytes = nbytes / size  # one chip keeps only its slice
         share = (size - 1) / size
         moved = {"all-gather": share, "all-reduce": 2 * share, "reduce-scatter": size - 1.0, "all-to-all": share}
         return {(kind, axes): np.array([1.0, nbytes * moved.get(kind, 1.0)])}
 
     def _trips(self, condition: str, body: str) -> int:
-        """How often a loop runs whose counter goes from 0 up to a constant; else `loop_trips`."""
+        """Iterations of a loop whose counter runs from 0 to a constant; for other loops `loop_trips`."""
         tests = self._computations.get(condition, [])
         test = next((i for i in tests if i.op == "compare" and "direction=LT" in i.rest and i is tests[-1]), None)
         if test is None:
@@ -150,7 +150,7 @@ class _Program:
         return math.ceil(bound / self._step(body, int(place[1])))
 
     def _step(self, body: str, place: int) -> int:
-        """By how much one run of the body raises the counter (2 where the compiler has unrolled it once)."""
+        """Increment of the counter per run of the body (2 if the compiler unrolled the loop once)."""
         instructions = self._computations.get(body, [])
         names = {i.name: i for i in instructions}
         root = instructions[-1] if instructions else None
@@ -216,7 +216,7 @@ def _array_bytes(kind: str, sizes: str) -> float:
 
 
 def _group(rest: str, devices: int) -> list[int]:
-    """The first group of devices that work together, from any of the ways to write it; all, if none is written."""
+    """The first group of devices of a collective, in any of the notations; all devices if no group is written."""
     if found := re.search(r"replica_groups=\{\{([\d,]+)\}", rest):
         return [int(d) for d in found[1].split(",")]
     if found := re.search(r"replica_groups=\[(\d+),(\d+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?", rest):
@@ -235,7 +235,7 @@ def _group(rest: str, devices: int) -> list[int]:
 
 
 def _axes(group: list[int], mesh: Mapping[str, int]) -> str:
-    """The mesh axes along which the members of a group differ; "" if they are no whole part of the mesh."""
+    """The mesh axes along which the members of a group differ; "" if the group is not a full block of the mesh."""
     places = np.stack(np.unravel_index(np.array(group), tuple(mesh.values())))
     differ = [axis for axis, where in zip(mesh, places, strict=True) if len(set(where.tolist())) > 1]
     return "+".join(differ) if math.prod(mesh[a] for a in differ) == len(group) else ""

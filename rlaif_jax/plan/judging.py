@@ -1,4 +1,4 @@
-"""The judge that lies on the mesh beside the policy: its weights, and the program that gives its verdicts."""
+"""The abstract weights of a judge on the mesh, and the program for its verdicts."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _TEMPLATE = 32  # tokens that a chat template adds to a message
 
 
 def judge_weights(cfg: RunConfig, policy: ModelConfig, place: Placement) -> Abstract:
-    """The weights of a judge on the mesh, as they are kept (the `named` "judge"); an empty tree if the run has none there."""
+    """The stored weights of a judge on the mesh, `named` "judge"; an empty tree if the run has none."""
     model = planned_feedback(cfg, policy) if cfg.judge is not None else None
     if model is None:
         return ()
@@ -49,12 +49,13 @@ def _in_8_bits(axes: tuple, shape: tuple[int, ...], place: Placement):
 def verdicts(
     cfg: RunConfig, arm: str, policy: ModelConfig, weights: Abstract, held: tuple[Abstract, ...], place: Placement
 ) -> Program:
-    """One call of the judge in an arm: a batch of requests about whole answers, each as long as the longest may be.
+    """One call of the judge in an arm: a batch of requests about complete answers of the largest length.
 
-    The fixed text of a request counts one token per character, which Chinese and English stay below.
+    The fixed text of a request is counted as one token per character, an upper bound for Chinese and English.
     """
     model, settings = planned_feedback(cfg, policy), cfg.rl_of(arm)
-    language = ZH if cfg.language == "auto" else get_language(cfg.language)  # the data, which would tell, need not be here
+    # "auto" detects the language of the data, which a plan does not read. Chinese is assumed then.
+    language = ZH if cfg.language == "auto" else get_language(cfg.language)
     principles = read_rules(cfg.judge.principles, language)
     request = requests_for(load_prompts(cfg.feedback.family(language)), principles, [("", "")])[0]
     fixed = sum(len(message.content) + _TEMPLATE for message in request.messages)
@@ -79,7 +80,7 @@ def verdicts(
 
 
 def _spoken(model: ModelConfig, rows: int, limit: int, place: Placement) -> tuple[Callable, tuple]:
-    """What samples replies of up to `limit` tokens, and its arguments but weights and prompts."""
+    """The function that samples replies of up to `limit` tokens, and its arguments except weights and prompts."""
     sample = make_sample(model, place, pad_id=0)
     sampling = jax.eval_shape(lambda: filters.traced(SamplingConfig(max_tokens=limit), (0,)))
     numbers = array((rows,), jnp.uint32)

@@ -1,4 +1,4 @@
-"""The jitted programs of a run with abstract arguments: the very functions that the stages call, and nothing allocated."""
+"""The jitted programs of a run with abstract arguments. They are the functions that the stages call; nothing is allocated."""
 
 from __future__ import annotations
 
@@ -41,10 +41,11 @@ from rlaif_jax.trainers.update import make_update, shardings_of
 
 
 def build_programs(cfg: RunConfig, model: ModelConfig, place: Placement) -> list[Program]:
-    """The updates of SFT and of the reward model, where the run trains them; rollout, log-probs and update of every arm of RL; the
-    scores of the reward model, where an arm uses it; and the verdicts of a judge on the mesh.
+    """The programs to plan.
 
-    A program that serves several arms is planned once, named after the first, beside the largest of their rewards.
+    These are the updates of SFT and of the reward model, if the run trains them; rollout, log-probs and update of every arm; the
+    scores of the reward model, if an arm uses it; and the verdicts of a judge on the mesh.
+    A program that several arms share is planned once, named after the first arm, with the largest of their reward models held.
     """
     trainable, judge = trainable_of(cfg.lora), judge_weights(cfg, model, place)
     programs = [_sft(cfg, model, trainable, place)] if cfg.sft is not None else []
@@ -62,8 +63,8 @@ def build_programs(cfg: RunConfig, model: ModelConfig, place: Placement) -> list
 
 
 def _compiled(arm: _Arm, chunks: bool) -> RlConfig:
-    """The arm's settings, with defaults for those that change no program, or only a constant in it; without `chunks` also for
-    what the rollout alone depends on."""
+    """The arm's settings, with defaults for those that do not change a program's cost. Two arms with equal results share their
+    programs. Without `chunks`, settings that only the rollout depends on get defaults too."""
     own = arm.programs.rl
     batch, accumulation = own.train.batch_size, own.train.grad_accumulation
     train = TrainConfig(batch_size=batch, grad_accumulation=accumulation, optimizer=own.train.optimizer)
@@ -75,7 +76,7 @@ def _compiled(arm: _Arm, chunks: bool) -> RlConfig:
 
 
 def _passes(model: ModelConfig) -> int:
-    """How often an update reads the weights: forward and backward, and forward again where activations are recomputed."""
+    """How often an update reads the weights: in the forward and the backward pass, and again to recompute activations."""
     return 2 if model.remat == "none" else 3
 
 
@@ -118,7 +119,7 @@ def _reward(cfg: RunConfig, model: ModelConfig, trainable: Trainable, place: Pla
 
 @dataclasses.dataclass(frozen=True)
 class _Scorer:
-    """A reward model: its shapes, its weights, and the tokens of a row."""
+    """A reward model: its config, its weights, and the tokens per row."""
 
     model: ModelConfig
     weights: Abstract
@@ -126,7 +127,7 @@ class _Scorer:
 
 
 def _scorer(cfg: RunConfig, model: ModelConfig, trainable: Trainable, base: Abstract, place: Placement) -> _Scorer:
-    """That of a folder, or of this run: all weights, or an adapter over the policy's base (see `RunRewards.scalar`)."""
+    """The reward model of a folder or of this run: full weights, or an adapter on the policy's base (see `RunRewards.scalar`)."""
     if not cfg.reward.folder and cfg.shares_base(cfg.reward):
         trained, _ = abstract_params(trainable, model, place, scalar=True)
         weights = trainable.full_params(scalar_base(base), named("reward model", trained))
@@ -137,7 +138,7 @@ def _scorer(cfg: RunConfig, model: ModelConfig, trainable: Trainable, base: Abst
 
 @dataclasses.dataclass(frozen=True)
 class _Arm:
-    """One arm of RL: its programs, its state, and the weights of a reference beside it (None: there are none)."""
+    """One arm of RL: its programs, its state, and separate reference weights (None if there are none)."""
 
     name: str
     model: ModelConfig
@@ -148,7 +149,7 @@ class _Arm:
 
     @property
     def between_updates(self) -> tuple[Abstract, Abstract]:
-        """What of state and reference is on the chips while nothing is updated, and no log-prob is computed."""
+        """The parts of state and reference that are on the chips outside of updates and reference log-probs."""
         kept = self.state
         if self.programs.rl.offload_optimizer:
             kept = kept.replace(opt_state=None, critic=None if kept.critic is None else kept.critic.replace(opt_state=None))
@@ -162,7 +163,7 @@ def _arm(name: str, settings: RlConfig, model: ModelConfig, trainable: Trainable
 
 
 def _rl(cfg: RunConfig, arm: _Arm, arms: list[_Arm], judge: Abstract) -> list[Program]:
-    """The programs of an arm that no arm before it has."""
+    """The programs of an arm that no earlier arm has."""
     same = [other for other in arms if _compiled(other, chunks=False) == _compiled(arm, chunks=False)]
     rollouts = [other for other in same if _compiled(other, chunks=True) == _compiled(arm, chunks=True)]
     served = same if same[0] is arm else rollouts
@@ -185,17 +186,17 @@ def _rl(cfg: RunConfig, arm: _Arm, arms: list[_Arm], judge: Abstract) -> list[Pr
 
 
 def _section(cfg: RunConfig, name: str) -> str:
-    """Where the config has the RL settings of an arm."""
+    """The config section with the RL settings of an arm."""
     arm = cfg.arms.get(name)
     return "rl" if arm is None or arm.rl is None else f"arms.{name}.rl"
 
 
 def _arm_programs(arm: _Arm, section: str, rewards: list[tuple], scorer: _Scorer | None) -> list[Program]:
-    """`rewards`: of each arm that these programs serve, the models that give its reward; a `scorer` is planned, too."""
+    """The programs of an arm. `rewards`: the reward models of each arm that shares them. A `scorer` is planned too."""
     settings, model, place, state = arm.programs.rl, arm.model, arm.place, arm.state
     trainable = arm.programs.trainable
 
-    def rewarding(used: tuple) -> Abstract:  # what the arm with the largest models holds beside these
+    def rewarding(used: tuple) -> Abstract:  # the largest reward models of an arm, without those in `used`
         return max((without(weights, used) for weights in rewards), key=chip_bytes)
 
     policy = trainable.full_params(state.frozen, state.params)
@@ -249,13 +250,13 @@ def _rollout(arm: _Arm, section: str, policy: Abstract, prompts: dict, held: tup
 
 
 def _more_tensor(place: Placement) -> tuple[tuple[str, ...], ...]:
-    """Half the fsdp axis, twice the tensor axis: the sampler gathers its weights over fsdp alone."""
+    """A remedy: half the fsdp axis, twice the tensor axis. The sampler's weights stay sharded over tensor only."""
     fsdp, tensor = place.mesh.shape["fsdp"], place.mesh.shape["tensor"]
     return ((f"mesh.fsdp={fsdp // 2}", f"mesh.tensor={tensor * 2}"),) if fsdp % 2 == 0 else ()
 
 
 def _cache(model: ModelConfig, rows: int, settings: RlConfig, place: Placement) -> int:
-    """Bytes of the cache on one chip; every step reads all of it."""
+    """Bytes of the KV cache per chip. Every decode step reads all of it."""
     length, tensor = settings.max_prompt_tokens + settings.sampling.max_tokens, place.mesh.shape["tensor"]
     own_heads = model.kv_heads // tensor if model.kv_heads % tensor == 0 else model.kv_heads
     kept = max(rows // place.row_shards, 1) * length * own_heads * model.head_dim
@@ -271,7 +272,7 @@ def _decoded(rows: int, limit: int, place: Placement) -> Decoded:
 
 
 def _batch(programs: RlPrograms, scored: tuple, state: RlState, place: Placement) -> RlBatch:
-    """The batch of the updates, as the programs before them make it."""
+    """The batch of the updates, with the shapes that the earlier programs give it."""
     decoded = scored[3]
     rows = decoded.finished.shape[0]
     part = jax.eval_shape(programs.score_rollout, *scored)

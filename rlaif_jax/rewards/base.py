@@ -1,4 +1,4 @@
-"""What every reward is: a function of texts, so that policy and reward model may have different tokenizers."""
+"""The types of rewards. A reward is a function of texts, so policy and reward model may have different tokenizers."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from rlaif_jax.errors import UserError
 
 @dataclasses.dataclass(frozen=True)
 class Sample:
-    """A prompt and a response; `finished` is False where the response ran into the token limit.
+    """A prompt and a response. `finished` is False if the token limit cut the response off.
 
-    `meta`: the other columns of the prompt's data row (a ground truth, for a verifier).
+    `meta`: the other columns of the prompt's data row, such as a ground truth for a verifier.
     """
 
     prompt: str
@@ -31,12 +31,12 @@ class RewardResult:
 
     Attributes:
       values: (B,) float32.
-      valid: (B,) bool, False where the reward could not be had (a judge that failed, an answer that is too long). Such a row
+      valid: (B,) bool, False where no reward could be computed (a judge that failed, an answer that is too long). Such a row
         is masked and counted as invalid.
-      components: (B,) float32 each, parts of the reward for the log; NaN where a part does not apply. Not to be read in rows
-        that are invalid.
-      applicable: (B,) bool, False where the reward says nothing about a request (a rule whose condition the request does not
-        state). Such a row is masked, too, but is not invalid. None: it applies to all.
+      components: parts of the reward for the log, each (B,) float32; NaN where a part does not apply. Meaningless in invalid
+        rows.
+      applicable: (B,) bool, False where the reward does not apply (a rule about a constraint that the request does not
+        state). Such a row is masked too, but it is not invalid. None: applies to all rows.
     """
 
     values: np.ndarray
@@ -51,12 +51,12 @@ class RewardResult:
 
     @property
     def invalid_share(self) -> float:
-        """Share of the rows to which the reward applies that are invalid; 0 where it applies to none."""
+        """Share of invalid rows among those to which the reward applies; 0 if there are none."""
         applies = self.applies
         return float((applies & ~self.valid).sum() / max(applies.sum(), 1))
 
     def take(self, rows: np.ndarray) -> RewardResult:
-        """The result for some rows, by index or mask."""
+        """The result for a selection of rows, by index or mask."""
         applicable = None if self.applicable is None else self.applicable[rows]
         return RewardResult(self.values[rows], self.valid[rows], {k: v[rows] for k, v in self.components.items()}, applicable)
 
@@ -65,7 +65,7 @@ RewardFn = Callable[[Sequence[Sample]], RewardResult]
 
 
 def joined(parts: Sequence[RewardResult]) -> RewardResult:
-    """The results of several parts of a batch as one. All parts have the same components."""
+    """The results of several parts of a batch, joined. All parts must have the same components."""
     everywhere = all(p.applicable is None for p in parts)
     return RewardResult(
         np.concatenate([p.values for p in parts]), np.concatenate([p.valid for p in parts]),
@@ -75,10 +75,10 @@ def joined(parts: Sequence[RewardResult]) -> RewardResult:
 
 
 def checked(result: RewardResult, max_invalid: float) -> RewardResult:
-    """The result with values that are not finite turned into invalid ones; too many invalid rows stop the run.
+    """Marks values that are not finite as invalid. UserError if the share of invalid rows exceeds `max_invalid`.
 
-    `valid` of the new result is False where the reward is invalid or does not apply: a mask, never a zero, which would be a
-    reward.
+    In the new result, `valid` is False where the reward is invalid or does not apply. Such rows are masked, since a zero would
+    count as a reward.
     """
     result = dataclasses.replace(result, valid=result.valid & (np.isfinite(result.values) | ~result.applies))
     if result.invalid_share > max_invalid:
@@ -88,7 +88,7 @@ def checked(result: RewardResult, max_invalid: float) -> RewardResult:
 
 
 def with_unfinished_penalty(reward: RewardFn, penalty: float) -> RewardFn:
-    """The reward less `penalty` where the response did not end."""
+    """The reward minus `penalty` for responses that are not finished."""
 
     def penalised(samples: Sequence[Sample]) -> RewardResult:
         result = reward(samples)

@@ -1,4 +1,4 @@
-"""A reward of the user's own: one Python function of samples, as TRL's `reward_funcs` or verl's `custom_reward_function`."""
+"""Custom rewards: a Python function of samples, like TRL's `reward_funcs` or verl's `custom_reward_function`."""
 
 from __future__ import annotations
 
@@ -24,19 +24,19 @@ Score = Callable[[Sequence[Sample]], Any]
 
 @dataclasses.dataclass(frozen=True)
 class FunctionConfig:
-    """A function as a reward: `score(samples)` returns a float for each sample (None: invalid), or a `RewardResult`.
+    """A custom reward: `score(samples)` returns a float per sample (None: invalid), or a `RewardResult`.
 
-    A sample has `prompt`, `response`, `finished`, `system`, and `meta`: the other columns of its data row, such as a ground truth.
+    A sample has `prompt`, `response`, `finished`, `system` and `meta`, the other columns of its data row (such as a ground truth).
 
     Attributes:
-      function: the callable, or its name: "module:name" or "path/to/file.py:name". A name is resolved by `rlaif run` alone:
-        opening, evaluating or exporting a run folder imports no code of it.
-      weight: its weight in the arm's sum.
-      timeout: seconds for one call, which gets all samples of a batch; then they count as invalid. 0 = no limit.
-      on_error: "invalid": samples of a call that raised are invalid, counted, and the first traceback is printed; "raise": the
-        run stops.
-      processes: of several processes, "first" calls it and sends the others its values; "all": each calls it alike (it must
-        then return the same values everywhere).
+      function: the callable, or its name: "module:name" or "path/to/file.py:name". Only `rlaif run` imports the named code;
+        opening, evaluating or exporting a run folder does not.
+      weight: weight of this reward in the arm's sum of rewards.
+      timeout: seconds for one call, which scores a batch of samples. After that, these samples are invalid; 0 = no limit.
+      on_error: if a call raises an exception: "invalid" marks its samples as invalid and prints the first traceback; "raise"
+        stops the run.
+      processes: with several processes, "first": process 0 calls the function and broadcasts the values; "all": every process
+        calls it, and all must get the same values.
     """
 
     function: Callable[..., Any] | str = ""
@@ -56,7 +56,7 @@ class FunctionConfig:
 
 
 def name_of(function: Score | str) -> str:
-    """How a config on disk names a function: "module:name", or "file.py:name" for one of a config file."""
+    """The name of a function in a saved config: "module:name", or "file.py:name" if a config file defines it."""
     if isinstance(function, str):
         return function
     module = getattr(function, "__module__", "") or ""
@@ -66,7 +66,7 @@ def name_of(function: Score | str) -> str:
 
 
 def resolve(function: Score | str) -> Score:
-    """The callable; imports the module or runs the file that a name points to. UserError where there is none."""
+    """The callable. A name is resolved by importing its module or running its file. UserError if there is no such function."""
     if callable(function):
         return function
     place, _, name = function.rpartition(":")
@@ -84,26 +84,26 @@ def resolve(function: Score | str) -> Score:
 
 
 def _make_importable(folder: Path) -> None:
-    """Lets the user's files import one another, after everything that is installed."""
+    """Lets the user's files in `folder` import each other. Installed packages take precedence."""
     if (place := str(folder.resolve())) not in sys.path:
         sys.path.append(place)
 
 
 def run_file(path: Path) -> Any:
-    """A Python file as a module. Functions in it are called "file.py:name" on disk. UserError where there is no such file."""
+    """Runs a Python file as a module. A saved config names its functions "file.py:name". UserError if the file does not exist."""
     if not path.is_file():
-        raise UserError(f"the file {path} does not exist (looked for from {Path.cwd()})")
+        raise UserError(f"the file {path} does not exist (working directory: {Path.cwd()})")
     _make_importable(path.parent)
     name = f"rlaif_user_{path.stem}"
     module = types.ModuleType(name)
     module.__dict__.update(__file__=str(path), __rlaif_config__=path.name)
-    sys.modules[name] = module  # dataclasses and pickling look a class's module up there
+    sys.modules[name] = module  # dataclasses and pickle look up a class's module there
     exec(compile(path.read_bytes(), str(path), "exec"), module.__dict__)
     return module
 
 
 def function_reward(cfg: FunctionConfig, name: str, report: Callable[[str], None]) -> RewardFn:
-    """The function as a reward. `report` gets the first traceback, and the first wrong result, as text."""
+    """The function as a reward. `report` gets the first problem (a traceback or a wrong result) as text."""
     score, told = resolve(cfg.function), threading.Event()
 
     def failed(samples: Sequence[Sample], problem: str) -> RewardResult:
@@ -111,7 +111,7 @@ def function_reward(cfg: FunctionConfig, name: str, report: Callable[[str], None
             raise UserError(f"reward function {name!r}: {problem}")
         if not told.is_set():
             told.set()
-            report(f"reward function {name!r}: {problem.rstrip()}\nIts samples count as invalid; this is shown once.")
+            report(f"reward function {name!r}: {problem.rstrip()}\nThese samples are invalid. Further problems are not shown.")
         return RewardResult(np.zeros(len(samples), np.float32), np.zeros(len(samples), bool))
 
     def call(samples: Sequence[Sample]) -> RewardResult:
@@ -130,7 +130,7 @@ def function_reward(cfg: FunctionConfig, name: str, report: Callable[[str], None
 
 
 def _called(score: Score, samples: Sequence[Sample], timeout: float) -> tuple[str, Any]:
-    """("value", what it returned), ("error", its traceback) or ("timeout", a sentence)."""
+    """("value", return value), ("error", traceback) or ("timeout", message) of one call."""
     out: list[tuple[str, Any]] = []
 
     def work() -> None:
@@ -142,7 +142,7 @@ def _called(score: Score, samples: Sequence[Sample], timeout: float) -> tuple[st
     if not timeout:
         work()
         return out[0]
-    # A thread cannot be killed: one that hangs is left behind, and ends with the process.
+    # A thread cannot be killed. One that hangs keeps running until the process ends.
     thread = threading.Thread(target=work, daemon=True, name="reward-function")
     thread.start()
     thread.join(timeout)
@@ -150,7 +150,7 @@ def _called(score: Score, samples: Sequence[Sample], timeout: float) -> tuple[st
 
 
 def as_result(value: Any, count: int) -> RewardResult:
-    """A function's return value as a `RewardResult` of `count` rows; None and NaN are invalid. ValueError on anything else."""
+    """The return value as a `RewardResult` of `count` rows. None and NaN are invalid rows; a wrong shape is a ValueError."""
     if isinstance(value, RewardResult):
         shapes = [np.shape(part) for part in (value.values, value.valid, value.applies)]
         if shapes != [(count,)] * 3:
@@ -165,7 +165,7 @@ def as_result(value: Any, count: int) -> RewardResult:
 
 
 def _to_plain(result: RewardResult) -> dict[str, Any]:
-    """JSON-able, for the other processes."""
+    """As plain JSON data, for the other processes."""
     parts = {name: np.asarray(part, np.float64).tolist() for name, part in result.components.items()}
     applicable = None if result.applicable is None else result.applicable.tolist()
     return {"values": result.values.tolist(), "valid": result.valid.tolist(), "components": parts, "applicable": applicable}

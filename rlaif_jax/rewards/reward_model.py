@@ -1,4 +1,4 @@
-"""A trained scalar model as a reward: text in, score out."""
+"""A reward model as a reward: scores texts with a scalar model."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ def encode_samples(
 ) -> tuple[np.ndarray, ...]:
     """tokens and segment_ids (B, T) int32, right-padded, and fits (B,) bool.
 
-    A response that did not end is scored without the end token, as it stands. What is longer than T is invalid.
-    `whole_chat`: as the template renders a finished chat, which is what reward models of others have learned from.
+    An unfinished response is scored without the end token. A row longer than T does not fit and is invalid.
+    `whole_chat`: encode as the chat template renders a finished chat, as external reward models expect.
     """
     tokens = np.full((len(samples), max_length), tokenizer.pad_id, np.int32)
     segments = np.zeros_like(tokens)
@@ -43,11 +43,11 @@ def make_reward_model(
     params: Any, cfg: ModelConfig, tokenizer: Tokenizer, max_length: int, place: Placement, batch_size: int, *,
     whole_chat: bool = False,
 ) -> RewardFn:  # fmt: skip
-    """The reward function of a scalar model; scores are computed `batch_size` rows at a time in one compiled shape.
+    """The reward function of a scalar model. It scores `batch_size` rows per call, all with one compiled shape.
 
     `whole_chat`: see `encode_samples`.
 
-    With several processes all of them ask for the same samples; each scores the rows that its devices hold.
+    With several processes, all of them must pass the same samples; each computes the rows on its devices.
     """
 
     @jax.jit

@@ -1,5 +1,4 @@
-"""Rewards by rule, and how several rewards become one. Rules read the words of the request, in its language; they know no gold
-scorer."""
+"""Rule-based rewards, and sums of several rewards. Rules read only the texts, in their language, never the gold scorer."""
 
 from __future__ import annotations
 
@@ -15,17 +14,20 @@ from rlaif_jax.rewards.base import RewardFn, RewardResult, Sample
 
 @dataclasses.dataclass(frozen=True)
 class RuleConfig:
-    """Weights of the rewards by rule, each in [0, 1] before its weight; 0 = off.
+    """Rule-based rewards, added to an arm's other rewards. Each is in [0, 1] before its weight is applied.
 
     Attributes:
-      constraint_weight: 1 where the answer keeps the explicit constraints that the request states, else 0; not applicable to a
-        request that states none.
-      repetition_weight: 1 minus the share of 4-grams, of characters (Chinese) or words (English), that occur again.
-      length_weight: 1 inside the band of lengths, falling to 0 at half of its lower and twice its upper end.
-      length_min, length_max: the band, in characters (Chinese) or words (English).
-      veto_constraint, veto_repetition: such a violation takes `veto_penalty` off the sum.
-      veto_penalty: see there.
-      normalise: "none", or "batch": each part is centred and scaled by its own standard deviation over the batch.
+      constraint_weight: weight of the constraint rule: 1 if the answer keeps the constraints in the request (such as a length),
+        else 0. Does not apply to a request without constraints; 0 = off.
+      repetition_weight: weight of the repetition rule: 1 minus the share of repeated 4-grams of characters (Chinese) or words
+        (English); 0 = off.
+      length_weight: weight of the length rule: 1 between length_min and length_max, falling to 0 at length_min / 2 and
+        2 * length_max; 0 = off.
+      length_min, length_max: range for the length rule, in characters (Chinese) or words (English).
+      veto_constraint: subtract veto_penalty from the sum if the answer breaks a constraint in the request.
+      veto_repetition: subtract veto_penalty from the sum if more than a fifth of the answer's 4-grams are repeated.
+      veto_penalty: amount that each veto subtracts.
+      normalise: "none", or "batch": normalise each reward to zero mean and unit standard deviation over the batch before summing.
     """
 
     constraint_weight: float = 0.0
@@ -42,24 +44,24 @@ class RuleConfig:
         if self.normalise not in ("none", "batch"):
             raise UserError(f"rules.normalise is {self.normalise!r}; expected none or batch")
         if not 0 < self.length_min <= self.length_max:
-            raise UserError(f"rules.length_min {self.length_min} and length_max {self.length_max} form no band")
+            raise UserError(f"rules.length_min {self.length_min} is not in 1 to length_max {self.length_max}")
 
 
 def keeps_constraints(request: str, response: str, language: str = "auto") -> float | None:
-    """Whether the answer keeps what the request states in words that the rules know (length, number of items, first word,
-    words to avoid): 1.0 or 0.0; None where the request states nothing of the kind. `language`: see `with_rules`."""
+    """1.0 if the answer keeps the constraints that the rules find in the request (length, number of items, first word, words to
+    avoid), else 0.0; None if they find none. `language`: see `with_rules`."""
     kept = get_language(language, request).keeps_constraints(request, response)
     return None if kept is None else float(kept)
 
 
 def distinct_share(response: str, n: int = 4, language: Language | None = None) -> float:
-    """1 minus the share of n-grams (of characters or words, as the language counts) that occur again."""
+    """1 minus the share of repeated n-grams, of characters or words depending on the language."""
     grams = (language or language_of(response)).ngrams(response, n, punctuation=False)
     return len(set(grams)) / len(grams) if grams else 1.0
 
 
 def length_band(response: str, low: int, high: int, language: Language | None = None) -> float:
-    """1 inside the band of characters or words, falling linearly to 0 at low / 2 and 2 * high."""
+    """1 if the length is in [low, high] characters or words, falling linearly to 0 at low / 2 and 2 * high."""
     length = (language or language_of(response)).count(response)
     if length < low:
         return max(0.0, (length - low / 2) / (low / 2))
@@ -67,7 +69,7 @@ def length_band(response: str, low: int, high: int, language: Language | None = 
 
 
 def _per_answer(score: Callable[[Sample], float | None]) -> RewardFn:
-    """A reward from a score of one sample; None: it does not apply."""
+    """A reward from a score per sample; None means that it does not apply."""
 
     def reward(samples: Sequence[Sample]) -> RewardResult:
         scores = [score(e) for e in samples]
@@ -79,9 +81,9 @@ def _per_answer(score: Callable[[Sample], float | None]) -> RewardFn:
 
 
 def with_rules(parts: Mapping[str, tuple[RewardFn, float]], cfg: RuleConfig, language: str = "auto") -> RewardFn:
-    """The parts (name -> reward and weight) and the rules as one weighted sum, each part logged under its name.
+    """The weighted sum of the parts (name -> reward and weight) and the rules. Each part is logged under its name.
 
-    `language`: the language of the task, "zh" or "en"; "auto": for each request the one of its script.
+    `language`: language of the task, "zh" or "en"; "auto": detected from the script of each request.
     """
 
     def tongue(sample: Sample) -> Language:
@@ -108,10 +110,10 @@ def with_rules(parts: Mapping[str, tuple[RewardFn, float]], cfg: RuleConfig, lan
 def combine(
     parts: Mapping[str, tuple[RewardFn, float]], vetoes: Mapping[str, RewardFn], penalty: float, normalise: str
 ) -> RewardFn:
-    """The weighted sum of the parts, less `penalty` for every veto whose value is below 0.5.
+    """The weighted sum of the parts, minus `penalty` for every veto whose value is below 0.5.
 
-    What does not apply to a row adds nothing to it and does not make it invalid. A row is valid where every part and veto that
-    applies is: an invalid part must not pass as a zero. The sum does not apply to a row to which nothing applies.
+    A part that does not apply to a row adds 0 and does not make the row invalid. A row is valid if every part and veto that
+    applies to it is valid, so an invalid part never counts as 0. If no part or veto applies to a row, neither does the sum.
     """
 
     def reward(samples: Sequence[Sample]) -> RewardResult:
@@ -138,7 +140,7 @@ def combine(
 
 
 def _standardised(values: np.ndarray, known: np.ndarray) -> np.ndarray:
-    """Values (B,) centred and scaled by the statistics of the known rows, 0 in the others."""
+    """Values (B,) normalised by mean and standard deviation of the `known` rows; 0 in all other rows."""
     if not known.any():
         return np.zeros_like(values)
     mean, std = values[known].mean(), values[known].std()

@@ -1,1 +1,1 @@
-"""One update factory and one loop for SFT, reward models and reinforcement learning."""
+"""SFT, reward models, DPO and RL: they share one update function and one training loop."""

@@ -1,4 +1,4 @@
-"""The settings of the training stages: nested frozen dataclasses, parts of `config.RunConfig`."""
+"""Config sections of the training stages: frozen dataclasses, each a field of `config.RunConfig`."""
 
 from __future__ import annotations
 
@@ -17,17 +17,18 @@ class TrainConfig:
     """How a stage trains.
 
     Attributes:
-      steps: of the stage; one step of RL is a rollout with all of its updates.
-      batch_size: rows per step on all devices together; in RL, prompts.
-      grad_accumulation: micro-batches of one update, whose gradients are summed: fewer activations, same result.
-      optimizer: the optimizer and its schedule.
-      log_every: steps between two lines of metrics.jsonl.
-      eval_every: steps between two evaluations on held-out rows; 0 = at every checkpoint. Better is a lower held-out loss (sft),
-        a higher accuracy on held-out rows (feedback, reward, grader, dpo), or a higher reward on held-out prompts (rl).
-      checkpoint_every: steps between two checkpoints; the last step is always saved.
-      max_to_keep: how many of the newest checkpoints are kept, beside the best one.
-      select: the checkpoint that later stages get: "last", or "best" of those that were evaluated.
-      patience: ends the stage after this many evaluations in a row without a better one; 0 = off.
+      steps: number of steps. In RL, one step is one rollout and all updates from it.
+      batch_size: rows per step, over all devices. In RL, prompts per step.
+      grad_accumulation: micro-batches per update. Their gradients are summed, so activations need less memory and the result is the
+        same.
+      optimizer: the optimizer and its learning-rate schedule.
+      log_every: steps between lines of metrics.jsonl.
+      eval_every: steps between evaluations on held-out data; 0 = evaluate at every checkpoint. The score is the held-out loss (sft,
+        lower is better), held-out accuracy (feedback, reward, grader, dpo), or the reward on held-out prompts (rl).
+      checkpoint_every: steps between checkpoints. The last step is always saved.
+      max_to_keep: number of newest checkpoints to keep. The best one is kept as well.
+      select: the checkpoint that later stages use: "last", or "best" by the evaluation score.
+      patience: stop the stage after this many evaluations in a row without a new best score; 0 = never.
     """
 
     steps: int = 1000
@@ -48,26 +49,26 @@ class TrainConfig:
             if getattr(self, field) < 1:
                 raise UserError(f"train.{field} is {getattr(self, field)}; expected at least 1")
         if self.batch_size % self.grad_accumulation:
-            raise UserError(f"batch_size {self.batch_size} does not divide into {self.grad_accumulation} micro-batches")
+            raise UserError(f"batch_size {self.batch_size} is not a multiple of grad_accumulation {self.grad_accumulation}")
         if self.select not in ("last", "best"):
             raise UserError(f"train.select is {self.select!r}; expected last or best")
         if self.eval_every < 0:
-            raise UserError(f"train.eval_every is {self.eval_every}; expected steps, or 0 (at every checkpoint)")
+            raise UserError(f"train.eval_every is {self.eval_every}; expected a number of steps, or 0 (at every checkpoint)")
         if self.select == "best" and self.eval_every and self.checkpoint_every % self.eval_every:
             raise UserError(
-                f"train.select is best, and checkpoint_every {self.checkpoint_every} is no multiple of eval_every "
-                f"{self.eval_every}: the best evaluation would have no checkpoint"
+                f"with train.select best, checkpoint_every {self.checkpoint_every} must be a multiple of eval_every "
+                f"{self.eval_every}; else the best evaluation may have no checkpoint"
             )
 
 
 @dataclasses.dataclass(frozen=True)
 class SftConfig:
-    """Supervised fine-tuning; the loss is on the response (EOS included) only.
+    """Supervised fine-tuning. Only response tokens (EOS included) count in the loss.
 
     Attributes:
-      train: see `TrainConfig`.
-      max_length: of prompt and response together, in tokens; longer examples are left out and counted.
-      packing: several examples in one row, which do not attend to one another.
+      train: steps, batch size, optimizer, checkpoints.
+      max_length: limit on prompt plus response, in tokens. Longer examples are dropped, and their number is logged.
+      packing: put several examples into one row; they do not attend to each other.
     """
 
     train: TrainConfig = TrainConfig()
@@ -77,16 +78,16 @@ class SftConfig:
 
 @dataclasses.dataclass(frozen=True)
 class RewardConfig:
-    """A scalar model, as reward or as grader: trained here, or loaded from a folder.
+    """A reward model or a grader: a model with a scalar head, trained by the run or loaded from a folder.
 
     Attributes:
-      train: see `TrainConfig`.
+      train: steps, batch size, optimizer, checkpoints.
       loss: "bradley_terry" on preference pairs, or "binary" on labelled responses.
-      init: the weights that it starts from: "sft", "base" (what SFT started from), or "feedback", the embedded feedback model,
-        which knows flaws by name already.
-      max_length: of prompt and response together, in tokens; a longer answer has an invalid reward.
-      center_coef: weight of a penalty that keeps scores around zero (arXiv 2312.09244); 0 = off.
-      folder: a Hugging Face reward model (one label) with its own tokenizer, in place of one that is trained here.
+      init: initial weights: "sft", "base" (the model that SFT starts from), or "feedback" (the embedded feedback model, which has
+        already learned to recognise flaws).
+      max_length: limit on prompt plus response, in tokens. A longer answer gets an invalid reward.
+      center_coef: weight of a penalty that keeps scores centred on zero (arXiv 2312.09244); 0 = off.
+      folder: folder of a Hugging Face reward model (one label) with its own tokenizer. It is loaded, and none is trained.
     """
 
     train: TrainConfig = TrainConfig()
@@ -104,15 +105,15 @@ class RewardConfig:
 
 @dataclasses.dataclass(frozen=True)
 class CriticConfig:
-    """A critic makes it PPO: advantages come from its values by GAE, no group is compared. Defaults are TRL's and verl's.
+    """The critic of PPO: advantages are computed by GAE from its values, not within groups. The defaults are those of TRL and verl.
 
     Attributes:
-      optimizer: the critic's own, with its schedule.
-      init: "reward" starts from the reward model, "policy" from the SFT weights with a head of zeros.
-      gamma, lam: discount and GAE's lambda.
-      value_clip: see `losses.value_loss`; 0 = off.
-      whiten: zero mean and unit variance of the advantages over the batch's tokens.
-      warmup: for this many first steps only the critic learns.
+      optimizer: the critic's optimizer and learning-rate schedule.
+      init: initial weights: "reward" (the reward model), or "policy" (the SFT weights with a zero-initialised value head).
+      gamma, lam: discount factor, and lambda of GAE.
+      value_clip: clip range of the value loss (see `losses.value_loss`); 0 = off.
+      whiten: normalise advantages to zero mean and unit variance over the tokens of the batch.
+      warmup: number of first steps in which only the critic is trained.
     """
 
     optimizer: OptimizerConfig = OptimizerConfig(1e-5, "constant")
@@ -133,14 +134,14 @@ class CriticConfig:
 
 @dataclasses.dataclass(frozen=True)
 class ShapingConfig:
-    """What becomes of a response's reward before advantages are computed, in this order.
+    """How rewards are changed before advantages are computed, in this order.
 
     Attributes:
-      missing_eos_penalty: taken off where the response did not end (no EOS within the limit).
-      overlong_buffer, overlong_penalty: over the last `overlong_buffer` tokens before the limit, a penalty that rises to
-        `overlong_penalty` (DAPO).
+      missing_eos_penalty: subtracted from the reward of a response that has no EOS within the token limit.
+      overlong_buffer, overlong_penalty: penalty for long responses (DAPO). It rises linearly from 0 to `overlong_penalty` over the
+        last `overlong_buffer` tokens before the limit.
       normalise: subtract the running mean of all rewards so far and divide by their standard deviation.
-      clip: then bound the reward to +-clip; 0 = off.
+      clip: clip the reward to [-clip, clip], after normalisation; 0 = off.
     """
 
     missing_eos_penalty: float = 1.0
@@ -152,30 +153,31 @@ class ShapingConfig:
 
 @dataclasses.dataclass(frozen=True)
 class RlConfig:
-    """RL against a reward: GRPO and its family, or PPO where it has a critic. docs/algorithms.md says which option is whose, and
-    when to choose which.
+    """RL on a reward: the GRPO family, or PPO if `critic` is set. docs/algorithms.md explains the options and when to use each.
 
     Attributes:
-      train: see `TrainConfig`; `train.batch_size` counts prompts.
-      group_size: samples of each prompt.
-      advantage: advantages without a critic.
-      policy: the policy's loss.
+      train: steps, batch size (in prompts), optimizer, checkpoints.
+      group_size: responses sampled per prompt.
+      advantage: how advantages are computed without a critic.
+      policy: the policy loss.
       kl: the KL penalty.
-      critic: the critic of PPO; None: no critic.
-      shaping: what happens to a reward before advantages are computed.
+      critic: the critic of PPO; None: no critic (GRPO family).
+      shaping: how rewards are changed before advantages are computed.
       sampling: how responses are sampled in training.
-      max_prompt_tokens: longer prompts are left out and counted.
-      num_epochs, num_minibatches: passes over each rollout, and optimizer updates per pass, over shuffled rows.
-      kl_early_stop: the updates of a step end early once the policy's KL from the one that sampled exceeds this; 0 = off.
-      max_resamples: dynamic sampling: groups whose rewards are all equal are replaced from further prompts, in at most this many
-        further batches a step (DAPO, arXiv 2503.14476); 0 = off.
-      offload_optimizer, offload_reference: keep the optimizer states (policy and critic), or the reference's weights, in the
-        host's memory; they are on the devices only for the updates, or for the reference's log-probs.
-      rollout_chunks: parts of a rollout; each is rewarded while the next is sampled, which pays where the reward comes from a chat
-        API. Samples and rewards stay the same.
-      eval_prompts: prompts kept out of training, on which the reward is evaluated.
-      samples_every: steps between two tables of samples (samples.jsonl).
-      max_invalid_rewards: the run stops where a larger share of a batch is invalid.
+      max_prompt_tokens: longer prompts are dropped, and their number is logged.
+      num_epochs: passes over each rollout.
+      num_minibatches: optimizer updates per pass. The rows are shuffled before each pass.
+      kl_early_stop: skip the remaining policy updates of a step once the KL between the policy and the one that sampled exceeds
+        this; 0 = off.
+      max_resamples: dynamic sampling (DAPO, arXiv 2503.14476): groups with equal rewards are replaced by groups of new prompts.
+        This is the largest number of extra prompt batches per step; 0 = off.
+      rollout_chunks: split each rollout into this many chunks. A chunk is scored while the next is sampled, which saves time if
+        the reward comes from a chat API. Samples and rewards do not change.
+      offload_optimizer: keep the optimizer states of policy and critic in host memory, except during the updates.
+      offload_reference: keep the reference weights in host memory, except while reference log-probs are computed.
+      eval_prompts: number of prompts held out from training to evaluate the reward.
+      samples_every: steps between samples written to samples.jsonl and shown.
+      max_invalid_rewards: stop the run if a larger share of a batch's rewards is invalid.
     """
 
     train: TrainConfig = TrainConfig(batch_size=32)
@@ -205,34 +207,34 @@ class RlConfig:
         rows = self.train.batch_size * self.group_size
         if rows % (self.num_minibatches * self.train.grad_accumulation):
             raise UserError(
-                f"rl: {rows} samples do not divide into {self.num_minibatches} minibatches of {self.train.grad_accumulation} "
-                "micro-batches"
+                f"rl: {rows} samples per step cannot be split into {self.num_minibatches} minibatches of "
+                f"{self.train.grad_accumulation} micro-batches"
             )
         if self.train.batch_size % self.rollout_chunks:
-            raise UserError(f"rl: {self.train.batch_size} prompts do not divide into {self.rollout_chunks} rollout_chunks")
+            raise UserError(f"rl: {self.train.batch_size} prompts cannot be split into {self.rollout_chunks} rollout_chunks")
         if self.critic is None and self.group_size < 2 and self.advantage.baseline != "none":
-            raise UserError(f"rl.group_size is {self.group_size}; without a critic samples are compared in groups of at least 2")
+            raise UserError(f"rl.group_size is {self.group_size}; without a critic it must be at least 2")
         if self.offload_reference and (not self.kl.active or self.kl.refreshed):
-            raise UserError("rl.offload_reference: with kl.coef 0 or kl.ref_sync_steps there is no reference that stays as it is")
+            raise UserError("rl.offload_reference needs a fixed reference: kl.coef above 0, and kl.ref_sync_steps 0")
         if self.shaping.overlong_buffer >= self.sampling.max_tokens:
             raise UserError("rl.shaping.overlong_buffer must be shorter than rl.sampling.max_tokens")
 
     @property
     def updates(self) -> int:
-        """Optimiser steps of the whole stage."""
+        """Optimizer updates of the whole stage."""
         return self.train.steps * self.num_epochs * self.num_minibatches
 
 
 @dataclasses.dataclass(frozen=True)
 class DpoConfig:
-    """Preference training without RL, on the reward model's pairs, from the SFT policy: the baseline for every arm.
+    """DPO: trains the SFT policy on the preference pairs, without RL. It is the baseline for every arm.
 
     Attributes:
-      train: see `TrainConfig`.
+      train: steps, batch size, optimizer, checkpoints.
       loss: "sigmoid" (DPO) or "ipo", see `losses.preference`.
-      beta: strength of the pull towards the reference (the SFT policy).
-      label_smoothing: the share of labels taken to be wrong (sigmoid only).
-      max_length: of prompt and response together, in tokens; longer pairs are left out and counted.
+      beta: strength of the penalty for leaving the reference (the SFT policy).
+      label_smoothing: assumed share of wrong labels (sigmoid only).
+      max_length: limit on prompt plus response, in tokens. Longer pairs are dropped, and their number is logged.
     """
 
     train: TrainConfig = TrainConfig()

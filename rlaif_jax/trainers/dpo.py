@@ -1,4 +1,4 @@
-"""Direct preference optimisation: the policy on pairs, without reward model or sampling."""
+"""Direct preference optimization: trains the policy on pairs, without a reward model or sampling."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from rlaif_jax.trainers.config import DpoConfig
 def answer_logprobs(
     params: Any, batch: dict[str, jax.Array], cfg: ModelConfig, per_token: bool, place: Placement | None = None
 ) -> jax.Array:
-    """(B, 2) log-prob of each answer of a pair, EOS included, in nats: its sum over tokens, or the mean `per_token`.
+    """(B, 2) log-probs in nats of the two answers of each pair, EOS included: summed over tokens, or their mean if `per_token`.
 
-    batch: tokens, segment_ids, positions, loss_mask (B, 2, T), chosen first, loss_mask 1 on the answer.
+    batch: tokens, segment_ids, positions, loss_mask (B, 2, T). The chosen answer comes first; loss_mask is 1 on answer tokens.
     """
     flat = {k: batch[k].reshape(-1, batch[k].shape[-1]) for k in ("tokens", "segment_ids", "positions", "loss_mask")}
     hidden = transformer.forward(params, cfg, flat["tokens"], flat["segment_ids"], flat["positions"], place)
@@ -34,7 +34,7 @@ def answer_logprobs(
 def dpo_loss(
     params: Any, batch: dict[str, jax.Array], cfg: ModelConfig, dpo: DpoConfig, place: Placement | None = None
 ) -> tuple[Mean, Metrics]:
-    """`losses.preference` on the batch of `answer_logprobs` and the reference's own ref_logprobs (B, 2)."""
+    """`losses.preference` on a batch of pairs. `batch`: as in `answer_logprobs`, with the reference's ref_logprobs (B, 2)."""
     own = answer_logprobs(params, batch, cfg, dpo.loss == "ipo", place)
     ref = batch["ref_logprobs"]
     weight = batch.get("row_mask", jnp.ones(len(own), jnp.float32))
@@ -48,6 +48,6 @@ def dpo_loss(
 def make_with_reference(
     reference: Any, cfg: ModelConfig, dpo: DpoConfig, place: Placement
 ) -> Callable[[dict[str, jax.Array]], dict[str, jax.Array]]:
-    """batch -> the batch with the reference's log-probs; jitted, the reference's weights an argument of the program."""
+    """batch -> batch with ref_logprobs. Jitted; the reference weights are an argument, so they are no constant of the program."""
     run = jax.jit(lambda params, batch: answer_logprobs(params, batch, cfg, dpo.loss == "ipo", place))
     return lambda batch: batch | {"ref_logprobs": run(reference, batch)}

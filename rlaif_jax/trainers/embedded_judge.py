@@ -1,4 +1,4 @@
-"""The embedded feedback model: language modelling of every role, and verdicts on pairs of answers."""
+"""Losses of the embedded feedback model: language modelling of every role, and verdicts on pairs of answers."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from rlaif_jax.trainers.sft import sft_loss
 def verdict_loss(
     params: Any, batch: dict[str, jax.Array], cfg: ModelConfig, words: tuple[int, int], place: Placement | None = None
 ) -> tuple[Mean, dict[str, Mean]]:
-    """Log-loss of the verdicts in nats, twice the mean of those that should be good plus the mean of the others.
+    """Cross-entropy of the verdicts in nats: 2 * its mean over Good labels + its mean over Bad labels.
 
-    Twice: where nothing tells the two apart, P(Good) settles at 2/3, so that a judge in doubt does not
-    condemn. P(Good) is the sigmoid of log P(good word) - log P(bad word), as the judge reads it.
-    batch: tokens, segment_ids, positions, loss_mask (B, 2, T) of `data.rows.verdict_rows`; the words with loss_mask 1 are
-    the verdicts. `words`: first tokens of the two verdicts.
+    The factor 2 makes P(Good) = 2/3 where the two cannot be distinguished, so a judge in doubt says Good. P(Good) is
+    sigmoid(log P(good word) - log P(bad word)), as in the judge.
+    batch: tokens, segment_ids, positions, loss_mask (B, 2, T) of `data.rows.verdict_rows`; loss_mask is 1 on the verdicts.
+    `words`: the first token of Good and of Bad.
     """
     flat = {k: v.reshape(-1, v.shape[-1]) for k, v in batch.items() if k != "row_mask"}
     hidden = transformer.forward(params, cfg, flat["tokens"], flat["segment_ids"], flat["positions"], place, shared_prefix=True)
@@ -44,7 +44,7 @@ def _ratio(x: jax.Array, mask: jax.Array) -> jax.Array:
 def feedback_loss(
     params: Any, batch: dict[str, Any], cfg: ModelConfig, words: tuple[int, int], place: Placement | None = None
 ) -> tuple[Mean, dict[str, Mean]]:
-    """The mean loss of the roles' tokens plus that of the verdicts; a part that is absent counts nothing."""
+    """The language-modelling loss of the roles plus the loss of the verdicts. A part that the batch lacks adds 0."""
     total, metrics = jnp.float32(0.0), {}
     for name, part in batch.items():
         loss, found = sft_loss(params, part, cfg, place) if name == "roles" else verdict_loss(params, part, cfg, words, place)

@@ -1,9 +1,9 @@
-"""Adam with both moments in 8 bits, in small blocks with a scale each (Dettmers et al. 2021, arXiv 2110.02861).
+"""Adam with both moments in 8 bits, in small blocks that share a scale (Dettmers et al. 2021, arXiv 2110.02861).
 
-A code is the cube root of a value's share of its block's largest, so that steps are finest near zero, as with the paper's
-dynamic map, but without a table to look up: the first moment is sign * (c / 127)^3, and the second, whose square root is
-what Adam divides by, ((c + 1) / 256)^6, which is never zero where the block is not. Codes are rounded stochastically: a
-moment moves by less than a step at a time, and rounded to the nearest code it would not move at all.
+A block's scale is its largest magnitude. A code c stands for a share of the scale: (c / 127)^3 in the first moment, with
+signed codes, and ((c + 1) / 256)^6 in the second. Like the paper's dynamic map, this is finest near zero, but it needs no
+lookup table. The second moment, by whose root Adam divides, is never decoded to zero unless its block is zero.
+Codes are rounded stochastically, since a moment moves by less than one code per update: rounding to nearest would lose that.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ import optax
 from rlaif_jax.trainers.low_memory import step_keys
 
 _SIZES = (256, 128, 64, 32, 16)
-_SHARDS = 32  # parts of a dimension that blocks should not lie across
+_SHARDS = 32  # a dimension sharded in up to this many parts should split no block
 
 
 class Int8AdamState(NamedTuple):
-    """`count` of updates; the moments as codes in the parameters' shapes, and the blocks' scales (see `scale_shape`).
+    """`count`: number of updates. The moments are codes in the parameters' shapes, with scales per block (see `scale_shape`).
 
-    Of a parameter that has no blocks the moments are float32 numbers themselves, and its scales are 0.
+    A parameter without blocks has float32 moments, and its scales are 0.
     """
 
     count: jax.Array
@@ -34,11 +34,11 @@ class Int8AdamState(NamedTuple):
 
 
 def blocks(name: str, shape: tuple[int, ...]) -> tuple[int, int] | None:
-    """(axis from the end, size) of a parameter's blocks; None for vectors, and where no dimension divides into blocks.
+    """(axis counted from the end, size) of a parameter's blocks; None for vectors and for dimensions that no block size divides.
 
-    Blocks lie along the inputs of a block's stacked matrices (L, D, F), and along the width of the embedding (V, D), whose
-    tokens differ most. A block is as large as leaves 32 of them, or a multiple, so that a dimension split into up to 32
-    parts splits no block: which device holds what is then the same as for the parameter, and no update communicates.
+    Blocks run along the input axis of a layer's stacked matrices (L, D, F), and along the width of the embedding (V, D), since
+    tokens differ most. The number of blocks is a multiple of 32 if possible. A dimension sharded in up to 32 parts then splits
+    no block: the moments are sharded like the parameter, and an update needs no communication.
     """
     if len(shape) < 2 or name.endswith(("norm", "bias")):
         return None
@@ -50,14 +50,14 @@ def blocks(name: str, shape: tuple[int, ...]) -> tuple[int, int] | None:
 
 
 def scale_shape(shape: tuple[int, ...], axis: int, size: int) -> tuple[int, ...]:
-    """The parameter's shape with that axis divided by the blocks' size."""
+    """The parameter's shape with the block axis divided by the block size."""
     shape = list(shape)
     shape[axis] //= size
     return tuple(shape)
 
 
 def _spread(scale: jax.Array, axis: int, size: int) -> jax.Array:
-    """Every block's scale at each of its places, float32."""
+    """The scales repeated for every element of their block, float32."""
     return jnp.repeat(scale.astype(jnp.float32), size, axis=axis)
 
 
@@ -70,7 +70,7 @@ def _scales(x: jax.Array, axis: int, size: int) -> jax.Array:
 
 
 def _code(share: jax.Array, level: Any, guess: jax.Array, last: int, key: jax.Array) -> jax.Array:
-    """The code below or above, each as likely as its level is near: right on average. `guess` is the one below, float32."""
+    """Stochastic rounding to the code below or above, unbiased in the decoded value. `guess` is the code below, float32."""
     below = jnp.clip(jnp.floor(guess), 0, last - 1)
     low, high = level(below), level(below + 1)
     draw = jax.random.bits(key, share.shape, jnp.uint16).astype(jnp.float32) / 65536.0
@@ -91,7 +91,7 @@ def _share(x: jax.Array, scale: jax.Array, block: tuple[int, int]) -> jax.Array:
 
 
 def encode_first(m: jax.Array, block: tuple[int, int], key: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """float32 moments of any sign -> int8 codes of their shape and bfloat16 scales."""
+    """float32 first moments -> int8 codes of the same shape, and bfloat16 scales."""
     scale = _scales(m, *block)
     share = _share(m, scale, block)
     code = _code(share, _first, 127.0 * jnp.cbrt(share), 127, key)
@@ -99,12 +99,12 @@ def encode_first(m: jax.Array, block: tuple[int, int], key: jax.Array) -> tuple[
 
 
 def decode_first(code: jax.Array, scale: jax.Array, block: tuple[int, int]) -> jax.Array:
-    """The inverse, float32."""
+    """The inverse of `encode_first`, float32."""
     return _first(code.astype(jnp.float32)) * _spread(scale, *block)
 
 
 def encode_second(v: jax.Array, block: tuple[int, int], key: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """float32 moments >= 0 -> uint8 codes of their shape and bfloat16 scales."""
+    """float32 second moments (>= 0) -> uint8 codes of the same shape, and bfloat16 scales."""
     scale = _scales(v, *block)
     share = _share(v, scale, block)
     code = _code(share, _second, 256.0 * jnp.cbrt(jnp.sqrt(share)) - 1.0, 255, key)
@@ -112,18 +112,18 @@ def encode_second(v: jax.Array, block: tuple[int, int], key: jax.Array) -> tuple
 
 
 def decode_second(code: jax.Array, scale: jax.Array, block: tuple[int, int]) -> jax.Array:
-    """The inverse, float32; positive but for blocks of zeros."""
+    """The inverse of `encode_second`, float32; positive except in blocks of zeros."""
     return _second(code.astype(jnp.float32)) * _spread(scale, *block)
 
 
 def _block_tree(params: Any) -> list[tuple[int, int] | None]:
-    """The blocks of each leaf, in order."""
+    """`blocks` of each parameter, in the order of the tree's leaves."""
     named = jax.tree_util.tree_leaves_with_path(params)
     return [blocks(jax.tree_util.keystr(path[-1:], simple=True), tuple(p.shape)) for path, p in named]
 
 
 def scale_by_adam(beta1: float, beta2: float, epsilon: float) -> optax.GradientTransformation:
-    """Adam (arXiv 1412.6980, algorithm 1) whose moments are computed in float32 and kept in 8 bits."""
+    """Adam (arXiv 1412.6980, algorithm 1) whose moments are computed in float32 and stored in 8 bits."""
 
     def init(params: Any) -> Int8AdamState:
         leaves, structure = jax.tree.flatten(params)

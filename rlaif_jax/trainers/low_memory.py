@@ -1,7 +1,7 @@
-"""Optimisers that keep less: moments in bfloat16, and parameters in bfloat16 with or without float32 masters.
+"""Optimizers that need less memory: moments in bfloat16, and bfloat16 parameters with or without float32 master copies.
 
-Adding a small number to a bfloat16 one and rounding to the nearest changes nothing at all; rounding stochastically is right
-on average. Random bits come from the step's number and the parameter's, so a run that is resumed goes on the same.
+A small update of a bfloat16 number is lost in rounding to nearest; stochastic rounding is right on average. Its random bits
+depend on the step and on the parameter's index only, so a resumed run gives the same result.
 """
 
 from __future__ import annotations
@@ -12,11 +12,11 @@ import jax
 import jax.numpy as jnp
 import optax
 
-_ROUNDING = 0x5EED  # the key of all rounding; steps and parameters are folded in
+_ROUNDING = 0x5EED  # the random key of all rounding; step and parameter index are folded in
 
 
 def stochastic_round(x: jax.Array, key: jax.Array) -> jax.Array:
-    """float32 -> one of the two neighbouring bfloat16 numbers, each as likely as it is near: right on average."""
+    """float32 -> one of the two neighbouring bfloat16 numbers, the nearer one more likely; unbiased."""
     bits = jax.lax.bitcast_convert_type(x.astype(jnp.float32), jnp.uint32)
     bits = bits + jax.random.bits(key, x.shape, jnp.uint16).astype(jnp.uint32)
     bits = bits & jnp.uint32(0xFFFF0000)
@@ -25,14 +25,14 @@ def stochastic_round(x: jax.Array, key: jax.Array) -> jax.Array:
 
 
 def step_keys(count: jax.Array, tree: Any, stream: int) -> Any:
-    """A random key for every leaf of the tree, from the step's number; streams are apart (0 to 2 here, 3 and 4 of `int8_adam`)."""
+    """A random key per leaf of the tree for step `count`. Each use has its own `stream`: 0 to 2 here, 3 and 4 in `int8_adam`."""
     base = jax.random.fold_in(jax.random.fold_in(jax.random.key(_ROUNDING), stream), count)
     leaves, structure = jax.tree.flatten(tree)
     return structure.unflatten([jax.random.fold_in(base, i) for i in range(len(leaves))])
 
 
 class AdamState(NamedTuple):
-    """`count` of updates; the two moments in bfloat16."""
+    """`count`: number of updates. Both moments are bfloat16."""
 
     count: jax.Array
     mu: Any
@@ -40,7 +40,7 @@ class AdamState(NamedTuple):
 
 
 def scale_by_adam(beta1: float, beta2: float, epsilon: float) -> optax.GradientTransformation:
-    """Adam (arXiv 1412.6980, algorithm 1) whose moments are computed in float32 and kept in bfloat16."""
+    """Adam (arXiv 1412.6980, algorithm 1) whose moments are computed in float32 and stored in bfloat16."""
 
     def init(params: Any) -> AdamState:
         mu, nu = (jax.tree.map(lambda p: jnp.zeros(p.shape, jnp.bfloat16), params) for _ in range(2))
@@ -63,19 +63,19 @@ def _in_bfloat16(params: Any) -> bool:
 
 
 def _step_to(target: jax.Array, p: jax.Array) -> jax.Array:
-    """The float32 update that takes p exactly to a target of its own dtype."""
+    """The float32 update that, added to p, gives exactly `target` (of the dtype of p)."""
     return target.astype(jnp.float32) - p.astype(jnp.float32)
 
 
 class MasterState(NamedTuple):
-    """The parameters in float32, and the state of the optimiser that moves them."""
+    """Float32 master copies of the parameters, and the state of the optimizer that updates them."""
 
     masters: Any
     inner: Any
 
 
 def with_masters(inner: optax.GradientTransformation) -> optax.GradientTransformation:
-    """The optimiser on float32 copies, which the parameters follow, rounded; plain `inner` if none is in bfloat16."""
+    """Runs `inner` on float32 master copies; the parameters are these, rounded. `inner` itself if no parameter is bfloat16."""
 
     def init(params: Any) -> Any:
         if not _in_bfloat16(params):
@@ -94,19 +94,19 @@ def with_masters(inner: optax.GradientTransformation) -> optax.GradientTransform
 
 
 class RoundingState(NamedTuple):
-    """`count` of updates, and the state of the optimiser that proposes them."""
+    """`count`: number of updates. `inner`: state of the inner optimizer."""
 
     count: jax.Array
     inner: Any
 
 
 def with_rounding(inner: optax.GradientTransformation) -> optax.GradientTransformation:
-    """The optimiser with its updates of bfloat16 parameters rounded stochastically; plain `inner` if there are none."""
+    """Rounds the updates of bfloat16 parameters stochastically. Changes nothing for other parameters."""
 
     def init(params: Any) -> Any:
         if not _in_bfloat16(params):
             return inner.init(params)
-        # Of bfloat16 parameters optax would keep bfloat16 moments, whose small changes are lost in rounding to the nearest.
+        # For bfloat16 parameters, optax would keep bfloat16 moments, and rounding to nearest would lose their small changes.
         return RoundingState(jnp.int32(0), inner.init(jax.tree.map(lambda p: p.astype(jnp.float32), params)))
 
     def update(grads: Any, state: Any, params: Any) -> tuple[Any, Any]:

@@ -1,4 +1,4 @@
-"""The files that metrics go to: metrics.jsonl, TensorBoard, and W&B where it is asked for."""
+"""Writes metrics to metrics.jsonl, to TensorBoard and, if configured, to W&B."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ import jax
 
 
 class MetricsWriter:
-    """Appends to metrics.jsonl, to TensorBoard, and to W&B where it is installed and asked for.
+    """Appends to metrics.jsonl, to TensorBoard and, if a project is set, to W&B.
 
-    After a restart from step s, lines of later steps (written by the run that died) are dropped first. With several
-    processes only the first writes; the others' writers do nothing.
+    After a restart from step s, lines of later steps, left by the interrupted run, are deleted first. With several processes,
+    only process 0 writes; in other processes the methods do nothing.
     """
 
     def __init__(self, folder: Path, resume_step: int, wandb_project: str = "", name: str = ""):
@@ -32,7 +32,7 @@ class MetricsWriter:
         self._wandb = _start_wandb(wandb_project, name, folder)
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
-        """One line {"step", ...}; a value that is not finite is written as null and shows as a gap."""
+        """Writes the metrics of one step. A value that is not finite is null in metrics.jsonl."""
         if self._silent:
             return
         row = {k: (float(v) if v == v and abs(v) != float("inf") else None) for k, v in values.items()}
@@ -67,7 +67,7 @@ def _start_wandb(project: str, name: str, folder: Path) -> Any:
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """Rows of a metrics.jsonl; a half-written last line (the process was killed) is left out."""
+    """The rows of a metrics.jsonl. An incomplete last line, left by a killed process, is skipped."""
     if not path.exists():
         return []
     rows = []

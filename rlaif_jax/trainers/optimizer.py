@@ -1,4 +1,4 @@
-"""AdamW or Adafactor with a schedule, clipping and a decay mask, from the config (optax)."""
+"""Builds the optax optimizer of a config: AdamW or Adafactor with a schedule, clipping and a decay mask."""
 
 from __future__ import annotations
 
@@ -17,20 +17,19 @@ class OptimizerConfig:
     """AdamW or Adafactor with a schedule.
 
     Attributes:
-      learning_rate: the peak.
-      schedule: after the warm-up: "constant", "linear" or "cosine", down to `final_ratio` * peak at the last step.
-      warmup: share of all steps over which the rate rises to the peak.
-      final_ratio: see `schedule`.
-      weight_decay: of matrices; norms and biases are not decayed.
-      beta1, beta2: decay of Adam's first and second moment.
-      epsilon: added to the root of the second moment.
-      clip_norm: bound on the global norm of the gradients.
-      moments: how Adam's two moments are kept: "float32" (8 bytes per parameter), "bfloat16" (4, rounded
-        stochastically), "int8" (2 to 2.25: in blocks with a scale each, see `int8_adam`), or "factored": Adafactor's
-        (arXiv 1804.04235), rows and columns in place of the second, the first in bfloat16 (2 bytes); `beta2` is then
-        not used.
-      masters: of bfloat16 parameters (`model.param_dtype`) the optimiser keeps a float32 copy (4 bytes) and rounds it.
-        False: it has none, and every update is rounded stochastically instead.
+      learning_rate: peak learning rate.
+      schedule: learning rate after the warm-up: "constant", or "linear" or "cosine" decay to final_ratio * learning_rate.
+      warmup: share of all updates over which the learning rate rises from 0 to its peak.
+      final_ratio: learning rate of the last update, as a share of the peak (for "linear" and "cosine").
+      weight_decay: applied to matrices; norms and biases are not decayed.
+      beta1, beta2: decay rates of Adam's first and second moment.
+      epsilon: added to the square root of the second moment.
+      clip_norm: limit on the global norm of the gradients.
+      moments: format of Adam's two moments: "float32" (8 bytes per parameter), "bfloat16" (4 bytes, rounded stochastically), "int8"
+        (2 to 2.25 bytes, in blocks that share a scale) or "factored" (2 bytes: Adafactor, arXiv 1804.04235; the first moment in
+        bfloat16, the second as row and column sums; `beta2` is not used).
+      masters: for bfloat16 parameters (`model.param_dtype`) keep a float32 copy (4 bytes), update it, and round it to get the
+        parameter. False: no copy; every update is rounded stochastically.
     """
 
     learning_rate: float = 1e-3
@@ -53,7 +52,7 @@ class OptimizerConfig:
 
 
 def schedule(cfg: OptimizerConfig, steps: int) -> optax.Schedule:
-    """Learning rate at each step of a run of that many steps."""
+    """Learning rate at each of `steps` updates."""
     warmup = max(round(cfg.warmup * steps), 1)
     rest = max(steps - warmup, 1)
     after = {
@@ -66,7 +65,7 @@ def schedule(cfg: OptimizerConfig, steps: int) -> optax.Schedule:
 
 
 def decay_mask(params: dict) -> dict:
-    """True for matrices; norms, biases and other vectors are not decayed (stacked ones are named, hence by name)."""
+    """True where weights are decayed: matrices, not vectors. Chosen by name, since stacked vectors have two axes."""
 
     def decays(path, _):
         name = path[-1].key
@@ -76,7 +75,7 @@ def decay_mask(params: dict) -> dict:
 
 
 def make_optimizer(cfg: OptimizerConfig, steps: int) -> optax.GradientTransformation:
-    """Clip by global norm, then AdamW (arXiv 1711.05101) or Adafactor; parameters in bfloat16 as `cfg.masters` says."""
+    """Clip by global norm, then AdamW (arXiv 1711.05101) or Adafactor; for bfloat16 parameters see `OptimizerConfig.masters`."""
     rate = schedule(cfg, steps)
     if cfg.moments == "float32":
         rule = optax.adamw(rate, cfg.beta1, cfg.beta2, cfg.epsilon, 0.0, None, cfg.weight_decay, decay_mask)

@@ -21,10 +21,10 @@ def _weight(batch: dict[str, jax.Array], rows: int) -> jax.Array:
 def pair_loss(
     params: Any, batch: dict[str, jax.Array], cfg: ModelConfig, centring: float, place: Placement | None = None
 ) -> tuple[Mean, dict[str, Mean]]:
-    """Bradley-Terry on tokens, segment_ids, positions (B, 2, T), chosen first, and margin (B,)."""
+    """Bradley-Terry loss. batch: tokens, segment_ids, positions (B, 2, T), the chosen response first; margin (B,)."""
     rows = batch["tokens"].shape[0]
 
-    def flat(name):  # both responses of all pairs in one pass
+    def flat(name):  # one forward pass for both responses of all pairs
         return batch[name].reshape(2 * rows, -1)
 
     scores = heads.scores(params, cfg, flat("tokens"), flat("segment_ids"), flat("positions"), place).reshape(rows, 2)
@@ -37,7 +37,7 @@ def pair_loss(
 def label_loss(
     params: Any, batch: dict[str, jax.Array], cfg: ModelConfig, place: Placement | None = None
 ) -> tuple[Mean, dict[str, Mean]]:
-    """Cross-entropy on tokens, segment_ids, positions (B, T) and label (B,) 0/1."""
+    """Binary cross-entropy. batch: tokens, segment_ids, positions (B, T); label (B,), 0 or 1."""
     scores = heads.scores(params, cfg, batch["tokens"], batch["segment_ids"], batch["positions"], place)
     loss, metrics = losses.binary_cross_entropy(scores, batch["label"], _weight(batch, scores.shape[0]))
     return loss, metrics | {"tokens": _tokens(batch)}

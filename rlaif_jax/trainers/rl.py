@@ -3,7 +3,7 @@
     prompts --sampler--> Rollout --score_rollout--> log-probs, values --compute_advantages--> RlBatch --update--> new state
                              `--reward--> RewardResult ------------------'
 
-The step comes first, then its parts in this order; `rl_update` has the last one, `rl_programs` builds all of them.
+The step comes first in this file, then its parts in this order. The update is in `rl_update`; `rl_programs` builds all parts.
 """
 
 from __future__ import annotations
@@ -42,9 +42,9 @@ def make_step(
     refill: Callable[[Any, Rollout, int], tuple[Rollout, dict]] | None = None,
     on_samples: Callable[[int, list[Sample], RewardResult], None] = lambda step, samples, result: None,
 ) -> Callable[[RlState, dict, int], tuple[RlState, dict]]:  # fmt: skip
-    """The body of the RL loop: (state, prompts, step number) -> (state, metrics).
+    """One RL step: (state, prompts, step) -> (state, metrics).
 
-    `reference`: full weights, where `needs_reference` says so; with `rl.offload_reference` in the host's memory.
+    `reference`: full reference weights if `needs_reference`, in host memory with `rl.offload_reference`.
     `refill`: see `rollout.make_refill`. `on_samples` gets texts and rewards every `rl.samples_every` steps.
     """
     rl, trainable = programs.rl, programs.trainable
@@ -61,7 +61,7 @@ def make_step(
         if rl.offload_reference:
             models = models._replace(reference=to_devices(models.reference))
         texts = rolled.prompts["tokens"], rolled.prompts["segment_ids"]
-        # Runs on the devices while the host waits for the rewards.
+        # Dispatched before the rewards are read: the devices compute while the host waits for the rewards.
         batch = programs.score_rollout(models, *texts, rolled.decoded, sampling.temperature)
         result = checked(rolled.result(), rl.max_invalid_rewards)
         clock.append(time.perf_counter())
@@ -81,13 +81,15 @@ def make_step(
 
 
 def needs_reference(rl: RlConfig, trainable: Trainable) -> bool:
-    """Whether the stage keeps weights of a reference beside its state: there is a KL term, the reference does not follow the
-    policy, and there is no frozen base, which is the reference where there is one."""
+    """Whether the stage needs separate, fixed reference weights.
+
+    It does if there is a KL term and the reference is neither refreshed from the policy nor the frozen base of LoRA.
+    """
     return rl.kl.active and not rl.kl.refreshed and not trainable.frozen_base
 
 
 def scoring_models(rl: RlConfig, trainable: Trainable, state: RlState, reference: Any) -> ScoringModels:
-    """Those of these settings; `reference` as in `make_step`. Weights that several models share are the same arrays."""
+    """Full weights of the models that these settings need. `reference`: as in `make_step`. Shared weights are the same arrays."""
     critic = None if state.critic is None else trainable.full_params(scalar_base(state.frozen), state.critic.params)
     return ScoringModels(
         trainable.full_params(state.frozen, state.params) if rl.policy.rollout_correction != "none" else None,
@@ -97,15 +99,15 @@ def scoring_models(rl: RlConfig, trainable: Trainable, state: RlState, reference
 
 
 def reference_of(trainable: Trainable, state: RlState, reference: Any) -> Any:
-    """The refreshed weights, else the given ones, else the frozen base."""
+    """Full reference weights: the refreshed ones of the state, else `reference`, else the frozen base of LoRA."""
     if state.reference is not None:
         return trainable.full_params(state.frozen, state.reference)
     return state.frozen if reference is None else reference
 
 
 def make_score_rollout(cfg: ModelConfig, rl: RlConfig, place: Placement) -> Callable[..., RlBatch]:
-    """Jitted: (models, prompts (P, Tp), segment_ids (P, Tp), decoded, temperature ()) -> the part of the batch that needs no
-    reward: tokens, log-probs of old policy and reference, values. One model runs after the other, to need less memory."""
+    """Jitted: (models, prompts (P, Tp), segment_ids (P, Tp), decoded, temperature ()) -> the fields of the batch that need
+    no reward: tokens, log-probs of old policy and reference, values. The models run one after the other to save memory."""
 
     @jax.jit
     def score_rollout(models: ScoringModels, prompts, segment_ids, decoded: Decoded, temperature) -> RlBatch:
@@ -133,14 +135,17 @@ def make_score_rollout(cfg: ModelConfig, rl: RlConfig, place: Placement) -> Call
 
 
 def _after(seq: Sequences, logprobs: jax.Array) -> Sequences:
-    """The inputs of the next model, after the log-probs (B, R) of the last one; no log-prob is above 0."""
+    """`seq` unchanged, but XLA must compute `logprobs` (B, R) first, so two models' activations are never in memory together.
+
+    The compiler does not know that log-probs are <= 0, so it cannot remove the dependency.
+    """
     return dataclasses.replace(seq, tokens=after(seq.tokens, jnp.any(logprobs > 1e30, axis=1, keepdims=True)))
 
 
 def response_logprobs(
     params: Any, cfg: ModelConfig, seq: Sequences, length: int, temperature: jax.Array, place: Placement | None = None
 ) -> tuple[jax.Array, jax.Array]:
-    """Log-probs and entropy (B, R) of the last `length` tokens of each row; only their logits are computed."""
+    """Log-probs and entropy (B, R) of the last `length` tokens of each row. No other logits are computed."""
     hidden = transformer.forward(params, cfg, seq.tokens, seq.segment_ids, seq.positions, place)
     return transformer.logprobs(params, cfg, hidden[:, -length - 1 : -1], seq.tokens[:, -length:], temperature)
 
@@ -148,18 +153,18 @@ def response_logprobs(
 def response_values(
     params: Any, cfg: ModelConfig, seq: Sequences, length: int, place: Placement | None = None
 ) -> jax.Array:
-    """Values (B, R) of the states in which each of the last `length` tokens was chosen."""
+    """Critic values (B, R) of the states before each of the last `length` tokens."""
     return heads.values(params, cfg, seq.tokens, seq.segment_ids, seq.positions, place)[:, -length - 1 : -1]
 
 
 def make_compute_advantages(rl: RlConfig) -> Callable[..., tuple[RlBatch, RlNumbers, dict[str, jax.Array]]]:
     """Jitted: (the batch of `score_rollout`, decoded, rewards (B,) float32, valid (B,) bool, numbers) -> (the full batch,
-    the numbers after this step, metrics)."""
+    the updated numbers, metrics)."""
 
     @jax.jit
     def compute_advantages(batch: RlBatch, decoded: Decoded, rewards, valid, numbers: RlNumbers):
         coefficient = numbers.kl_coefficient
-        mask = decoded.mask * valid[:, None]  # a row without a valid reward counts nowhere, its KL term included
+        mask = decoded.mask * valid[:, None]  # a row without a valid reward is masked everywhere, also in the KL term
         lengths = jnp.sum(decoded.mask, axis=1)
         scores, stats = _shaped(rewards, valid, lengths, decoded.mask.shape[1], numbers.reward_stats, rl)
         batch = batch.replace(mask=mask, kl_coefficient=coefficient)
@@ -184,7 +189,7 @@ def make_compute_advantages(rl: RlConfig) -> Callable[..., tuple[RlBatch, RlNumb
 
 
 def _shaped(rewards, valid, lengths, max_tokens: int, stats, rl: RlConfig):
-    """Scores (B,) after the over-long penalty, running normalisation and clip, and the statistics with them."""
+    """Shaped rewards (B,): over-long penalty, running normalisation, clip; and the updated running statistics."""
     shaping, scores = rl.shaping, jnp.where(valid, rewards, 0.0)
     if shaping.overlong_buffer:
         scores = scores - shaping.overlong_penalty * adv.overlong_penalty(lengths, max_tokens, shaping.overlong_buffer)
@@ -196,7 +201,7 @@ def _shaped(rewards, valid, lengths, max_tokens: int, stats, rl: RlConfig):
 
 
 def running_stats(stats: jax.Array, x: jax.Array, valid: jax.Array) -> jax.Array:
-    """Count, mean and sum of squared deviations (3,) with the valid values of x (B,) added (Chan et al. 1983)."""
+    """Running count, mean and sum of squared deviations (3,), updated by the valid values of x (B,) (Chan et al. 1983)."""
     count, mean, squares = stats
     new = jnp.sum(valid)
     new_mean = masked_mean(x, valid.astype(jnp.float32))
@@ -206,7 +211,7 @@ def running_stats(stats: jax.Array, x: jax.Array, valid: jax.Array) -> jax.Array
 
 
 def _with_advantages(batch: RlBatch, scores, valid, penalty, rl: RlConfig) -> tuple[RlBatch, dict]:
-    """The batch with advantages (B, R), with a critic also returns, and what to log of them."""
+    """The batch with advantages (B, R), and returns if there is a critic; and metrics of them."""
     if rl.critic is None:
         return batch.replace(advantages=adv.advantages(scores, valid, penalty, batch.mask, rl.group_size, rl.advantage)), {}
     rewards = adv.token_rewards(scores, penalty, batch.mask)
@@ -219,7 +224,7 @@ def _with_advantages(batch: RlBatch, scores, valid, penalty, rl: RlConfig) -> tu
 def rl_loss(
     params: Any, batch: RlBatch, cfg: ModelConfig, rl: RlConfig, place: Placement | None = None
 ) -> tuple[Mean, Metrics]:
-    """The policy's loss; `params` are its full weights."""
+    """The policy loss; `params` are full weights."""
     length = batch.mask.shape[1]
     logp, entropy = response_logprobs(params, cfg, batch.sequences, length, batch.temperature, place)
     return policy_loss(
@@ -231,14 +236,14 @@ def rl_loss(
 def critic_loss(
     params: Any, batch: RlBatch, cfg: ModelConfig, rl: RlConfig, place: Placement | None = None
 ) -> tuple[Mean, Metrics]:
-    """The critic's loss; `params` are its full weights."""
+    """The critic loss; `params` are full weights."""
     values = response_values(params, cfg, batch.sequences, batch.mask.shape[1], place)
     return losses.value_loss(values, batch.values, batch.returns, batch.mask, rl.critic.value_clip)
 
 
 def reward_metrics(result: RewardResult) -> dict[str, float]:
-    """Mean, spread and quantiles of the valid rewards, the share of invalid ones, and the mean of each component where it
-    applies and is valid. A component that no row has is left out."""
+    """Mean, standard deviation and quantiles of the valid rewards, the share of invalid ones, and the mean of each component over
+    the valid rows it applies to. A component that applies to no row is left out."""
     values = result.values[result.valid] if result.valid.any() else np.array([np.nan])
     low, median, high = np.quantile(values, (0.1, 0.5, 0.9))
     out = {"reward": values.mean(), "reward_std": values.std(), "reward_p10": low, "reward_p50": median}

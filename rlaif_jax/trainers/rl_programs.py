@@ -1,10 +1,10 @@
-"""The one wiring of RL: which programs a stage compiles, and what its state is made of.
+"""Builds everything that an RL stage compiles, and its state.
 
     programs = build(model_cfg, rl, trainable_of(lora), place, pad_id=tokenizer.pad_id)
     state, shardings = programs.init(policy_weights, key)
     step = make_step(programs, rollout, ...)
 
-The RL stages, `rlaif plan` and the tests use this function.
+`build` is the only place that does this: the RL stages, `rlaif plan` and the tests use it.
 """
 
 from __future__ import annotations
@@ -34,14 +34,14 @@ from rlaif_jax.trainers.update import TrainState, Update, make_update_fn, shardi
 
 
 def build(cfg: ModelConfig, rl: RlConfig, trainable: Trainable, place: Placement, *, pad_id: int) -> RlPrograms:
-    """Everything that one RL stage compiles, for a policy of these shapes; nothing is allocated or compiled yet.
+    """The programs of one RL stage. Nothing is allocated or compiled yet.
 
     Args:
-      cfg: shapes of the policy, and of the critic but for its head.
+      cfg: shapes of policy and critic (the critic adds a value head).
       rl: the stage's settings.
-      trainable: what is trained of policy and critic.
-      place: mesh and rules; with an abstract mesh everything but `init` works.
-      pad_id: the token after the end of a response.
+      trainable: which weights of policy and critic are trained.
+      place: mesh and rules. With an abstract mesh, everything works except `init`.
+      pad_id: the token that pads a response after its end.
     """
     learner = partial(_learner, cfg=cfg, rl=rl, trainable=trainable, place=place)
     policy = learner(rl_loss, rl.train.optimizer, scalar=False)
@@ -89,10 +89,10 @@ def build(cfg: ModelConfig, rl: RlConfig, trainable: Trainable, place: Placement
 def _assembled(
     rl: RlConfig, policy: TrainState, critic: TrainState | None, *, copy: Callable[[Any], Any], scalar: Callable[[np.ndarray], Any]
 ) -> RlState:
-    """An RL state of arrays or of ShapeDtypeStructs. A new field of the state is added here and in `RlState`, nowhere else."""
+    """The RL state, of arrays or of ShapeDtypeStructs. Add a new field of the state here and in `RlState`, nowhere else."""
     return RlState(
         params=policy.params, opt_state=policy.opt_state, step=policy.step, skipped=policy.skipped, frozen=policy.frozen,
-        critic=None if critic is None else critic.replace(frozen=None),  # the policy's base serves both
+        critic=None if critic is None else critic.replace(frozen=None),  # policy and critic share the frozen base
         reference=copy(policy.params) if rl.kl.refreshed else None,
         kl_coefficient=scalar(np.float32(rl.kl.coef)), reward_stats=scalar(np.zeros(3, np.float32)),
     )  # fmt: skip
@@ -100,7 +100,7 @@ def _assembled(
 
 @dataclasses.dataclass(frozen=True)
 class _Learner:
-    """One of the two models that learn: its optimizer, its update, and its state as ShapeDtypeStructs with shardings."""
+    """Policy or critic: its optimizer, its update, and its state as ShapeDtypeStructs with shardings."""
 
     optimizer: optax.GradientTransformation
     update: Update

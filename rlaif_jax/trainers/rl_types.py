@@ -1,6 +1,6 @@
-"""What an RL step hands from one part to the next, with shapes: rollout, batch, state; and the compiled parts themselves.
+"""The types that the parts of an RL step exchange, with their shapes: rollout, batch, state, and the compiled programs.
 
-Axes: B rows (prompts times group), Tp prompt tokens, R response tokens.
+Axes: B rows (prompts x group_size), Tp prompt tokens, R response tokens.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from rlaif_jax.trainers.update import TrainState
 
 @dataclasses.dataclass(frozen=True)
 class Rollout:
-    """Sampled answers to `prompts` (rows on the host) on the devices, their texts, and the rewards to come."""
+    """Sampled answers to `prompts` (host arrays): tokens on the devices, texts, and futures of their rewards."""
 
     prompts: dict[str, np.ndarray]
     decoded: Decoded
@@ -32,7 +32,7 @@ class Rollout:
     rewards: Sequence[Future[RewardResult]]
 
     def result(self) -> RewardResult:
-        """Blocks until the rewards of all parts are there and joins them."""
+        """The rewards of all chunks, joined. Blocks until they are ready."""
         return joined([job.result() for job in self.rewards])
 
 
@@ -41,20 +41,20 @@ RolloutFn = Callable[..., Rollout]
 
 @chex.dataclass(frozen=True, kw_only=True)
 class RlBatch:
-    """What policy and critic learn from. Rows are split over the mesh; the two scalars are replicated, and every micro-batch
-    gets them as they are.
+    """The training batch of policy and critic. Rows are sharded over the mesh. The two scalars are replicated; every micro-batch
+    gets them unchanged.
 
     Attributes:
-      tokens, segment_ids, positions: (B, Tp + R) int32, the left-padded prompt and its response; segment 0 is padding.
-      temperature: () float32, that of sampling; all log-probs are taken at it.
-      old_logprobs: (B, R) float32 nats, of the policy that sampled.
-      sampler_logprobs: (B, R) float32, the sampler's own; None without `policy.rollout_correction`.
+      tokens, segment_ids, positions: (B, Tp + R) int32, left-padded prompt and response; segment 0 is padding.
+      temperature: () float32, the sampling temperature; all log-probs are computed at it.
+      old_logprobs: (B, R) float32 nats, of the policy before the updates.
+      sampler_logprobs: (B, R) float32, as the sampler computed them; None without `policy.rollout_correction`.
       ref_logprobs: (B, R) float32, of the reference; None without a KL term.
-      values: (B, R) float32, of the critic before its updates; None without one.
-      mask: (B, R) float32, 1 on response tokens of rows with a valid reward. This and the rest is None until
-        `compute_advantages`.
+      values: (B, R) float32, of the critic before its updates; None without a critic.
+      mask: (B, R) float32, 1 on response tokens of rows with a valid reward. None until `compute_advantages`, as are the
+        fields below.
       advantages: (B, R) float32.
-      returns: (B, R) float32, the critic's targets; None without one.
+      returns: (B, R) float32, the critic's targets; None without a critic.
       kl_coefficient: () float32.
     """
 
@@ -73,13 +73,13 @@ class RlBatch:
 
     @property
     def sequences(self) -> Sequences:
-        """The tokens as a model reads them."""
+        """Tokens, segments and positions: the inputs of a model."""
         return Sequences(self.tokens, self.segment_ids, self.positions)
 
 
 class RlNumbers(NamedTuple):
-    """The numbers of a state that change without a gradient: the KL coefficient () float32, adaptive or not, and the reward
-    statistics (3,) float32: count, mean and sum of squared deviations of all rewards so far."""
+    """The numbers in a state that change without a gradient: the KL coefficient () float32, and the reward statistics (3,)
+    float32, which are count, mean and sum of squared deviations of all rewards so far."""
 
     kl_coefficient: jax.Array
     reward_stats: jax.Array
@@ -87,11 +87,11 @@ class RlNumbers(NamedTuple):
 
 @chex.dataclass(frozen=True)
 class RlState(TrainState):
-    """The policy's state and whatever else an RL step changes; all of it but `frozen` is in one checkpoint.
+    """Everything that an RL step changes. All of it except `frozen` is saved in one checkpoint.
 
     Attributes:
-      critic: the critic's state, or None; its own `frozen` is None, since the policy's base serves both.
-      reference: the reference's trained weights where they are refreshed; None where they never change.
+      critic: the critic's state, or None. Its `frozen` is None, since policy and critic share the policy's frozen base.
+      reference: trained weights of a reference that is refreshed; None for a fixed reference.
       kl_coefficient, reward_stats: see `RlNumbers`.
     """
 
@@ -107,8 +107,8 @@ class RlState(TrainState):
 
 
 class ScoringModels(NamedTuple):
-    """Full weights of the models that score a rollout, each None where it is not needed: the policy (with a correction), the
-    reference (with a KL term), the critic (PPO)."""
+    """Full weights of the models that score a rollout; None for a model that is not needed. The policy is needed with a rollout
+    correction, the reference with a KL term, the critic for PPO."""
 
     policy: Any
     reference: Any
@@ -117,17 +117,17 @@ class ScoringModels(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class RlPrograms:
-    """The compiled parts of one RL stage, all over the same models; made by `rl_programs.build`.
+    """The compiled programs of one RL stage, made by `rl_programs.build`.
 
     Attributes:
-      rl, trainable: the settings they were built for, and what is trained of policy and critic.
+      rl, trainable: the stage's settings, and which weights of policy and critic are trained.
       sampler: see `sampling.sampler.make_sampler`.
       score_rollout: jitted, see `rl.make_score_rollout`.
       compute_advantages: jitted, see `rl.make_compute_advantages`.
-      update: (state, batch, seed, step) -> (state, metrics): all updates of one rollout; the state is donated.
-      update_program: the jitted function in `update`: (state without `frozen`, batch, seed, step, frozen).
-      init: (policy weights, key, critic weights=None) -> (state, shardings). Policy weights are full and may be donated later;
-        the critic's are what is trained of it, None starts it from the policy with a head of zeros.
+      update: (state, batch, seed, step) -> (state, metrics): all updates from one rollout. The state is donated.
+      update_program: the jitted function inside `update`: (state without `frozen`, batch, seed, step, frozen).
+      init: (policy weights, key, critic weights=None) -> (state, shardings). Policy weights are full and may be donated later.
+        Critic weights are the trained ones only; None copies the policy and adds a zero-initialised value head.
       abstract: the state as ShapeDtypeStructs with shardings on the devices.
     """
 

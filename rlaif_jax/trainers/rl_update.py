@@ -1,4 +1,4 @@
-"""The last part of an RL step: all updates of policy and critic from one rollout, in one program."""
+"""The update of an RL step: all updates of policy and critic from one rollout, in one compiled program."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from rlaif_jax.trainers.update import TrainState, Update
 def make_update_program(
     policy_update: Update, critic_update: Update | None, rl: RlConfig, shardings: RlState, place: Placement
 ) -> Callable[..., tuple[RlState, dict]]:
-    """Jitted: (state, batch, seed () uint32, step () int32, frozen) -> (state, metrics). The state is donated; its `frozen` is
-    None and comes apart, since other models may read the same arrays.
+    """Jitted: (state, batch, seed () uint32, step () int32, frozen) -> (state, metrics).
 
-    Each epoch shuffles the rows by a key of (seed, step). The policy rests while the critic warms up, and for the rest of
-    the step once its KL from the policy that sampled exceeds `rl.kl_early_stop`.
+    The state is donated. Its `frozen` is None: frozen weights are a separate argument, since other models share these arrays.
+    Each epoch shuffles the rows with a key from (seed, step). The policy is not updated while the critic warms up, nor for the
+    rest of a step once its KL from the policy that sampled exceeds `rl.kl_early_stop`.
     """
 
     def program(state: RlState, batch: RlBatch, seed, number, frozen):
@@ -34,12 +34,13 @@ def make_update_program(
         minibatches = _minibatches(batch, orders, place)
         state, metrics = _policy_updates(policy_update, state.replace(critic=None), minibatches, rests, frozen, rl)
         if critic_update is not None:
-            # Neither reads what the other learns; the count of skipped steps is never below 0.
+            # `after` makes XLA run the critic's updates after the policy's, so that only one model's activations need memory.
+            # The condition is always false (`skipped` counts up from 0), but the compiler does not know that.
             minibatches = _minibatches(batch, after(orders, state.skipped < 0), place)
             critic, found = _critic_updates(critic_update, critic, minibatches, scalar_base(frozen))
             metrics |= found
         state = state.replace(critic=critic)
-        # At the first update policy and sampler have the same weights: what differs is arithmetic.
+        # At the first update, policy and sampler have the same weights, so a gap comes from arithmetic alone.
         gap = jax.tree.map(lambda x: x[0], metrics["logprob_gap"]).value()
         facts = {"sampler_gap": gap, "skipped": state.skipped}
         facts |= {"critic/skipped": state.critic.skipped} if state.critic is not None else {}
@@ -49,14 +50,14 @@ def make_update_program(
 
 
 def _orders(key: jax.Array, count: int, rl: RlConfig) -> jax.Array:
-    """The rows of each mini-batch of each epoch: (epochs * minibatches, rows)."""
+    """Shuffled row indices of each update: (num_epochs * num_minibatches, rows)."""
     orders = jax.vmap(lambda k: jax.random.permutation(k, count))(jax.random.split(key, rl.num_epochs))
     return orders.reshape(rl.num_epochs * rl.num_minibatches, -1)
 
 
 def _minibatches(batch: RlBatch, orders: jax.Array, place: Placement) -> RlBatch:
-    """The batch's rows in these orders, (updates, rows, ...), and its scalars, (updates,). All devices exchange the rows of all
-    updates before the first one."""
+    """The minibatches stacked: rows become (updates, rows, ...), scalars (updates,). The devices exchange the rows of all
+    updates here, before the first one."""
 
     def one(x):
         if x.ndim == 0:
@@ -69,11 +70,11 @@ def _minibatches(batch: RlBatch, orders: jax.Array, place: Placement) -> RlBatch
 def _policy_updates(
     policy_update: Update, state: RlState, minibatches: RlBatch, rests: jax.Array, frozen: Any, rl: RlConfig
 ) -> tuple[RlState, Metrics]:
-    """One update per mini-batch, but for those in which the policy rests; metrics are stacked over the updates."""
+    """One policy update per minibatch, skipped where `rests`. Metrics are stacked over the updates."""
 
     def update(state: RlState, minibatch: RlBatch) -> tuple[RlState, Metrics]:
         state, metrics = policy_update(state.replace(frozen=frozen), minibatch)
-        return state.replace(frozen=None), metrics  # what no update changes is not carried from one to the next
+        return state.replace(frozen=None), metrics  # frozen weights do not change: keep them out of the scan's carry
 
     def update_or_rest(state: RlState, minibatch: RlBatch, rests: jax.Array) -> tuple[RlState, Metrics]:
         if not (rl.kl_early_stop > 0 or (rl.critic is not None and rl.critic.warmup > 0)):
@@ -93,7 +94,7 @@ def _policy_updates(
 
 
 def _critic_updates(update: Update, critic: TrainState, minibatches: RlBatch, frozen: Any) -> tuple[TrainState, Metrics]:
-    """One update per mini-batch."""
+    """One critic update per minibatch. Metrics are stacked over the updates."""
 
     def one(critic, minibatch):
         critic, metrics = update(critic.replace(frozen=frozen), minibatch)

@@ -25,9 +25,9 @@ from rlaif_jax.trainers.rl_types import Rollout, RolloutFn
 def to_samples(
     decoded: Decoded, prompts: Sequence[Prompt], group: int, tokenizer: Tokenizer
 ) -> tuple[list[Sample], Decoded]:
-    """Texts of a rollout (and the rollout on the host); prompt i owns rows i * group to (i + 1) * group - 1.
+    """The texts of a rollout, and the rollout as host arrays. Prompt i owns rows i * group to (i + 1) * group - 1.
 
-    Every process gets all of them: tokens are small, and then all processes go on alike.
+    Every process gets all rows: tokens are small, and all processes then compute the same rewards and filters.
     """
     host = gather(decoded)
     lengths = host.mask.sum(axis=1).astype(int)
@@ -48,9 +48,9 @@ def make_rollout(
     sampler: Sampler, reward: RewardFn, *, records: Sequence[Prompt], tokenizer: Tokenizer, sampling: SamplingParams,
     rl: RlConfig, seed: int,
 ) -> RolloutFn:  # fmt: skip
-    """rollout(params, prompts, step, first_row=0); the rewards of a chunk are computed in a thread while the next is sampled.
+    """rollout(params, prompts, step, first_row=0). A thread computes the rewards of a chunk while the next one is sampled.
 
-    With several processes they are computed at once: all processes must give their devices work in one order.
+    With several processes there is no such thread: all processes must start their device programs in the same order.
     """
     thread = ThreadPoolExecutor(1, "reward") if jax.process_count() == 1 else None
     join = jax.jit(lambda parts: jax.tree.map(lambda *x: jnp.concatenate(x), *parts))
@@ -78,8 +78,8 @@ def make_refill(
 ) -> Callable[[Any, Rollout, int], tuple[Rollout, dict[str, float]]]:  # fmt: skip
     """Dynamic sampling (DAPO, arXiv 2503.14476, section 3.2): refill(params, rollout, step) -> (rollout, metrics).
 
-    While some group has no signal, whole further batches of prompts are sampled, at most `rl.max_resamples` of them; groups
-    with signal come first, in the order of sampling. If there are still too few, groups without fill the rest.
+    Groups whose rewards are all equal give no signal. While there are any, another batch of prompts is sampled, at most
+    `rl.max_resamples` times. Groups with a signal are used first, in the order of sampling; groups without one fill the rest.
     """
     group, wanted = rl.group_size, rl.train.batch_size
     pick = jax.jit(lambda parts, rows: jax.tree.map(lambda *x: jnp.concatenate(x)[rows], *parts))
@@ -97,7 +97,7 @@ def make_refill(
             return first, metrics
         chosen = sorted(range(len(signal)), key=lambda g: not signal[g])[:wanted]
         rows = np.concatenate([np.arange(g * group, (g + 1) * group) for g in chosen])
-        # Fewer rounds than allowed are filled up with the last one, whose copies nobody picks: one compiled shape.
+        # Pad to the largest number of rounds with copies of the last one, which are never picked: one compiled shape.
         parts = [r.decoded for r in rounds] + [rounds[-1].decoded] * (rl.max_resamples + 1 - len(rounds))
         prompts = {k: np.concatenate([r.prompts[k] for r in rounds])[chosen] for k in first.prompts}
         samples = [e for r in rounds for e in r.samples]

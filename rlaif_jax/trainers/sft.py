@@ -21,8 +21,8 @@ def sft_loss(
 ) -> tuple[Mean, dict[str, Mean]]:
     """Mean negative log-likelihood in nats per response token.
 
-    batch: tokens, segment_ids, positions (B, T) int32 and loss_mask (B, T) float32, 1 where the token at that place is
-    to be predicted (from the one before it).
+    batch: tokens, segment_ids, positions (B, T) int32; loss_mask (B, T) float32, 1 on tokens to be predicted (each from the
+    token before it).
     """
     hidden = transformer.forward(params, cfg, batch["tokens"], batch["segment_ids"], batch["positions"], place)
     logp, _ = transformer.logprobs(params, cfg, hidden[:, :-1], batch["tokens"][:, 1:])
@@ -32,13 +32,13 @@ def sft_loss(
     return mean_of(-logp, mask), {"tokens": tokens}
 
 
-Prepare = Callable[[dict], dict]  # what else a batch needs once it is on the mesh
+Prepare = Callable[[dict], dict]  # adds what a batch needs once it is on the mesh (log-probs of a reference)
 
 
 def make_step(
     update: Callable[[TrainState, dict], tuple[TrainState, dict]], place: Placement, prepare: Prepare = lambda batch: batch
 ) -> StepFn:
-    """One supervised step: this host's rows onto the mesh, then the update."""
+    """One supervised step: puts this host's rows onto the mesh, then runs the update."""
 
     def step(state: TrainState, batch: dict, _: int) -> tuple[TrainState, dict]:
         return update(state, prepare(global_batch(batch, place)))
@@ -50,7 +50,7 @@ def make_evaluate(
     loss_fn: Callable[[Any, dict], Any], batches: Callable[[], Iterable[dict]], place: Placement,
     prepare: Prepare = lambda batch: batch,
 ) -> Callable[[TrainState], dict[str, float]]:  # fmt: skip
-    """evaluate(state) -> {"loss", ...}: exact means over a whole evaluation set, every row once."""
+    """evaluate(state) -> {"loss", ...}: exact means over an evaluation set, in which every row counts once."""
 
     @jax.jit
     def one(params, frozen, batch):

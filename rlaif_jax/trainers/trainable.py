@@ -1,11 +1,11 @@
-"""What a stage trains of a model: all of its weights, or an adapter (LoRA) over weights that stay frozen.
+"""Which weights of a model a stage trains: all of them, or a LoRA adapter over frozen weights.
 
     trainable = trainable_of(cfg.lora)
     trained, frozen = trainable.start(model_cfg, params, key)     # frozen is None where all weights are trained
-    params = trainable.full_params(frozen, trained)               # what a forward pass reads
-    loss_fn = trainable.loss(loss_fn)                             # a loss of full weights as a loss of what is trained
+    params = trainable.full_params(frozen, trained)               # full weights, for a forward pass
+    loss_fn = trainable.loss(loss_fn)                             # from a loss of full weights to a loss of the trained ones
 
-A model is a decoder, or scalar: {"model": decoder, "head": ...}. Of a scalar model the head is always trained.
+A model is a decoder, or a scalar model: {"model": decoder, "head": ...}. The head of a scalar model is always trained.
 """
 
 from __future__ import annotations
@@ -25,23 +25,23 @@ from rlaif_jax.trainers.update import LossFn, TrainState, abstract_state, state_
 
 
 class Trainable(Protocol):
-    """All weights (`Full`) or an adapter (`Lora`)."""
+    """Trains all weights (`Full`) or an adapter (`Lora`)."""
 
     @property
     def frozen_base(self) -> bool:
-        """Whether the weights that training starts from stay as they are."""
+        """Whether the initial weights stay frozen."""
 
     def axes(self, cfg: ModelConfig, scalar: bool = False) -> tuple[Any, Any]:
-        """Logical axis names of what is trained, and of what is frozen (None: nothing)."""
+        """Logical axis names of the trained and of the frozen weights (None if nothing is frozen)."""
 
     def start(self, cfg: ModelConfig, params: Any, key: jax.Array) -> tuple[Any, Any]:
-        """(trained, frozen) of a model with these full weights; `key` is for fresh adapters."""
+        """(trained, frozen) weights from the full weights of a model. `key` initialises an adapter."""
 
     def full_params(self, frozen: Any, trained: Any) -> Any:
-        """The weights of the model; gradients flow to what is differentiated."""
+        """Full weights, from frozen and trained ones. Differentiable in both."""
 
     def loss(self, loss_fn: LossFn) -> LossFn:
-        """A loss of full weights as a loss of what is trained; with a frozen base it takes `frozen` as a keyword."""
+        """Turns a loss of full weights into a loss of the trained ones. With a frozen base it takes the keyword `frozen`."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,36 +51,36 @@ class Full:
     frozen_base = False
 
     def axes(self, cfg: ModelConfig, scalar: bool = False) -> tuple[Any, Any]:
-        """Those of the model, None."""
+        """See `Trainable.axes`; nothing is frozen."""
         return (heads.logical_axes(cfg) if scalar else transformer.logical_axes(cfg)), None
 
     def start(self, cfg: ModelConfig, params: Any, key: jax.Array) -> tuple[Any, Any]:
-        """The weights themselves, None."""
+        """See `Trainable.start`: all weights are trained, none frozen."""
         return params, None
 
     def full_params(self, frozen: None, trained: Any) -> Any:
-        """What is trained."""
+        """The trained weights."""
         return trained
 
     def loss(self, loss_fn: LossFn) -> LossFn:
-        """The loss itself."""
+        """`loss_fn` itself."""
         return loss_fn
 
 
 @dataclasses.dataclass(frozen=True)
 class Lora:
-    """An adapter is trained over frozen weights, and of a scalar model also the head."""
+    """Trains an adapter over frozen weights, and the head of a scalar model."""
 
     config: LoraConfig
     frozen_base = True
 
     def axes(self, cfg: ModelConfig, scalar: bool = False) -> tuple[Any, Any]:
-        """Those of the adapter (and head), and of the decoder."""
+        """See `Trainable.axes`: adapter (and head) are trained, the decoder is frozen."""
         adapter, base = lora_lib.logical_axes(cfg, self.config), transformer.logical_axes(cfg)
         return ({"model": adapter, "head": heads.logical_axes(cfg)["head"]}, {"model": base}) if scalar else (adapter, base)
 
     def start(self, cfg: ModelConfig, params: Any, key: jax.Array) -> tuple[Any, Any]:
-        """A fresh adapter, which changes nothing yet, with the given head; and the decoder."""
+        """See `Trainable.start`. The new adapter is zero, so the model's outputs do not change yet; the head is the given one."""
         adapter = lora_lib.init(cfg, self.config, key)
         if "head" not in params:
             return adapter, params
@@ -91,7 +91,7 @@ class Lora:
         return lora_lib.apply_lora(frozen, trained, self.config)
 
     def loss(self, loss_fn: LossFn) -> LossFn:
-        """loss(trained, batch, frozen=base), differentiated by what is trained alone."""
+        """loss(trained, batch, frozen=base)."""
 
         def loss(trained: Any, batch: Any, frozen: Any):
             return loss_fn(self.full_params(frozen, trained), batch)
@@ -100,12 +100,12 @@ class Lora:
 
 
 def trainable_of(lora: LoraConfig | None) -> Trainable:
-    """An adapter with a lora section, else all weights."""
+    """`Lora` if the config has a lora section, else `Full`."""
     return Full() if lora is None else Lora(lora)
 
 
 def scalar_base(frozen: Any) -> Any:
-    """The frozen part of a scalar model over the frozen decoder of another model; None of None."""
+    """The frozen weights of a scalar model that shares another model's frozen decoder; None if there is none."""
     return None if frozen is None else {"model": frozen}
 
 
@@ -124,8 +124,7 @@ def train_state(
     trainable: Trainable, cfg: ModelConfig, params: Any, optimizer: optax.GradientTransformation, place: Placement, *,
     key: jax.Array,
 ) -> tuple[TrainState, TrainState]:  # fmt: skip
-    """A state that trains a model from these full weights (the update will donate them, where they are trained), and its
-    shardings."""
+    """The state that trains a model from these full weights, and its shardings. The update donates the trained weights."""
     trained, frozen = trainable.start(cfg, params, key)
     axes, frozen_axes = trainable.axes(cfg, scalar="head" in params)
     state, shardings = state_of(trained, axes, optimizer, place)

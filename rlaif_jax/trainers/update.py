@@ -1,4 +1,4 @@
-"""The one update step, (state, batch) -> (state, metrics), that trains every model here."""
+"""The update that trains every model: (state, batch) -> (state, metrics)."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from rlaif_jax.sharding.move import shard
 from rlaif_jax.sharding.optimizer import optimizer_shardings
 from rlaif_jax.sharding.placement import Placement, abstract_like
 
-LossFn = Callable[[Any, Any], tuple[Mean, Metrics]]  # (params, batch); a batch is a tree whose scalars belong to all rows
+LossFn = Callable[[Any, Any], tuple[Mean, Metrics]]  # (params, batch) -> loss; scalars in a batch apply to all rows
 
 
 @chex.dataclass(frozen=True, kw_only=True)
 class TrainState:
-    """Everything that a step changes. `skipped` counts steps whose loss or gradient was not finite.
+    """The state of training. `skipped` counts steps whose loss or gradient was not finite.
 
-    `frozen` are weights that the loss reads, too, and no step changes (a base under an adapter); in no checkpoint.
+    `frozen`: weights that the loss reads but no step changes (the base of an adapter). They are not saved in checkpoints.
     """
 
     params: Any
@@ -40,9 +40,9 @@ Update = Callable[[TrainState, Any], tuple[TrainState, Metrics]]
 def state_of(
     params: Any, axes: Any, optimizer: optax.GradientTransformation, place: Placement
 ) -> tuple[TrainState, TrainState]:
-    """The state that trains these weights, and its shardings. The update will donate the weights: keep no other use of them."""
+    """The state that trains these weights, and its shardings. The update donates the weights: do not use them elsewhere."""
     shardings = shardings_of(abstract_state(params, axes, optimizer, place))
-    params = shard(params, shardings.params)  # what lies elsewhere (a fresh head) could not be donated
+    params = shard(params, shardings.params)  # arrays with another sharding (a new head) could not be donated
     opt_state = jax.jit(optimizer.init, out_shardings=shardings.opt_state)(params)
     scalars = jax.device_put({"step": np.int32(0), "skipped": np.int32(0)}, place.replicated)
     return TrainState(params=params, opt_state=opt_state, **scalars), shardings
@@ -79,7 +79,7 @@ def _accumulate(loss_fn: LossFn, params: Any, batch: Any, accumulation: int) -> 
         grads, (loss, metrics) = grad(params, batch)
         return grads, loss, metrics
 
-    def split(x):  # row i goes to piece i % accumulation: every device keeps its rows; a scalar goes to all pieces
+    def split(x):  # row i goes to piece i % accumulation, so rows stay on their device; every piece gets the scalars
         if x.ndim == 0:
             return jnp.broadcast_to(x, (accumulation,))
         return jnp.moveaxis(x.reshape(-1, accumulation, *x.shape[1:]), 1, 0)
@@ -90,17 +90,17 @@ def _accumulate(loss_fn: LossFn, params: Any, batch: Any, accumulation: int) -> 
 
     pieces = jax.tree.map(split, batch)
     shapes, (_, metric_shapes) = jax.eval_shape(grad, params, jax.tree.map(lambda x: x[0], pieces))
-    zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, jnp.float32), shapes)  # sums of bfloat16 would lose the small ones
+    zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, jnp.float32), shapes)  # a bfloat16 sum would lose small gradients
     start = zeros, Mean(jnp.float32(0.0), jnp.float32(0.0)), empty(metric_shapes)
     return jax.lax.scan(add, start, pieces)[0]
 
 
 def make_update_fn(loss_fn: LossFn, optimizer: optax.GradientTransformation, accumulation: int = 1) -> Update:
-    """The pure update: gradients over `accumulation` micro-batches, clip, optimiser. Its metrics are still unmerged.
+    """The pure update: gradients over `accumulation` micro-batches, clipping, optimizer. Metrics are still `Mean`s.
 
-    Of a state with frozen weights, `loss_fn` is called as loss_fn(params, batch, frozen=...).
+    With frozen weights in the state, `loss_fn` is called as loss_fn(params, batch, frozen=...).
 
-    A step whose loss or gradient norm is not finite changes nothing but `skipped` and `step`.
+    If the loss or the gradient norm is not finite, the step changes only `skipped` and `step`.
     """
 
     def update(state: TrainState, batch: Any) -> tuple[TrainState, Metrics]:
@@ -125,7 +125,7 @@ def make_update_fn(loss_fn: LossFn, optimizer: optax.GradientTransformation, acc
 def make_update(
     loss_fn: LossFn, optimizer: optax.GradientTransformation, shardings: TrainState, accumulation: int = 1
 ) -> Callable[[TrainState, dict], tuple[TrainState, dict[str, jax.Array]]]:
-    """The jitted, donated update; see `make_update_fn`."""
+    """The jitted update of `make_update_fn`. The state is donated; metrics are numbers."""
     update = make_update_fn(loss_fn, optimizer, accumulation)
 
     def step(state: TrainState, batch: dict):

@@ -77,7 +77,7 @@ def test_a_greedy_answer_is_that_of_transformers(folder, capsys):
     assert shown.split("\n", 1)[1].rstrip("\n") == visible.rstrip("\n")
 
 
-BANNER = "Type a request; an empty line or Ctrl-D ends.\n"
+BANNER = "Type a request; an empty line or Ctrl-D ends the chat.\n"
 
 
 def _typed(monkeypatch, *lines):
@@ -112,7 +112,7 @@ def test_a_chat_that_grows_too_long_begins_anew(folder, monkeypatch, capsys):
     assert main(command) == 0
     (_, first), (_, second) = (_greedy(folder, *chat_messages(text)) for text in ("新年好", "再写一条"))
     out = capsys.readouterr().out
-    assert out.startswith(f"{BANNER}> {first}\n> the prompt has ") and "the conversation begins anew" in out
+    assert out.startswith(f"{BANNER}> {first}\n> the prompt has ") and "starting a new conversation" in out
     assert out.endswith(f"> {second}\n> ")
 
 

@@ -216,11 +216,11 @@ def _check_plan_of_foreign_models(cfg, scorer, folder, place):
     assert found["rl"]["reward model"] == stored
     tensors = hf.tensors_of(folder)
     whole, matrices = (sum(t.nbytes for n, t in tensors.items() if part in n) for part in ("", "proj.weight"))
-    assert found["rl_judge"]["feedback model"] == whole and "its cache" not in found["rl_judge"]
+    assert found["rl_judge"]["feedback model"] == whole and "feedback cache" not in found["rl_judge"]
     assert parts["int8", "soft"]["rl_judge"]["feedback model"] == whole - matrices // 2
     cache = 2 * 3 * 2 * 768 * 2  # keys and values, layers, rows, tokens, heads
-    assert parts["float", "binary"]["rl_judge"]["its cache"] == cache * 12 * 2
-    assert parts["int8", "binary"]["rl_judge"]["its cache"] == cache * (12 + 4)
+    assert parts["float", "binary"]["rl_judge"]["feedback cache"] == cache * 12 * 2
+    assert parts["int8", "binary"]["rl_judge"]["feedback cache"] == cache * (12 + 4)
 
 
 def test_a_judge_in_8_bits_says_nearly_the_same_in_half_the_memory(folder, tmp_path, one_device):

@@ -38,10 +38,10 @@ def _parts(*settings: str, stage: str = "rl", **mesh: int) -> dict[str, int]:
 )
 def test_bytes_per_parameter_of_the_optimiser(settings, least, most):
     parts = _parts(*settings)
-    assert least * NUMBERS <= parts["optimiser"] <= most * NUMBERS
+    assert least * NUMBERS <= parts["optimizer"] <= most * NUMBERS
     assert parts["weights"] == parts["reference"] == parts["reward model"] == 2 * NUMBERS
     other = _parts(*(s.replace("rl.", "sft.", 1) for s in settings), stage="sft")
-    assert other["optimiser"] == parts["optimiser"]
+    assert other["optimizer"] == parts["optimizer"]
 
 
 def test_weights_and_gradients_follow_their_settings():
@@ -66,7 +66,7 @@ def test_sampling_in_8_bits():
 
 def test_two_devices_hold_half_of_what_is_split():
     one, two = _parts(), _parts(fsdp=2)
-    for name in ("weights", "gradients", "optimiser", "reference", "reward model"):
+    for name in ("weights", "gradients", "optimizer", "reference", "reward model"):
         assert two[name] == pytest.approx(one[name] / 2, rel=0.01), name
     assert two["sampler"] == one["sampler"], "gathered over fsdp"
 

@@ -135,8 +135,8 @@ def test_the_plan_counts_the_adapter(run, tmp_path, capsys):
         return sum(v.size * v.dtype.itemsize for v in jax.tree.leaves(jax.eval_shape(make)))
 
     adapter, weights = size(lambda: lora.init(models.config, LORA, jax.random.key(0))), size(models.fresh_policy)
-    assert a["sft"]["adapter"] == a["sft"]["gradients"] == adapter and 2 * adapter <= a["sft"]["optimiser"] < 2.1 * adapter
-    assert b["sft"]["weights"] == weights and 6 * weights <= b["sft"]["optimiser"] < 6.1 * weights, "masters and moments"
+    assert a["sft"]["adapter"] == a["sft"]["gradients"] == adapter and 2 * adapter <= a["sft"]["optimizer"] < 2.1 * adapter
+    assert b["sft"]["weights"] == weights and 6 * weights <= b["sft"]["optimizer"] < 6.1 * weights, "masters and moments"
     head = 4 * models.config.width
     assert a["rl"]["reward model"] == adapter + head and "reference" not in a["rl"], "both lie over the policy's base"
     assert b["rl"]["reward model"] == b["rl"]["reference"] == weights

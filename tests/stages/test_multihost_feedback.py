@@ -92,5 +92,5 @@ def test_an_embedded_judge_is_led_and_its_mistakes_reach_every_process(tmp_path)
         assert a == pytest.approx(b, abs=1e-3, nan_ok=True)
     # After two steps no debate of this model can be read, so curation must fail: on all processes, and none may hang.
     said = ended(launch(config, tmp_path / "two", "curate", devices=2, mesh=()), 2)
-    assert "ended without verdict" in said or "curation found no pair" in said
+    assert "gave no valid verdict" in said or "curation found no pair" in said
     assert (tmp_path / "two" / "curate" / "items.jsonl").exists()

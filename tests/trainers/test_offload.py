@@ -58,7 +58,7 @@ def test_a_backend_without_that_memory_is_named(tmp_path):
 def test_a_reference_that_is_none_or_moves_cannot_wait():
     cfg = tiny.config()
     for kl in (KlConfig(0.0), KlConfig(0.1, ref_sync_steps=2)):
-        with pytest.raises(UserError, match="no reference that stays"):
+        with pytest.raises(UserError, match="needs a fixed reference"):
             dataclasses.replace(cfg.rl, kl=kl, offload_reference=True)
     with pytest.raises(UserError, match="under lora"):
         dataclasses.replace(_offloading(cfg), lora=LoraConfig())
@@ -71,14 +71,14 @@ def test_the_dry_run_counts_what_is_on_the_device_together(algorithm):
     plain, waiting = (next(r for r in plan(c, place) if r.name == "rl") for c in (cfg, _offloading(cfg)))
     weights = 4 * parameter_count(cfg.model) / 64
     moments = 2 * weights * (1 if algorithm == "grpo" else 2)
-    assert waiting.host == {"optimiser": pytest.approx(moments, rel=0.01), "reference": pytest.approx(weights, rel=0.01)}
+    assert waiting.host == {"optimizer": pytest.approx(moments, rel=0.01), "reference": pytest.approx(weights, rel=0.01)}
     assert waiting.parts == plain.parts and plain.host == {}
     sampling = plain.parts["sampler"] + plain.parts["cache"]
-    saved = waiting.host["reference"] + min(waiting.host["optimiser"], sampling)
+    saved = waiting.host["reference"] + min(waiting.host["optimizer"], sampling)
     assert plain.memory - waiting.memory == saved
     console = Console(width=400, record=True, file=io.StringIO())
     print_plan(_offloading(cfg), console)
-    assert f"these wait on the host: optimiser {moments / 2**20:,.0f}"[:-2] in console.export_text()
+    assert f"offloaded to host memory: optimizer {moments / 2**20:,.0f}"[:-2] in console.export_text()
 
 
 def test_the_compiled_plan_holds_less_but_in_the_update():

@@ -248,8 +248,8 @@ def test_shaping_normalises_then_clips_and_penalises_length(one_device):
 
 
 @pytest.mark.parametrize("change, said", [
-    (lambda: RlConfig(group_size=1), "groups of at least 2"),
-    (lambda: RlConfig(TrainConfig(batch_size=3), num_minibatches=5), "do not divide"),
+    (lambda: RlConfig(group_size=1), "without a critic it must be at least 2"),
+    (lambda: RlConfig(TrainConfig(batch_size=3), num_minibatches=5), "cannot be split"),
     (lambda: RlConfig(shaping=ShapingConfig(overlong_buffer=64)), "overlong_buffer"),
     (lambda: CriticConfig(lam=1.5), "critic.lam"),
     (lambda: CriticConfig(init="thin air"), "critic.init"),

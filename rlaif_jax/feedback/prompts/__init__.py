@@ -1,4 +1,4 @@
-"""Prompts as files: one Jinja template per role in a folder per family (zh, en, embedded, or the user's own)."""
+"""Prompts as files: a family (zh, en, embedded, or the user's own) is a folder with one Jinja template per role."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ ROLES = (
     "candidate", "positive", "negative", "debate_judge", "debate_review", "detector", "compare", "generator", "confess", "advise",
     "principle_review", "optimise",
 )  # fmt: skip
-_OLD_NAMES = {"debate_judge": "judge", "debate_review": "reflect", "principle_review": "reflector"}  # of files, still read
+_OLD_NAMES = {"debate_judge": "judge", "debate_review": "reflect", "principle_review": "reflector"}  # old file names, accepted
 _logger = logging.getLogger(__name__)
 _HERE = Path(__file__).parent
 _TAG = re.compile(r"\{[%{#].*?[%}#]\}", re.DOTALL)
@@ -27,12 +27,12 @@ _TURN = re.compile(r"^%% (system|user|assistant)\n", re.MULTILINE)
 
 
 def fence(text: str) -> str:
-    """Text of a model or a file between marks that it cannot end: inside, the marks become plain square brackets."""
+    """Puts text of a model or a file between marks. The text cannot end them: marks inside become square brackets."""
     return "⟦" + text.replace("⟦", "[").replace("⟧", "]") + "⟧"
 
 
 def family_for(language: Language) -> str:
-    """The bundled family of prompts for chat models in a language."""
+    """The bundled prompt family for chat models in a language."""
     return language.name
 
 
@@ -40,9 +40,9 @@ class Prompts:
     """The templates of one family, or of a user's folder.
 
     Attributes:
-      family: the family's name or the folder.
-      hash: identity of the contents, for cache keys and reports.
-      language: the one that the templates are written in.
+      family: name of the family, or the folder.
+      hash: hash of the templates, for cache keys and reports.
+      language: language of the templates.
     """
 
     def __init__(self, family: str):
@@ -61,9 +61,9 @@ class Prompts:
                 raise UserError(f"{files[role]}:{error.lineno}: {error.message}") from error
 
     def messages(self, role: str, **fields: Any) -> tuple[Message, ...]:
-        """The chat of a role: one user message, or several turns where the template has lines "%% user" and such.
+        """The chat of a role: one user message, or several turns if the template has lines such as "%% user".
 
-        A line of the fields that looks like such a mark loses it: data makes no turns.
+        Such marks are removed from the fields, so that data cannot start a turn.
         """
         try:
             text = self._templates[role].render(**{name: _harmless(value) for name, value in fields.items()})
@@ -75,11 +75,11 @@ class Prompts:
         )
 
     def render(self, role: str, **fields: Any) -> str:
-        """The chat of a role as one text, to read."""
+        """The chat of a role as one text, for people to read."""
         return "\n".join(m.content for m in self.messages(role, **fields))
 
     def request(self, role: str, *, max_tokens: int, temperature: float = 0.0, seed: int = 0, **fields: Any) -> LLMRequest:
-        """The request that puts a role's chat to a model."""
+        """The request for a role, made from its template and the fields."""
         return LLMRequest(self.messages(role, **fields), max_tokens, temperature, seed, self.hash)
 
 
@@ -90,7 +90,7 @@ def _files(family: str, folder: Path) -> dict[str, Path]:
     renamed = {role: path for role, path in old.items() if path.exists() and not files[role].exists()}
     if renamed:
         changes = ", ".join(f"{path.name} is now {role}.j2" for role, path in renamed.items())
-        _logger.warning("prompts %s: old file names are still read: %s", folder, changes)
+        _logger.warning("prompts %s: these old file names are still accepted: %s", folder, changes)
     files |= renamed
     missing = [path.name for path in files.values() if not path.exists()]
     if missing:
@@ -108,5 +108,5 @@ def _harmless(value: Any) -> Any:
 
 @functools.lru_cache
 def load_prompts(family: str) -> Prompts:
-    """The templates of a family, read once."""
+    """The templates of a family. Read once and cached."""
     return Prompts(family)
