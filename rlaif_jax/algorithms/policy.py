@@ -168,11 +168,11 @@ def policy_metrics(
     """How far one update has gone from the policy that sampled; all arrays (B, R), `ratio` and `active` of `surrogate_terms`."""
     return {
         "entropy": mean_of(entropy, mask),
-        "clip_low": mean_of((active < 0).astype(jnp.float32), mask),
-        "clip_high": mean_of((active > 0).astype(jnp.float32), mask),
+        "clip_ratio/low": mean_of((active < 0).astype(jnp.float32), mask),
+        "clip_ratio/high": mean_of((active > 0).astype(jnp.float32), mask),
         "ratio": mean_of(ratio, mask),
         "ratio_max": Max(jnp.max(jnp.where(mask > 0, ratio, -jnp.inf))),
         "ratio_min": Min(jnp.min(jnp.where(mask > 0, ratio, jnp.inf))),
-        "kl_old": mean_of(kl_terms(logp, old_logprobs), mask),
+        "approx_kl": mean_of(kl_terms(logp, old_logprobs), mask),
         "logprob_gap": mean_of(jnp.abs(logp - old_logprobs), mask),
     }

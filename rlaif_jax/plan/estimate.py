@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.table import Table
 
 from rlaif_jax.config import RewardConfig, RunConfig, TrainConfig
-from rlaif_jax.config.stages import stages_of
+from rlaif_jax.config.stages import CURATE, DPO, EVALUATE, FEEDBACK, PRINCIPLES, Stage, stages_of
 from rlaif_jax.data.tokenizer import Tokenizer
 from rlaif_jax.models import transformer
 from rlaif_jax.models.model_config import ModelConfig, parameter_count
@@ -58,43 +58,49 @@ def plan(cfg: RunConfig, place: Placement) -> list[StagePlan]:
     """The plan of every stage. Memory: weights, gradients and optimizer state of the trained model, activations with logits,
     other models on the device, and the sampler's copy of the weights and its KV cache."""
     model = planned_model(cfg)
-    weights, trainable = _weight_bytes(model, place), trainable_of(cfg.lora)
-    rows = []
-    for name in stages_of(cfg):
-        train: TrainConfig | None = getattr(_settings(cfg, name), "train", None)
-        if train is None:
-            held = _held(cfg, name, model, place)
-            rows.append(StagePlan(name, ", ".join(_HELD.get(name, ())) or "-", 0, _rounds(cfg, name), held or {"weights": 0}))
-            continue
-        sequences, length = _shape(cfg, name)
-        parts = _training_bytes(cfg, train, model, place)
-        parts["activations"] = _activation_bytes(model, sequences // train.grad_accumulation, length, place)
-        steps, host = f"{train.steps} x {train.batch_size}", {}
-        if name == "dpo":
-            parts["reference"] = weights
-        arm = cfg.all_arms().get(name)
-        if arm is not None:  # reference, reward models, critic; KV cache of the rollout
-            rl = cfg.rl_of(name)
-            if needs_reference(rl, trainable):
-                parts["reference"] = weights
-            elif rl.kl.refreshed:
-                parts["reference"] = parts["adapter"] if trainable.frozen_base else weights
-            if arm.reward_model:
-                parts["reward model"] = _scalar_bytes(cfg, cfg.reward, model, place, shared=True)
-            if arm.judge:
-                parts |= _judge_parts(cfg, model, place, name)
-            if rl.critic is not None:
-                critic = _training_bytes(cfg, dataclasses.replace(train, optimizer=rl.critic.optimizer), model, place)
-                parts["critic"] = sum(critic.values()) - (weights if trainable.frozen_base else 0)
-            if rl.offload_optimizer:
-                host["optimizer"] = parts["optimizer"] + (0 if rl.critic is None else critic["optimizer"])
-            if rl.offload_reference:
-                host["reference"] = weights
-            parts["sampler"] = _sampler_bytes(model, place)
-            parts["cache"] = _cache_bytes(model, train.batch_size * rl.group_size, length, place)
-            steps += f" x {rl.group_size}"
-        rows.append(StagePlan(name, _models(cfg, name), parameter_count(model), steps, parts, host))
-    return rows
+    return [_stage_plan(cfg, stage, model, place) for stage in stages_of(cfg).values()]
+
+
+def _stage_plan(cfg: RunConfig, stage: Stage, model: ModelConfig, place: Placement) -> StagePlan:
+    if stage.kind not in ("train", "rl"):
+        held = _held(cfg, stage, model, place)
+        return StagePlan(stage.name, ", ".join(_HELD.get(stage, ())) or "-", 0, _rounds(cfg, stage), held or {"weights": 0})
+    train, (sequences, length) = stage.train(cfg), _shape(cfg, stage)
+    parts = _training_bytes(cfg, train, model, place)
+    parts["activations"] = _activation_bytes(model, sequences // train.grad_accumulation, length, place)
+    steps, host = f"{train.steps} x {train.batch_size}", {}
+    if stage is DPO:
+        parts["reference"] = _weight_bytes(model, place)
+    if stage.kind == "rl":
+        steps += f" x {cfg.rl_of(stage.name).group_size}"
+        more, host = _arm_bytes(cfg, stage, parts, model, place)
+        parts |= more | {"cache": _cache_bytes(model, train.batch_size * cfg.rl_of(stage.name).group_size, length, place)}
+    return StagePlan(stage.name, _models(cfg, stage), parameter_count(model), steps, parts, host)
+
+
+def _arm_bytes(
+    cfg: RunConfig, stage: Stage, policy: Mapping[str, int], model: ModelConfig, place: Placement
+) -> tuple[dict[str, int], dict[str, int]]:
+    """Bytes that an arm needs beside those of its policy: (on the device, of these offloaded to the host between uses)."""
+    arm, rl, trainable = cfg.all_arms()[stage.name], cfg.rl_of(stage.name), trainable_of(cfg.lora)
+    weights = _weight_bytes(model, place)
+    parts, host, critic = {}, {}, {}
+    if needs_reference(rl, trainable):
+        parts["reference"] = weights
+    elif rl.kl.refreshed:
+        parts["reference"] = policy["adapter"] if trainable.frozen_base else weights
+    if arm.reward_model:
+        parts["reward model"] = _scalar_bytes(cfg, cfg.reward, model, place, shared=True)
+    if arm.judge:
+        parts |= _judge_parts(cfg, model, place, stage)
+    if rl.critic is not None:
+        critic = _training_bytes(cfg, dataclasses.replace(rl.train, optimizer=rl.critic.optimizer), model, place)
+        parts["critic"] = sum(critic.values()) - (weights if trainable.frozen_base else 0)
+    if rl.offload_optimizer:
+        host["optimizer"] = policy["optimizer"] + critic.get("optimizer", 0)
+    if rl.offload_reference:
+        host["reference"] = weights
+    return parts | {"sampler": _sampler_bytes(model, place)}, host
 
 
 def planned_model(cfg: RunConfig) -> ModelConfig:
@@ -104,28 +110,29 @@ def planned_model(cfg: RunConfig) -> ModelConfig:
     return resolve(cfg.model).with_vocab(tokens)
 
 
-_KINDS = {"sft": "policy", "feedback": "feedback model"}
-_HELD = {"curate": ("policy", "feedback model"), "principles": ("feedback model",), "evaluate": ("policy", "graders")}
+_HELD = {CURATE: ("policy", "feedback model"), PRINCIPLES: ("feedback model",), EVALUATE: ("policy", "graders")}
 _JUDGED = 768  # tokens per row in the feedback model's largest batch: 256 of prompt (longer ones get fewer rows), 512 of reply
 
 
-def _models(cfg: RunConfig, stage: str) -> str:
+def _models(cfg: RunConfig, stage: Stage) -> str:
     """Names of the models that a training stage needs, for the table."""
-    arm = cfg.all_arms().get(stage)
-    if arm is None:
-        return _KINDS.get(stage, "scalar model")
-    return ", ".join(["policy", "reference", *("reward model" if source == "reward_model" else source for source in arm.sources)])
+    if stage.kind == "rl":
+        sources = cfg.all_arms()[stage.name].sources
+        return ", ".join(["policy", "reference", *("reward model" if source == "reward_model" else source for source in sources)])
+    if stage is DPO:
+        return "policy, reference"
+    return "feedback model" if stage is FEEDBACK else "scalar model" if stage.leaves == "scalar" else "policy"
 
 
-def _held(cfg: RunConfig, stage: str, model: ModelConfig, place: Placement) -> dict[str, int]:
+def _held(cfg: RunConfig, stage: Stage, model: ModelConfig, place: Placement) -> dict[str, int]:
     """Bytes of the models on the device in a stage that trains none. Evaluation holds one policy at a time."""
     policy = {"policy": _weight_bytes(model, place)}
-    if stage == "evaluate":
+    if stage is EVALUATE:
         graders = [scalar for scalar in (cfg.reward, cfg.grader) if scalar is not None]
         return policy | {"graders": sum(_scalar_bytes(cfg, scalar, model, place) for scalar in graders)}
-    if stage not in ("curate", "principles"):
+    if stage not in (CURATE, PRINCIPLES):
         return {}
-    return (policy if stage == "curate" else {}) | _judge_parts(cfg, model, place, stage)
+    return (policy if stage is CURATE else {}) | _judge_parts(cfg, model, place, stage)
 
 
 def _scalar_bytes(cfg: RunConfig, settings: RewardConfig, model: ModelConfig, place: Placement, shared: bool = False) -> int:
@@ -137,36 +144,31 @@ def _scalar_bytes(cfg: RunConfig, settings: RewardConfig, model: ModelConfig, pl
     return chip_bytes(abstract_params(trainable_of(cfg.lora), model, place, scalar=True)[0])
 
 
-def _judge_parts(cfg: RunConfig, model: ModelConfig, place: Placement, stage: str) -> dict[str, int]:
+def _judge_parts(cfg: RunConfig, model: ModelConfig, place: Placement, stage: Stage) -> dict[str, int]:
     """Bytes of a feedback model on the mesh, and of its KV cache if it samples replies (not only log-probs of choices)."""
     feedback, model = cfg.feedback, planned_feedback(cfg, model)
     if model is None:
         return {}
     parts = {"feedback model": _int8_bytes(model, place) if feedback.weights == "int8" else _weight_bytes(model, place)}
-    if stage not in cfg.all_arms() or cfg.judge.mode not in ("soft", "checklist"):
+    if stage.kind != "rl" or cfg.judge.mode not in ("soft", "checklist"):
         parts["feedback cache"] = _cache_bytes(model, feedback.batch_size, _JUDGED, place)
     return parts
 
 
-def _settings(cfg: RunConfig, stage: str):
-    return cfg.rl_of(stage) if stage in cfg.all_arms() else getattr(cfg, stage, None)
-
-
-def _rounds(cfg: RunConfig, stage: str) -> str:
-    if stage == "curate":
+def _rounds(cfg: RunConfig, stage: Stage) -> str:
+    if stage is CURATE:
         return f"{cfg.curate.prompts or 'all'} prompts x {cfg.curate.candidates}"
-    return f"{cfg.judge.game.rounds} rounds" if stage == "principles" else "-"
+    return f"{cfg.judge.game.rounds} rounds" if stage is PRINCIPLES else "-"
 
 
-def _shape(cfg: RunConfig, stage: str) -> tuple[int, int]:
-    """(sequences, tokens per sequence) of one update."""
-    settings = _settings(cfg, stage)
-    if stage in ("sft", "feedback"):
-        return settings.train.batch_size, settings.max_length
-    if stage in cfg.all_arms():
+def _shape(cfg: RunConfig, stage: Stage) -> tuple[int, int]:
+    """(sequences, tokens per sequence) of one update. A pair is two sequences."""
+    settings = stage.section(cfg)
+    if stage.kind == "rl":
         sequences = settings.train.batch_size * settings.group_size // settings.num_minibatches
         return sequences, settings.max_prompt_tokens + settings.sampling.max_tokens
-    return settings.train.batch_size * (2 if settings.loss == "bradley_terry" else 1), settings.max_length
+    pairs = stage is DPO or (stage.leaves == "scalar" and settings.loss == "bradley_terry")
+    return settings.train.batch_size * (2 if pairs else 1), settings.max_length
 
 
 def _weight_bytes(model: ModelConfig, place: Placement) -> int:

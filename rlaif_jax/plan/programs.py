@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from rlaif_jax.config import RunConfig
+from rlaif_jax.config.stages import REWARD, SFT
 from rlaif_jax.models import heads, ops
 from rlaif_jax.models.model_config import ModelConfig
 from rlaif_jax.models.pretrained import foreign_config
@@ -93,7 +94,7 @@ def _update(
     name: str, train: TrainConfig, loss_fn: Any, batch: Any, *, model: ModelConfig, trainable: Trainable, place: Placement
 ) -> Program:
     optimizer = make_optimizer(train.optimizer, train.steps)
-    state = abstract_train_state(trainable, model, optimizer, place, scalar=name == "reward")
+    state = abstract_train_state(trainable, model, optimizer, place, scalar=name == REWARD.name)
     update = make_update(trainable.loss(loss_fn), optimizer, shardings_of(state), train.grad_accumulation)
     read = _passes(model) * train.grad_accumulation * gathered_bytes(model, place)
     return Program(name, update, (state, in_rows(batch, place)), read=read, remedies=_more_accumulation(name, train))
@@ -103,7 +104,7 @@ def _sft(cfg: RunConfig, model: ModelConfig, trainable: Trainable, place: Placem
     rows, length = cfg.sft.train.batch_size, cfg.sft.max_length
     batch = _text((rows,), length) | {"loss_mask": array((rows, length), jnp.float32)}
     loss_fn = partial(sft.sft_loss, cfg=model, place=place)
-    return _update("sft", cfg.sft.train, loss_fn, batch, model=model, trainable=trainable, place=place)
+    return _update(SFT.name, cfg.sft.train, loss_fn, batch, model=model, trainable=trainable, place=place)
 
 
 def _reward(cfg: RunConfig, model: ModelConfig, trainable: Trainable, place: Placement) -> Program:
@@ -114,7 +115,7 @@ def _reward(cfg: RunConfig, model: ModelConfig, trainable: Trainable, place: Pla
     else:
         batch = _text((rows,), length) | {"label": array((rows,), jnp.float32)}
         loss_fn = partial(label_loss, cfg=model, place=place)
-    return _update("reward", cfg.reward.train, loss_fn, batch, model=model, trainable=trainable, place=place)
+    return _update(REWARD.name, cfg.reward.train, loss_fn, batch, model=model, trainable=trainable, place=place)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -35,17 +35,17 @@ SYMPTOMS = (
             and not 0.5 < now["length_tokens"] / max(first["length_tokens"], 1e-6) < 1.6,
             "responses have {length_tokens:.1f} tokens on average, far from their first value: the reward may depend on length. "
             "Try a length band in the rules, or length-matched pairs for the reward model"),
-    Symptom("rewards saturated", lambda now, first: now.get("no_signal_groups", 0.0) > 0.8,
-            "{no_signal_groups:.0%} of the groups have equal rewards and give no gradient. Try a continuous reward, a "
+    Symptom("rewards saturated", lambda now, first: now.get("frac_reward_zero_std", 0.0) > 0.8,
+            "{frac_reward_zero_std:.0%} of the groups have equal rewards and give no gradient. Try a continuous reward, a "
             "larger rl.group_size, rl.max_resamples, or harder prompts"),
     Symptom("answers do not end", lambda now, first: now.get("finished", 1.0) < 0.5,
             "only {finished:.0%} of the responses end within the limit. Try a larger sampling.max_tokens or "
             "shaping.missing_eos_penalty"),
-    Symptom("large updates", lambda now, first: now.get("clip_low", 0.0) + now.get("clip_high", 0.0) > 0.4,
+    Symptom("large updates", lambda now, first: now.get("clip_ratio/low", 0.0) + now.get("clip_ratio/high", 0.0) > 0.4,
             "more than 40 % of the tokens hit the clip. Try a smaller learning rate, fewer rl.num_epochs, or rl.kl_early_stop"),
-    Symptom("sampler and trainer differ", lambda now, first: now.get("sampler_gap", 0.0) > 0.05,
-            "with the same weights, their log-probs differ by {sampler_gap:.3f} nats per token. Try policy.rollout_correction, or "
-            "the same precision for both"),
+    Symptom("sampler and trainer differ", lambda now, first: now.get("rollout_mismatch", 0.0) > 0.05,
+            "with the same weights, their log-probs differ by {rollout_mismatch:.3f} nats per token. Try "
+            "policy.rollout_correction, or the same precision for both"),
     Symptom("critic worse than nothing",
             lambda now, first: now.get("explained_variance", 1.0) < -0.5 and now.get("step", 0) > 20,
             "the critic predicts worse than a constant (explained variance {explained_variance:.2f}). Try critic.warmup or a "

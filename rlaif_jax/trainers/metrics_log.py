@@ -9,6 +9,12 @@ from typing import Any
 
 import jax
 
+# Names of version 0.1, which are also written for one more release, so that dashboards keep working.
+_OLD_NAMES = {
+    "frac_reward_zero_std": "no_signal_groups", "approx_kl": "kl_old", "rollout_mismatch": "sampler_gap",
+    "clip_ratio/low": "clip_low", "clip_ratio/high": "clip_high", "reward_invalid": "reward_lost",
+}  # fmt: skip
+
 
 class MetricsWriter:
     """Appends to metrics.jsonl, to TensorBoard and, if a project is set, to W&B.
@@ -36,6 +42,7 @@ class MetricsWriter:
         if self._silent:
             return
         row = {k: (float(v) if v == v and abs(v) != float("inf") else None) for k, v in values.items()}
+        row |= {_OLD_NAMES[k]: v for k, v in row.items() if k in _OLD_NAMES}
         self._file.write(json.dumps({"step": step, **row}, ensure_ascii=False) + "\n")
         self._file.flush()
         for name, value in row.items():

@@ -180,7 +180,7 @@ def make_compute_advantages(rl: RlConfig) -> Callable[..., tuple[RlBatch, RlNumb
         metrics |= found | {
             "length_tokens": jnp.mean(lengths),
             "finished": jnp.mean(decoded.finished.astype(jnp.float32)),
-            "no_signal_groups": 1.0 - jnp.mean(adv.groups_with_signal(rewards, valid, rl.group_size).astype(jnp.float32)),
+            "frac_reward_zero_std": 1.0 - jnp.mean(adv.groups_with_signal(rewards, valid, rl.group_size).astype(jnp.float32)),
             "tokens": jnp.sum(batch.segment_ids).astype(jnp.float32),
         }
         return batch, RlNumbers(coefficient, stats), metrics
@@ -247,6 +247,6 @@ def reward_metrics(result: RewardResult) -> dict[str, float]:
     values = result.values[result.valid] if result.valid.any() else np.array([np.nan])
     low, median, high = np.quantile(values, (0.1, 0.5, 0.9))
     out = {"reward": values.mean(), "reward_std": values.std(), "reward_p10": low, "reward_p50": median}
-    out |= {"reward_p90": high, "reward_lost": result.invalid_share}
+    out |= {"reward_p90": high, "reward_invalid": result.invalid_share}
     known = {name: part[result.valid & np.isfinite(part)] for name, part in result.components.items()}
     return out | {f"reward/{name}": part.mean() for name, part in known.items() if len(part)}

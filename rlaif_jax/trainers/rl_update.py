@@ -42,7 +42,7 @@ def make_update_program(
         state = state.replace(critic=critic)
         # At the first update, policy and sampler have the same weights, so a gap comes from arithmetic alone.
         gap = jax.tree.map(lambda x: x[0], metrics["logprob_gap"]).value()
-        facts = {"sampler_gap": gap, "skipped": state.skipped}
+        facts = {"rollout_mismatch": gap, "skipped": state.skipped}
         facts |= {"critic/skipped": state.critic.skipped} if state.critic is not None else {}
         return state, {name: m.value() for name, m in over_axis(metrics).items()} | facts
 
@@ -86,7 +86,7 @@ def _policy_updates(
         state, rests = carry
         state, metrics = update_or_rest(state, minibatch, rests)
         if rl.kl_early_stop > 0:
-            rests |= metrics["kl_old"].value() > rl.kl_early_stop
+            rests |= metrics["approx_kl"].value() > rl.kl_early_stop
         return (state, rests), metrics
 
     (state, _), metrics = jax.lax.scan(one, (state, rests), minibatches)

@@ -92,7 +92,7 @@ def make_refill(
             if sum(signal) >= wanted or len(rounds) > rl.max_resamples:
                 break
             rounds.append(rollout(params, next_prompts(), number, len(rounds) * wanted * group))
-        metrics = {"refills": float(len(rounds) - 1), "no_signal_groups": 1.0 - float(np.mean(signal))}
+        metrics = {"refills": float(len(rounds) - 1), "frac_reward_zero_std": 1.0 - float(np.mean(signal))}
         if len(rounds) == 1:
             return first, metrics
         chosen = sorted(range(len(signal)), key=lambda g: not signal[g])[:wanted]

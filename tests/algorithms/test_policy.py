@@ -110,7 +110,8 @@ def test_identical_weights_give_ratio_one_no_kl_and_no_clip():
     _, found = policy_loss(jnp.array(logp), entropy, PolicyConfig(), KlConfig(), **batch)
     metrics = {k: float(m.value()) for k, m in found.items()}
     assert metrics["ratio"] == metrics["ratio_max"] == metrics["ratio_min"] == 1.0
-    assert metrics["kl"] == metrics["kl_old"] == metrics["clip_low"] == metrics["clip_high"] == metrics["logprob_gap"] == 0.0
+    zero = ("kl", "approx_kl", "clip_ratio/low", "clip_ratio/high", "logprob_gap")
+    assert [metrics[name] for name in zero] == [0.0] * len(zero)
 
 
 def test_clips_are_counted_by_side():
@@ -118,7 +119,7 @@ def test_clips_are_counted_by_side():
     batch = {"mask": np.ones((1, 4), np.float32), "old_logprobs": np.zeros((1, 4), np.float32),
              "advantages": np.array([[1.0, -1.0, -1.0, 1.0]], np.float32)}  # fmt: skip
     metrics = policy_loss(logp, jnp.zeros((1, 4)), PolicyConfig(), KlConfig(0.0), **batch)[1]
-    assert float(metrics["clip_high"].value()) == 0.25 and float(metrics["clip_low"].value()) == 0.25
+    assert float(metrics["clip_ratio/high"].value()) == 0.25 and float(metrics["clip_ratio/low"].value()) == 0.25
     np.testing.assert_allclose(metrics["ratio_max"].value(), np.exp(0.5), rtol=1e-6)
     np.testing.assert_allclose(metrics["ratio_min"].value(), np.exp(-0.5), rtol=1e-6)
 

@@ -101,7 +101,7 @@ def test_a_sum_of_which_nothing_applies_does_not_apply():
     usable = checked(result, 0.0)
     assert usable.valid.tolist() == [True, False, True] and checked(usable, 0.0).valid.tolist() == [True, False, True]
     metrics = reward_metrics(dataclasses.replace(usable, components=usable.components | {"none": np.full(3, np.nan, np.float32)}))
-    assert metrics["reward"] == 1.0 and metrics["reward/rule"] == 0.5 and metrics["reward_lost"] == 0.0
+    assert metrics["reward"] == 1.0 and metrics["reward/rule"] == 0.5 and metrics["reward_invalid"] == 0.0
     assert "reward/none" not in metrics
     halves = joined([result.take(np.array([0])), result.take(np.array([1, 2]))])
     assert halves.applicable.tolist() == [True, False, True] and halves.values.tolist() == result.values.tolist()

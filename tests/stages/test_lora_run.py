@@ -71,7 +71,7 @@ def test_a_fresh_adapter_changes_nothing_and_the_first_kl_is_zero(run):
     assert _losses(x, "dpo")[0] == pytest.approx(np.log(2), abs=1e-3), "policy and reference are the same model at first"
     rows = [r for r in read_metrics(x.folder("rl") / "metrics.jsonl") if "kl" in r]
     assert abs(rows[0]["kl_sequence"]) < 1e-6 and rows[-1]["step"] == 4, "policy and reference share the base"
-    assert abs(rows[0]["sampler_gap"]) < 0.05
+    assert abs(rows[0]["rollout_mismatch"]) < 0.05
 
 
 def test_the_sum_and_the_adapter_go_out_alike(run, tmp_path, capsys):

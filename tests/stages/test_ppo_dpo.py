@@ -62,8 +62,8 @@ def test_the_report_holds_every_system(run):
 
 def test_the_critic_and_its_diagnostics_are_logged(run):
     row = next(r for r in read_metrics(run.folder("rl") / "metrics.jsonl") if "loss" in r)
-    assert {"critic/loss", "explained_variance", "kl_sequence", "kl_coefficient", "sampler_gap", "clip_high", "reward_p90",
-            "seconds/update", "tokens_per_second"} <= set(row)  # fmt: skip
+    assert {"critic/loss", "explained_variance", "kl_sequence", "kl_coefficient", "rollout_mismatch", "clip_ratio/high",
+            "reward_p90", "seconds/update", "tokens_per_second"} <= set(row)  # fmt: skip
 
 
 def test_an_interrupted_ppo_stage_ends_with_the_same_bytes(run, tmp_path, monkeypatch):

@@ -4,12 +4,12 @@ import pytest
 
 from rlaif_jax.trainers.health import SYMPTOMS, Health
 
-WELL = {"kl": 0.05, "entropy": 2.0, "length_tokens": 20.0, "no_signal_groups": 0.2, "finished": 0.97, "clip_low": 0.02,
-        "clip_high": 0.03, "sampler_gap": 1e-6, "explained_variance": 0.4, "skipped": 0.0}  # fmt: skip
+WELL = {"kl": 0.05, "entropy": 2.0, "length_tokens": 20.0, "frac_reward_zero_std": 0.2, "finished": 0.97, "clip_ratio/low": 0.02,
+        "clip_ratio/high": 0.03, "rollout_mismatch": 1e-6, "explained_variance": 0.4, "skipped": 0.0}  # fmt: skip
 SICK = {
     "KL explosion": {"kl": 3.0}, "entropy collapse": {"entropy": 0.1}, "length drift": {"length_tokens": 45.0},
-    "rewards saturated": {"no_signal_groups": 0.9}, "answers do not end": {"finished": 0.2},
-    "large updates": {"clip_low": 0.3, "clip_high": 0.2}, "sampler and trainer differ": {"sampler_gap": 0.3},
+    "rewards saturated": {"frac_reward_zero_std": 0.9}, "answers do not end": {"finished": 0.2},
+    "large updates": {"clip_ratio/low": 0.3, "clip_ratio/high": 0.2}, "sampler and trainer differ": {"rollout_mismatch": 0.3},
     "critic worse than nothing": {"explained_variance": -2.0}, "steps skipped": {"skipped": 2.0},
 }  # fmt: skip
 
