@@ -82,7 +82,7 @@ def from_row(kind: type, row: Mapping[str, Any], where: str) -> Record:
     if others and kind is Prompt:
         values["meta"] = others | dict(values.get("meta", {}))
     if kind is PreferencePair and values["chosen"] == values["rejected"]:
-        raise RecordError(f"{where}: fields 'chosen' and 'rejected': expected two different answers, found the same twice: {_short(values['chosen'])}")
+        raise RecordError(f"{where}: fields 'chosen' and 'rejected': expected two answers, both are {_short(values['chosen'])}")
     return kind(**values)
 
 
@@ -90,7 +90,7 @@ def _required(name: str, value: Any, row: Mapping[str, Any], where: str) -> str 
     expected = "0 or 1" if name == "label" else "text"
     if value is None:
         has = ", ".join(repr(k) for k in row) or "nothing"
-        raise RecordError(f"{where}: field {name!r}: expected {expected}, found none (the row has {has})")
+        raise RecordError(f"{where}: field {name!r}: expected {expected}, found no value (the row has {has})")
     if name == "label":
         value = _LABELS.get(str(value), value)
         valid = type(value) is int and value in (0, 1)
