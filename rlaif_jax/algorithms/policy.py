@@ -22,18 +22,18 @@ _SAPO_TEMPERATURES = (1.0, 1.05)  # of positive and negative advantages
 
 @dataclasses.dataclass(frozen=True)
 class PolicyConfig:
-    """The policy loss. Defaults are the reference paper's GRPO. A is the advantage, the ratio is p / p_old.
+    """The policy loss. Defaults are the reference paper's GRPO. The ratio is p / p_old.
 
     Attributes:
-      loss: "clip": the clipped surrogate of PPO (arXiv 1707.06347, eq. 7). "cispo": -A log p, weighted by the clipped ratio as a
-        constant, so clipped tokens keep a gradient (arXiv 2506.13585). "sapo": a smooth gate instead of a clip (arXiv
-        2511.20347). "reinforce": -A log p, without a ratio.
+      loss: "clip": the clipped surrogate of PPO (arXiv 1707.06347, eq. 7). "cispo": -advantage * log p, weighted by the clipped
+        ratio as a constant, so clipped tokens keep a gradient (arXiv 2506.13585). "sapo": a smooth gate instead of a clip
+        (arXiv 2511.20347). "reinforce": -advantage * log p, without a ratio.
       importance_level: "token": one ratio per token. "sequence": one ratio per response, the geometric mean over its tokens
         (GSPO, arXiv 2507.18071); use it with aggregation "sequence_mean" and clips of about 3e-4.
       clip_low, clip_high: the ratio is clipped to [1 - clip_low, 1 + clip_high]. A larger clip_high lets unlikely tokens grow
         (DAPO, arXiv 2503.14476).
-      dual_clip: bounds the loss by dual_clip * |A| where the advantage is negative; must exceed 1 + clip_high (arXiv 1912.09729).
-        0 = off.
+      dual_clip: where the advantage is negative, bounds the loss by dual_clip * |advantage|; must exceed 1 + clip_high (arXiv
+        1912.09729). 0 = off.
       aggregation: how per-token terms are averaged: "token_mean", "sequence_mean", "sequence_sum" or "fixed_length"; see
         `losses.aggregate`.
       entropy_coefficient: weight of the entropy bonus; 0 = off.
@@ -42,7 +42,7 @@ class PolicyConfig:
         bounds (Yao et al. 2025, fengyao.notion.site/off-policy-rl); "token_mask": w is 0 outside them. "sequence_truncate",
         "sequence_mask": the same, w being the product over the response. "geometric_mask": w per token, but 0 for responses whose
         geometric mean is outside the bounds. "none": no weights; the sampler's log-probs serve as the old ones.
-      rollout_correction_low, rollout_correction_high: the bounds of w.
+      rollout_correction_low, rollout_correction_high: bounds of the weight p_old / p_sampler.
     """
 
     loss: str = "clip"

@@ -16,8 +16,8 @@ class RopeScaling:
 
     Attributes:
       type: "linear" or "llama3".
-      factor: the divisor.
-      low_freq_factor, high_freq_factor, original_positions: bounds of "llama3", see above.
+      factor: divisor of the frequencies.
+      low_freq_factor, high_freq_factor, original_positions: bounds for "llama3", see above.
     """
 
     type: str = "llama3"

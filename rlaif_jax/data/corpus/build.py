@@ -23,11 +23,11 @@ class CorpusConfig:
     """Number of rows of each part of the bundled corpus, and their flaws.
 
     Attributes:
-      sft, pairs, labelled, rl_prompts, eval_prompts: number of rows of each part.
+      sft, pairs, labelled, rl_prompts, eval_prompts: number of rows of this part.
       sft_flaw_rate: share of SFT answers with a flaw.
       sft_visible: share of the flawed SFT answers whose flaw can be seen without the request (stock phrases, adverts, no wish
         ...), as in texts from the web.
-      visible: the same share for the bad answers of pairs and labelled rows.
+      visible: share of the bad answers of pairs and labelled rows whose flaw can be seen without the request.
     """
 
     sft: int = 12000
