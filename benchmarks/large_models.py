@@ -1,13 +1,13 @@
-"""Do large models fit on one device, and how fast do they train? The real stages of a run, from a Hugging Face folder of random
-weights with a preset's shapes to an exported one, at the paper's setting: 32 prompts x 4 samples, 256 + 512 tokens.
+"""Do large models fit on one device, and how fast do they train? Runs the real stages, from a Hugging Face folder of random
+weights with a preset's shapes to an exported model, at the paper's setting: 32 prompts x 4 samples, 256 + 512 tokens.
 
     python benchmarks/large_models.py lora --out runs/large-lora       # Qwen2.5-7B: adapters of rank 16, one base in memory
     python benchmarks/large_models.py full --out runs/large-full       # Qwen2.5-1.5B: all weights, float32 masters
 
-Tried on a CPU: `--preset tiny-1m --prompts 2 --prompt-tokens 48 --response-tokens 8`. Any field of the config may be changed,
-`--set rl.train.optimizer.moments=int8`. OUT gets the folder, the run, the exported folder and figures.json, which holds the
-peak memory of device and host after each part. Disk: 45 GB (lora: weights twice), 50 GB (full: weights twice, checkpoints of
-reward model and policy with their optimisers).
+To try it on a CPU: `--preset tiny-1m --prompts 2 --prompt-tokens 48 --response-tokens 8`. `--set` changes any config field, for
+example `--set rl.train.optimizer.moments=int8`. OUT gets the model folder, the run, the exported folder and figures.json with
+the peak memory of device and host after each part. Disk: 45 GB (lora: weights twice), 50 GB (full: weights twice, and the
+checkpoints of reward model and policy with their optimizer states).
 """
 
 from __future__ import annotations
@@ -44,11 +44,11 @@ from rlaif_jax.trainers.optimizer import OptimizerConfig
 
 PRESETS = {"lora": "qwen2.5-7b", "full": "qwen2.5-1.5b"}
 _CORPUS = CorpusConfig(sft=500, pairs=200, labelled=60, rl_prompts=400, eval_prompts=16)
-_SPREAD = 5.0  # standard deviation of the logits of the tokenizer's own tokens; other tokens of a large vocabulary are not sampled
+_SPREAD = 5.0  # standard deviation of the logits of the tokenizer's tokens, so that no other token of a large vocabulary is sampled
 
 
 def random_folder(folder: Path, shapes: ModelConfig, place: Placement, shard_bytes: int = 2 * 10**9) -> ModelConfig:
-    """Writes bfloat16 weights of these shapes in shards, config.json and a small tokenizer; gives the model's config."""
+    """Writes random bfloat16 weights of these shapes in shards, config.json and a small tokenizer; returns the model's config."""
     rows = corpus.generate(0, _CORPUS).sft
     tokenizer = Tokenizer.train([t for r in rows for t in (r["prompt"], r["response"])], 2048, folder)
     cfg = dataclasses.replace(shapes, param_dtype="bfloat16").with_vocab(tokenizer.vocab_size)
@@ -58,7 +58,7 @@ def random_folder(folder: Path, shapes: ModelConfig, place: Placement, shard_byt
     def init(key: jax.Array) -> dict:
         params = transformer.init(cfg, key)
         spread = _SPREAD / (math.sqrt(cfg.width) * 0.02)
-        louder = {name: 300 * params["layers"][name] for name in ("o", "down")}  # else tied embeddings repeat the last token
+        louder = {name: 300 * params["layers"][name] for name in ("o", "down")}  # or tied embeddings repeat the last token
         params |= {output: params[output].at[:own].multiply(spread)}
         return params | {"layers": params["layers"] | louder}
 
@@ -71,14 +71,14 @@ def random_folder(folder: Path, shapes: ModelConfig, place: Placement, shard_byt
 
 
 def config(case: str, folder: Path, args: argparse.Namespace) -> RunConfig:
-    """One step of the reward model, then GRPO from the folder's weights."""
+    """The run's config: one step of the reward model, then GRPO from the folder's weights."""
     optimizer = OptimizerConfig(1e-5, "constant")
     train = TrainConfig(
         steps=args.steps, batch_size=args.prompts, grad_accumulation=args.accumulation, checkpoint_every=args.steps, log_every=1,
         max_to_keep=1, optimizer=optimizer,
     )  # fmt: skip
     sampling, length = SamplingConfig(max_tokens=args.response_tokens), args.prompt_tokens + args.response_tokens
-    # So fast that one step tells texts apart: without differences in reward nothing would be learned, and nothing measured.
+    # The learning rate is so high that rewards differ after one step: equal rewards give no gradient, and nothing to measure.
     pairs = TrainConfig(steps=1, batch_size=4, checkpoint_every=1, max_to_keep=1, optimizer=OptimizerConfig(1e-2, "constant"))
     cfg = RunConfig(
         name=f"large_{case}", data=DataConfig(corpus=_CORPUS), sft=None, lora=LoraConfig() if case == "lora" else None,
@@ -96,7 +96,7 @@ def config(case: str, folder: Path, args: argparse.Namespace) -> RunConfig:
 
 
 def memory() -> dict[str, float]:
-    """GiB at the peak of this process so far: of its devices' (the largest one), where they tell, and of its own."""
+    """Peak memory so far in GiB: of this process on the host, and of the fullest device if the backend reports it."""
     found = [d.memory_stats() or {} for d in jax.local_devices()]
     peaks = [stats["peak_bytes_in_use"] for stats in found if "peak_bytes_in_use" in stats]
     host = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
@@ -104,7 +104,10 @@ def memory() -> dict[str, float]:
 
 
 def measure(case: str, args: argparse.Namespace, console: Console) -> dict[str, Any]:
-    """Makes the folder, runs the stages, exports the policy; seconds and memory after each, and means over steps but the first."""
+    """Writes the folder, runs the stages and exports the policy.
+
+    Returns seconds and peak memory of each part, and the means over all RL steps except the first.
+    """
     folder, parts = args.out / "folder", {}
 
     def timed(name: str, work):
@@ -136,18 +139,18 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("case", choices=sorted(PRESETS))
     parser.add_argument("--out", type=Path, required=True, help="a new folder")
-    parser.add_argument("--preset", default="", help="other shapes, for example tiny-1m")
-    parser.add_argument("--steps", type=int, default=4, help="of RL (default: 4); the first one compiles")
+    parser.add_argument("--preset", default="", help="a preset with other shapes, for example tiny-1m")
+    parser.add_argument("--steps", type=int, default=4, help="RL steps (default: 4); the first one compiles")
     parser.add_argument("--prompts", type=int, default=32)
     parser.add_argument("--prompt-tokens", type=int, default=256)
     parser.add_argument("--response-tokens", type=int, default=512)
-    parser.add_argument("--accumulation", type=int, default=4, help="micro-batches of a mini-batch (default: 4)")
+    parser.add_argument("--accumulation", type=int, default=4, help="micro-batches per mini-batch (default: 4)")
     parser.add_argument("--set", action="append", default=[], dest="overrides", metavar="FIELD=VALUE")
     return parser.parse_args(argv)
 
 
 def main(argv: list[str] | None = None) -> dict[str, Any]:
-    """Measures one case, prints a table, writes figures.json."""
+    """Measures one case, prints a table and writes figures.json."""
     args, console = arguments(argv), Console(highlight=False)
     if args.out.exists():
         raise SystemExit(f"{args.out} exists; choose another --out")

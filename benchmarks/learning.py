@@ -1,9 +1,10 @@
-"""Does RL learn with other seeds? Trains the RL stage of a config over several seeds, all on one finished run's SFT policy and
-reward model, and compares the gold rate with SFT's on the held-out prompts. Seeds change sampling and order, not the run.
+"""Does RL learn with every seed? Trains the RL stage of one or more configs with several seeds, all from the SFT policy and the
+reward model of one finished run. Compares the gold rate with SFT's on the held-out prompts.
 
     python benchmarks/learning.py runs/demo configs/greetings_demo_ppo.py configs/greetings_demo.py --seeds 0 1 2
 
-A row per config and seed, written to OUT/learning.json too. What is done is not done again. Results: RESULTS.md.
+Prints one row per config and seed, and writes it to OUT/learning.json. Finished parts are skipped when you start it again. A
+seed changes sampling and the order of prompts; SFT and reward model stay the same. Results: RESULTS.md.
 """
 
 from __future__ import annotations
@@ -23,11 +24,11 @@ from rlaif_jax.runs.models import RunModels
 from rlaif_jax.stages.evaluate import answers
 from rlaif_jax.stages.pipeline import ALL_STAGES, run
 
-_SHARED = ("tokenizer", "sft", "reward")  # stages that all seeds start from
+_SHARED = ("tokenizer", "sft", "reward")  # stages of the base run that all seeds share
 
 
 def experiment_of(base: Path, out: Path, cfg: RunConfig, console: Console) -> Run:
-    """A run folder of its own whose first stages are the base run's."""
+    """Opens a new run folder in which the shared stages are links to the base run's."""
     experiment = open_run(out, cfg, console)
     for stage in _SHARED:
         if not (base / stage / "done.json").exists():
@@ -38,7 +39,7 @@ def experiment_of(base: Path, out: Path, cfg: RunConfig, console: Console) -> Ru
 
 
 def compare(experiment: Run) -> dict[str, float]:
-    """Gold rate, length and variety of SFT and of RL, and the paired difference of the gold rates with its interval."""
+    """Gold rates of SFT and RL with their paired difference and its interval; length and distinct-2 relative to SFT."""
     models, prompts = RunModels(experiment), RunData(experiment).eval_prompts()
     sft, rl = (System(name, "", tuple(answers(experiment, models, name, prompts, {}))) for name in ("sft", "rl"))
     before, after, change = figures(sft), figures(rl), difference(sft, rl, "excellent")
@@ -50,7 +51,7 @@ def compare(experiment: Run) -> dict[str, float]:
 
 
 def main() -> None:
-    """Trains and compares; prints the table."""
+    """Trains every config with every seed and prints the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", type=Path, help="a finished run, for example runs/demo")
     parser.add_argument("configs", type=Path, nargs="+", help="configs whose rl section is trained")

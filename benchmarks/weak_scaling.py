@@ -1,11 +1,12 @@
-"""What the TPU compiler says of one program as the slice grows and each chip keeps its share of the batch: bytes per chip,
-what a chip receives from others, and the bounds on time. Compiled for TPUs that are not here, never run.
+"""Weak scaling: compiles one program for growing TPU slices, with a constant number of prompts per chip. Prints the memory per
+chip, the bytes that a chip receives, and lower bounds on time. It needs no TPU: programs are compiled, never run.
 
     python benchmarks/weak_scaling.py configs/qwen25_7b_grpo_v5p_32.py --layout split --json split.json
     python benchmarks/weak_scaling.py configs/qwen25_7b_grpo_v5p_32.py --layout copies --json copies.json
 
-`--layout split` splits the weights over all chips (fsdp), as far as their width divides; `copies` keeps `--fsdp` parts of them,
-so often that all chips are used (data). Depth costs nothing: the layers are a scan, hence all of them are compiled.
+`--layout split` shards the weights over all chips (fsdp), as far as the model's width is divisible. `--layout copies` shards them
+over `--fsdp` chips and replicates the shards over the rest (data). The full model is compiled: its layers are one scan, so depth
+does not cost compile time.
 """
 
 from __future__ import annotations
@@ -28,9 +29,9 @@ TOPOLOGIES = tuple(f"v5p:{shape}" for shape in ("2x2x4", "2x4x4", "4x4x4", "4x4x
 
 
 def grown(cfg: RunConfig, chips: int, layout: str, fsdp: int, prompts_per_chip: int) -> RunConfig:
-    """The config with that many prompts per chip and step, on a mesh of all chips.
+    """The config with `prompts_per_chip` prompts per chip and step, on a mesh of all chips.
 
-    More parts than the model's width divides by would leave the weights whole: from there on "split" has copies, too.
+    "split" uses the largest fsdp axis that divides the model's width: with a larger one, the weights would be replicated.
     """
     split = math.gcd(chips, cfg.model.width) if layout == "split" else fsdp
     mesh = dataclasses.replace(cfg.mesh, data=chips // split, fsdp=split, tensor=1)
@@ -39,7 +40,7 @@ def grown(cfg: RunConfig, chips: int, layout: str, fsdp: int, prompts_per_chip: 
 
 
 def figures(row: Row, chips: int) -> dict:
-    """One line of the table: bytes and seconds are those of one chip and call."""
+    """One line of the table; bytes and seconds are per chip and call."""
     received: dict[str, float] = {}
     for found in row.collectives:
         received[found.axes or "other"] = received.get(found.axes or "other", 0.0) + found.bytes
@@ -49,14 +50,14 @@ def figures(row: Row, chips: int) -> dict:
 
 
 def main() -> None:
-    """Compiles for each topology and prints the table, a line as soon as it is there."""
+    """Compiles for each topology (one progress line each), writes the JSON file after each, and prints the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("config", type=Path)
     parser.add_argument("--topology", nargs="+", default=TOPOLOGIES, help="default: v5p, 16 to 2,048 chips")
     parser.add_argument("--program", default="rl: update")
     parser.add_argument("--layout", choices=("split", "copies"), default="split")
-    parser.add_argument("--fsdp", type=int, default=16, help="parts of the weights with --layout copies (default: 16)")
-    parser.add_argument("--prompts-per-chip", type=int, default=2, help="2 on 16 chips is the paper's batch (default)")
+    parser.add_argument("--fsdp", type=int, default=16, help="with --layout copies: shards of the weights (default: 16)")
+    parser.add_argument("--prompts-per-chip", type=int, default=2, help="default: 2, which is the paper's batch on 16 chips")
     parser.add_argument("--json", type=Path, default=None)
     args = parser.parse_args()
     jax.config.update("jax_platforms", "cpu")

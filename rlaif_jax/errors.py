@@ -1,12 +1,12 @@
-"""The error for a user's mistake: its message is shown alone, without a traceback; and the way out when told to stop."""
+"""UserError for a user's mistake (shown without a traceback), Preempted for a run that SIGTERM stopped, and exit codes."""
 
 EXIT_USER_ERROR = 2
-EXIT_RESTART = 75  # sysexits.h, EX_TEMPFAIL: everything is saved, start the same command again
+EXIT_RESTART = 75  # EX_TEMPFAIL of sysexits.h: everything is saved; start the same command again
 
 
 class UserError(ValueError):
-    """Something in the input, a config or a file that the user can mend; the message says what and how."""
+    """A mistake in the input, the config or a file that the user can fix; the message says what is wrong and how to fix it."""
 
 
 class Preempted(Exception):
-    """The run was told to stop (SIGTERM) and has saved its state; the command ends with EXIT_RESTART."""
+    """The run got SIGTERM and has saved its state; the command exits with EXIT_RESTART."""

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The same on GPU hosts that ssh reaches, without a scheduler: one process per host, the first host is the coordinator.
+# Runs a job on GPU hosts over ssh, without a scheduler: one process per host; the first host is the coordinator.
 # shellcheck source=lib.sh
 source "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
 DESCRIPTION="gpu_hosts.sh sync|setup|run|status|logs|stop --hosts gpu0,gpu1 [options] [-- COMMAND ...]: a job on GPU hosts.
@@ -17,9 +17,9 @@ parse_options "$@"
 [ ${#COMMAND[@]} -eq 0 ] || check_secrets "${COMMAND[@]}"
 IFS=, read -r -a hosts <<<"$RLAIF_HOSTS"
 
-on_host() { run ssh -o BatchMode=yes "$1" "$2"; } # BatchMode: a question nobody answers becomes an error
+on_host() { run ssh -o BatchMode=yes "$1" "$2"; } # BatchMode: ssh fails instead of asking a question
 
-on_hosts() { # COMMAND: on all at once; fails if it fails on one
+on_hosts() { # COMMAND: runs on all hosts at once; fails if it fails on any of them
   local host jobs=() failed=0 job
   for host in "${hosts[@]}"; do
     on_host "$host" "$1" </dev/null &

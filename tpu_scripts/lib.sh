@@ -1,18 +1,18 @@
 #!/usr/bin/env bash
-# Shared by every script in this folder: options, dry run, and the gcloud commands that they are built on.
+# Shared by the scripts in this folder: options, dry run and gcloud commands.
 #
-# An option is a flag (--zone us-west4-a) or an environment variable (RLAIF_ZONE); the flag wins. `options_table` lists
-# all of them. Only commands and flags of gcloud's generally available surface are used. bash 3.2 (macOS) is enough.
+# Give an option as a flag (--zone us-west4-a) or as an environment variable (RLAIF_ZONE); the flag wins. `options_table`
+# lists all of them. Uses only generally available commands and flags of gcloud, and only features of bash 3.2 (macOS).
 set -euo pipefail
 
 TPU_SCRIPTS=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 # shellcheck disable=SC2034  # used by the scripts that source this file
 REPOSITORY=$(dirname "$TPU_SCRIPTS") COMMAND=()
 SCRIPT=$(basename "$0")
-REMOTE_CODE=rlaif_code # where sync.sh puts this repository, in the home directory of each worker
+REMOTE_CODE=rlaif_code # folder in each worker's home directory to which sync.sh copies this repository
 # shellcheck disable=SC2034
 readonly EXIT_USAGE=2 EXIT_CAPACITY=3 EXIT_LOST=4 EXIT_UNKNOWN=5
-exec 3>&1 # where a dry run prints, also from inside $(...)
+exec 3>&1 # a dry run prints here, so that it also prints from inside $(...)
 
 say() { printf '%s: %s\n' "$SCRIPT" "$*" >&2; }
 
@@ -26,45 +26,45 @@ fail() { # CODE MESSAGE
 # name | variable | value or flag | default | what it means
 options_table() {
   cat <<'TABLE'
-project|RLAIF_PROJECT|value||Google Cloud project (needed)
-zone|RLAIF_ZONE|value||zone, for example us-west4-a (needed)
-name|RLAIF_NAME|value||name of the TPU and of its queued resource (needed)
+project|RLAIF_PROJECT|value||Google Cloud project (required)
+zone|RLAIF_ZONE|value||zone, for example us-west4-a (required)
+name|RLAIF_NAME|value||name of the TPU and of its queued resource (required)
 accelerator-type|RLAIF_ACCELERATOR|value||for example v5litepod-64, v5p-32 (16 chips: v4 and v5p count cores), v6e-32
-runtime-version|RLAIF_RUNTIME|value||software of the TPU VM (default: the one for the accelerator)
+runtime-version|RLAIF_RUNTIME|value||software version of the TPU VM (default: chosen by the accelerator)
 capacity|RLAIF_CAPACITY|value|spot|spot, reserved or on-demand
-valid-until|RLAIF_VALID_UNTIL|value||give up the request after this long in the queue, for example 6h
-service-account|RLAIF_SERVICE_ACCOUNT|value||e-mail of the service account of the VMs
+valid-until|RLAIF_VALID_UNTIL|value||cancel the request after this time in the queue, for example 6h
+service-account|RLAIF_SERVICE_ACCOUNT|value||e-mail address of the VMs' service account
 network|RLAIF_NETWORK|value||VPC network (default: gcloud's)
 subnetwork|RLAIF_SUBNETWORK|value||subnetwork
 internal-ips|RLAIF_INTERNAL_IPS|flag||no external addresses: needs Cloud NAT to install, and an internal route for ssh
-attempts|RLAIF_ATTEMPTS|value|1|how often to ask for capacity (0 = until there is some)
+attempts|RLAIF_ATTEMPTS|value|1|number of requests for capacity (0 = until there is capacity)
 pause|RLAIF_PAUSE|value|300|seconds between two attempts
-poll|RLAIF_POLL|value|30|seconds between two looks at the state
-timeout|RLAIF_TIMEOUT|value|86400|seconds to wait for one request until it is ACTIVE
-extra|RLAIF_EXTRA|value|tpu|extra of this package that is installed on the workers: tpu or cuda
-python|RLAIF_PYTHON|value||Python >= 3.11 on the workers (default: found, or fetched with uv)
-mount-command|RLAIF_MOUNT|value||shell command that mounts the shared folder of checkpoints on each worker
-job|RLAIF_JOB|value|rlaif|name of the job: its log and state on the workers
+poll|RLAIF_POLL|value|30|seconds between two checks of the state
+timeout|RLAIF_TIMEOUT|value|86400|seconds to wait until a request is ACTIVE
+extra|RLAIF_EXTRA|value|tpu|extra of this package to install on the workers: tpu or cuda
+python|RLAIF_PYTHON|value||Python >= 3.11 on the workers (default: an installed one, else uv fetches one)
+mount-command|RLAIF_MOUNT|value||shell command that mounts the shared checkpoint folder on each worker
+job|RLAIF_JOB|value|rlaif|name of the job, for its log and state on the workers
 secrets|RLAIF_SECRETS|value||names of environment variables to pass to the job, separated by commas
 flags|RLAIF_FLAGS|value||set of XLA flags in flags.json (default: the one for the accelerator; none = no flags)
-worker|RLAIF_WORKER|value|all|one worker's number, or all
-lines|RLAIF_LINES|value|50|how much of each log
+worker|RLAIF_WORKER|value|all|number of one worker, or all
+lines|RLAIF_LINES|value|50|lines of each log to show
 follow|RLAIF_FOLLOW|flag||keep printing the log of one worker
-fetch|RLAIF_FETCH|value||write every worker's whole log into this local folder
-grace|RLAIF_GRACE|value|120|seconds between the request to stop and the kill
-max-restarts|RLAIF_MAX_RESTARTS|value|10|how often a job that died, or whose workers fell silent, is started again (preemptions do not count)
+fetch|RLAIF_FETCH|value||write the full log of every worker into this local folder
+grace|RLAIF_GRACE|value|120|seconds between SIGTERM and SIGKILL
+max-restarts|RLAIF_MAX_RESTARTS|value|10|restarts after a job died or its workers stopped answering (preemptions do not count)
 lost-after|RLAIF_LOST_AFTER|value|1800|seconds without an answer of the workers, while gcloud answers, until the TPU counts as lost
-delete-when-done|RLAIF_DELETE_WHEN_DONE|flag||delete the TPU when the job has ended, well or not
-yes|RLAIF_YES|flag||do not ask
+delete-when-done|RLAIF_DELETE_WHEN_DONE|flag||delete the TPU when the job ends, whether it succeeded or failed
+yes|RLAIF_YES|flag||do not ask for confirmation
 hosts|RLAIF_HOSTS|value||host names, separated by commas; the first is the coordinator
 port|RLAIF_PORT|value|8476|port of the coordinator
-cluster|RLAIF_CLUSTER|value||GKE cluster that xpk made
+cluster|RLAIF_CLUSTER|value||GKE cluster created with xpk
 docker-image|RLAIF_DOCKER_IMAGE|value||image with this package installed
-dry-run|RLAIF_DRY_RUN|flag||print the commands, run nothing
+dry-run|RLAIF_DRY_RUN|flag||print the commands and run nothing
 TABLE
 }
 
-# Names of the options that a script takes are in ACCEPTED; DESCRIPTION is its first line of help.
+# Prints the help. ACCEPTED has the names of the options that a script takes; DESCRIPTION is the first line of its help.
 usage() {
   local name variable kind default meaning
   printf '%s\n\noptions (or environment variables):\n' "$DESCRIPTION"
@@ -79,7 +79,7 @@ usage() {
   done < <(options_table)
 }
 
-# parse_options "$@": sets and exports the variables of the accepted options; what follows -- becomes COMMAND.
+# parse_options "$@": sets and exports the variables of the accepted options. The words after -- become COMMAND.
 parse_options() {
   local argument name value
   while [ $# -gt 0 ]; do
@@ -152,7 +152,7 @@ check_options() {
   check_secret_names
 }
 
-check_name() { # OPTION: these go into commands on other machines, so their alphabet is narrow
+check_name() { # OPTION: these values go into commands on other machines, so few characters are allowed
   [ -n "$(option "$1")" ] || fail $EXIT_USAGE "--$1 is missing (or $(field_of "$1" variable) in the environment)"
   case $1 in
     job) check job '^[A-Za-z0-9][A-Za-z0-9._-]*$' "letters, digits, . _ -" ;;
@@ -166,7 +166,7 @@ check() { # OPTION REGEX EXPECTED
   [[ "$(option "$1")" =~ $2 ]] || fail $EXIT_USAGE "--$1 is '$(option "$1")'; expected $3"
 }
 
-check_secret_names() { # what is no name may be a value, so the message does not repeat it
+check_secret_names() { # an invalid name may be a secret value, so the message does not repeat it
   [[ "$RLAIF_SECRETS" =~ ^([A-Za-z_][A-Za-z0-9_]*(,[A-Za-z_][A-Za-z0-9_]*)*)?$ ]] ||
     fail $EXIT_USAGE "--secrets (RLAIF_SECRETS) takes NAMES of variables, separated by commas, never values"
 }
@@ -179,13 +179,13 @@ option() { # the value of an option
 
 is_dry() { [ -n "$RLAIF_DRY_RUN" ]; }
 
-quoted() { # the arguments as one line that a shell reads back as the same arguments
+quoted() { # the arguments as one line, quoted for a shell
   local line
   line=$(printf '%q ' "$@")
   printf '%s' "${line% }"
 }
 
-show() { # prints a command: to standard output in a dry run, else to standard error
+show() { # prints a command: in a dry run to standard output, else to standard error
   refuse_secrets "$@"
   if is_dry; then printf '%s\n' "$(quoted "$@")" >&3; else printf '+ %s\n' "$(quoted "$@")" >&2; fi
 }
@@ -195,7 +195,7 @@ run() {
   is_dry || "$@"
 }
 
-# A command line is seen by every user of a machine and kept in logs: no secret may stand in one.
+# Every user of a machine can see command lines, and logs keep them: so no secret may appear in one.
 refuse_secrets() {
   local name value line
   line="$*"
@@ -204,28 +204,28 @@ refuse_secrets() {
     [ ${#value} -ge $SHORTEST_SECRET ] || continue # it is never sent, see secret_lines
     case $line in
       *"$value"* | *"$(quoted "$value")"*)
-        fail $EXIT_USAGE "the value of $name stands in a command line; name it in --secrets and leave it out"
+        fail $EXIT_USAGE "the value of $name is part of a command line; pass only the name $name, with --secrets"
         ;;
     esac
   done
 }
 
-# check_secrets COMMAND ...: every secret is there, long enough, and not in the command.
+# check_secrets COMMAND ...: fails unless every secret is set, long enough, and not in the command.
 check_secrets() {
   secret_lines >/dev/null
   refuse_secrets "$@"
 }
 
-# The secrets as lines that a shell can read; the values come from the environment alone.
-# A short one ("1", say) stands in many a command line by chance, so it could not be told whether it leaked.
+# The secrets as lines of shell code; the values come only from the environment. A very short value ("1", for example) is
+# part of many command lines by chance, so the check for leaks would not work.
 readonly SHORTEST_SECRET=6
 secret_lines() {
   local name value
   for name in ${RLAIF_SECRETS//,/ }; do
     [ -n "${!name:-}" ] || fail $EXIT_USAGE "--secrets names $name, but it is not set in the environment"
     value=${!name}
-    [ ${#value} -ge $SHORTEST_SECRET ] || fail $EXIT_USAGE "the value of $name has less than $SHORTEST_SECRET characters: too short \
-to be kept off command lines; if it is no secret, leave it out of --secrets and set it in the command: env $name=... COMMAND"
+    [ ${#value} -ge $SHORTEST_SECRET ] || fail $EXIT_USAGE "the value of $name has less than $SHORTEST_SECRET characters, too few \
+to check that it is on no command line; if it is not a secret, set it in the command instead: env $name=... COMMAND"
     printf 'export %s=%q\n' "$name" "$value"
   done
 }
@@ -234,7 +234,7 @@ tpus() { # GROUP VERB ARGUMENT ...: one gcloud command on this project and zone
   run gcloud compute tpus "$@" --project="$RLAIF_PROJECT" --zone="$RLAIF_ZONE" --quiet
 }
 
-# Prints the state that gcloud tells, NONE if there is no such thing, UNKNOWN if gcloud could not be asked.
+# Prints the state that gcloud reports; NONE if the resource does not exist, UNKNOWN if gcloud fails.
 ask_state() { # GROUP FORMAT
   local out errors
   set -- gcloud compute tpus "$1" describe "$RLAIF_NAME" --project="$RLAIF_PROJECT" --zone="$RLAIF_ZONE" --format="$2"
@@ -258,7 +258,7 @@ queued_state() { ask_state queued-resources 'value(state.state)'; }
 
 node_state() { ask_state tpu-vm 'value(state)'; }
 
-# How many workers (hosts) the TPU has; in a dry run one stands for all.
+# The number of workers (hosts) of the TPU; 1 in a dry run.
 worker_count() {
   local out
   set -- gcloud compute tpus tpu-vm describe "$RLAIF_NAME" --project="$RLAIF_PROJECT" --zone="$RLAIF_ZONE" \
@@ -273,8 +273,8 @@ worker_count() {
   printf '%s\n' "$out" | tr ';' '\n' | grep -c .
 }
 
-# on_worker WHICH COMMAND: a shell command on one worker (standard input goes there) or on all.
-# With all, gcloud starts one ssh per worker and all would read the same standard input, so they get none.
+# on_worker WHICH COMMAND: runs a shell command on one worker (which gets standard input) or on all.
+# For all, gcloud starts one ssh per worker; they would compete for the same standard input, so they get none.
 on_worker() {
   set -- ssh "$RLAIF_NAME" --worker="$1" --command="$2"
   if [ "$3" = --worker=all ]; then over_ssh "$@" </dev/null; else over_ssh "$@"; fi
@@ -299,13 +299,13 @@ generation() {
 
 flag_set() { if [ -n "$RLAIF_FLAGS" ]; then printf '%s' "$RLAIF_FLAGS"; else generation; fi; }
 
-# archive_code FILE: the files of this git checkout, also those not committed yet, so that an experiment needs no commit.
-# What git ignores (runs, environments, keys kept in ignored files) stays here.
+# archive_code FILE: packs the files of this git checkout, also uncommitted ones, so that an experiment needs no commit.
+# Leaves out what git ignores (runs, environments, keys in ignored files).
 archive_code() {
   local list=$1.list
   git -C "$REPOSITORY" rev-parse --is-inside-work-tree >/dev/null 2>&1 ||
-    fail $EXIT_USAGE "$REPOSITORY is no git checkout, so it is not clear what to copy"
-  # A file that was deleted, but not committed, is still in the index. A link may lead to a folder, or to nowhere.
+    fail $EXIT_USAGE "$REPOSITORY is not a git checkout; sync needs git to know which files to copy"
+  # A deletion that is not committed leaves the file in git's index. A link may point to a folder or be broken.
   (cd "$REPOSITORY" && git ls-files -z --cached --others --exclude-standard |
     while IFS= read -r -d '' file; do
       if [ -f "$file" ] || [ -L "$file" ]; then printf '%s\0' "$file"; fi
@@ -313,6 +313,6 @@ archive_code() {
   tar -C "$REPOSITORY" --null -T "$list" -czf "$1"
 }
 
-# What a worker does with the archive; worker.sh itself comes with it.
+# The command with which a worker unpacks the archive, worker.sh first.
 # shellcheck disable=SC2034
 UNPACK="mkdir -p $REMOTE_CODE && tar -xzf rlaif_code.tar.gz -C $REMOTE_CODE tpu_scripts/worker.sh && $(worker_command unpack)"

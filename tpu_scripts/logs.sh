@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# Shows or fetches the job's log of each worker.
+# Shows or downloads the job's log of each worker.
 # shellcheck source=lib.sh
 source "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
-DESCRIPTION="logs.sh: the end of every worker's log; --follow for one worker, --fetch FOLDER for all of it."
+DESCRIPTION="logs.sh: print the end of every worker's log; --follow: print one worker's log live; --fetch FOLDER: save the full logs."
 ACCEPTED="project zone name internal-ips job worker lines follow fetch"
 parse_options "$@"
 

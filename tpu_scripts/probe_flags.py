@@ -1,11 +1,11 @@
-"""Runs a command with the XLA flags of an accelerator, without those that the installed XLA does not know.
+"""Runs a command with the XLA flags of an accelerator; drops flags that the installed XLA does not accept.
 
     python probe_flags.py v5e -- rlaif run configs/greetings_demo.py
-    python probe_flags.py v5e                       # only tells which flags are used
+    python probe_flags.py v5e                       # only prints the flags
 
-XLA ends the whole process at a flag that it does not know, and flags come and go between versions. So each set in
-flags.json is tried in a child process first. A TPU's flags are parsed when libtpu describes a topology, which touches no
-chip: the probe neither takes the TPU nor waits for the other hosts. Flags that the user has set come last, and win.
+XLA aborts the process if it gets an unknown flag, and flags change between versions. So the set in flags.json is first tried
+in a child process. libtpu parses a TPU's flags when it describes a topology, which uses no chip: so the probe does not occupy
+the TPU and does not wait for other hosts. Flags that the user has set come last, so they win.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ Accepts = Callable[[Sequence[str]], bool]
 
 
 def accepts(spec: Mapping, flags: Sequence[str], timeout: float = 300.0) -> bool:
-    """Whether a child process with these flags starts XLA and lives."""
+    """Whether XLA starts with these flags in a child process."""
     env = os.environ | {spec["variable"]: " ".join(flags)}
     code = _PARSE_GPU
     if "topology" in spec:
         code = _PARSE_TPU.format(spec["topology"])
-        # No question to the metadata server, and no lock against other processes: the probe takes no TPU.
+        # No request to the metadata server and no lock against other processes: the probe does not use the TPU.
         env |= {"TPU_SKIP_MDS_QUERY": "1", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1"}
     try:
         child = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, timeout=timeout, check=False)
@@ -40,30 +40,30 @@ def accepts(spec: Mapping, flags: Sequence[str], timeout: float = 300.0) -> bool
 
 
 def known(flags: Sequence[str], accept: Accepts) -> list[str]:
-    """The flags that `accept` takes: one call if all are good, else one for each flag and one for what is left."""
+    """The flags that `accept` takes. Makes one call if all are good; else one per flag, and one for the remaining ones."""
     if not flags or accept(flags):
         return list(flags)
     kept = [flag for flag in flags if accept([flag])]
     if len(kept) < len(flags) and (not kept or accept(kept)):
         return kept
-    return []  # good alone and bad together: none is safer than a guess
+    return []  # good one by one but bad together: use no flags rather than guess
 
 
 def environment(name: str, say: Callable[[str], None]) -> dict[str, str]:
-    """The variable to set for that accelerator; says which flags are dropped. Unknown names are an error (ValueError)."""
+    """The environment variable for that accelerator; `say` gets each dropped flag. ValueError for an unknown name."""
     table = json.loads(DATA.read_text(encoding="utf-8"))
     if name == "none":
         return {}
     if name not in table:
-        raise ValueError(f"no set of flags is named {name!r}; flags.json has {', '.join(table)}, or say none")
+        raise ValueError(f"no set of flags is named {name!r}; use one of {', '.join(table)} (see flags.json), or none")
     spec = table[name]
     if not accepts(spec, []):
-        say(f"XLA does not start here even without flags of {name}; none are set, the command will show why")
+        say(f"XLA does not start here even without flags of {name}, so none are set; the command will show why")
         return {}
     kept = known(spec["flags"], lambda flags: accepts(spec, flags))
     for flag in spec["flags"]:
         if flag not in kept:
-            say(f"dropped {flag}: this version of XLA does not take it")
+            say(f"dropped {flag}: this version of XLA does not accept it")
     own = os.environ.get(spec["variable"], "")
     value = " ".join([*kept, own]).strip()
     say(f"{spec['variable']}={value}")
@@ -71,7 +71,7 @@ def environment(name: str, say: Callable[[str], None]) -> dict[str, str]:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """probe_flags.py NAME [-- COMMAND ...]; does not return if there is a command."""
+    """probe_flags.py NAME [-- COMMAND ...]; a command replaces this process, so the function does not return."""
     if not arguments or (len(arguments) > 1 and arguments[1] != "--") or len(arguments) == 2:
         print(__doc__, file=sys.stderr)
         return 2

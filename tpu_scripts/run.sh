@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
-# Starts one command on every worker, detached, with a log on each.
+# Starts a command on every worker, detached; each worker keeps a log.
 # shellcheck source=lib.sh
 source "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
 DESCRIPTION="run.sh [options] -- COMMAND ...: start COMMAND on every worker, in ~/$REMOTE_CODE, detached.
-logs.sh, status.sh and stop.sh go with it."
+Use logs.sh, status.sh and stop.sh to follow and stop it."
 ACCEPTED="project zone name internal-ips accelerator-type job secrets flags"
 parse_options "$@"
 [ ${#COMMAND[@]} -gt 0 ] || fail $EXIT_USAGE "no command; for example: run.sh -- rlaif run CONFIG --out /mnt/rlaif/demo"
@@ -13,7 +13,7 @@ lines=$(secret_lines)
 count=$(worker_count)
 if [ -n "$RLAIF_SECRETS" ]; then
   size=$(printf '%s\n' "$lines" | wc -c | tr -d ' ')
-  for ((worker = 0; worker < count; worker++)); do # one at a time: each reads its own standard input
+  for ((worker = 0; worker < count; worker++)); do # one worker at a time, because each reads standard input
     on_worker "$worker" "$(worker_command secrets "$RLAIF_JOB" "$size")" <<<"$lines"
   done
 fi

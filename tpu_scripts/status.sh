@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# What the request, the TPU and the job on each worker are doing.
+# Shows the state of the request, of the TPU, and of the job on each worker.
 # shellcheck source=lib.sh
 source "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
-DESCRIPTION="status.sh: state of the queued resource, of the TPU, and of the job on every worker."
+DESCRIPTION="status.sh: show the state of the queued resource, of the TPU, and of the job on every worker."
 ACCEPTED="project zone name internal-ips job"
 parse_options "$@"
 

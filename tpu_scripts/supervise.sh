@@ -1,26 +1,26 @@
 #!/usr/bin/env bash
-# Keeps a job going until it has ended: gets the TPU, prepares it, starts the job, and begins again after a preemption.
+# Runs a job to its end: requests the TPU, prepares it, starts the job, and does it again after a preemption.
 # shellcheck source=lib.sh
 source "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
 DESCRIPTION="supervise.sh [options] -- COMMAND ...: create, wait, setup and run until COMMAND has succeeded on every worker.
-The same command resumes from its newest checkpoint, so --out must lie on a shared folder (--mount-command)."
+COMMAND resumes from its newest checkpoint, so --out must be on a shared folder (--mount-command)."
 ACCEPTED="project zone name accelerator-type runtime-version capacity valid-until service-account network subnetwork \
 internal-ips attempts pause poll timeout extra python mount-command job secrets flags grace max-restarts lost-after delete-when-done"
-: "${RLAIF_ATTEMPTS:=0}" # a supervisor asks until there is capacity
+: "${RLAIF_ATTEMPTS:=0}" # a supervisor tries until there is capacity
 parse_options "$@"
 [ ${#COMMAND[@]} -gt 0 ] || fail $EXIT_USAGE "no command; for example: supervise.sh -- rlaif run CONFIG --out /mnt/rlaif/demo"
-check_secrets "${COMMAND[@]}" # a missing one is better found now than after hours in the queue
+check_secrets "${COMMAND[@]}" # now, and not after hours in the queue
 
-# Ends the script. It is also called where `set -e` is off (watch_job || break): it looks at every failure itself.
+# Ends the script. It is also called where `set -e` is off (watch_job || break), so it checks every failure itself.
 finish() { # CODE
   local attempt delete="tpu_scripts/delete.sh --project $RLAIF_PROJECT --zone $RLAIF_ZONE --name $RLAIF_NAME"
   if [ -z "$RLAIF_DELETE_WHEN_DONE" ]; then
-    is_dry || say "the TPU, or the request for it, stays, and costs until: $delete"
+    is_dry || say "the TPU, or the request for it, is not deleted and costs until: $delete"
     exit "$1"
   fi
   for attempt in 1 2 3 4 5; do
     [ "$attempt" -eq 1 ] || sleep "$RLAIF_PAUSE"
-    ! "$TPU_SCRIPTS/delete.sh" --yes || exit "$1" # what is gone already is a success, too
+    ! "$TPU_SCRIPTS/delete.sh" --yes || exit "$1" # it also succeeds if there is nothing to delete
     say "not deleted (attempt $attempt of 5)"
   done
   say "error: $RLAIF_NAME is NOT deleted: it costs money until this has succeeded: $delete"
@@ -28,7 +28,7 @@ finish() { # CODE
   exit 1
 }
 
-count_restart() { # WHY: ends the script when the restarts are used up
+count_restart() { # WHY: ends the script if no restarts are left
   restarts=$((restarts + 1))
   if [ "$restarts" -gt "$RLAIF_MAX_RESTARTS" ]; then
     say "$1, and all $RLAIF_MAX_RESTARTS restarts are used up: see above, and logs.sh"
@@ -37,7 +37,8 @@ count_restart() { # WHY: ends the script when the restarts are used up
   say "$1; restart $restarts of $RLAIF_MAX_RESTARTS"
 }
 
-# A refusal is the end, unless a request stands all the same (an answer that got lost, another supervisor): that one is used.
+# If create.sh fails, ends the script; unless a request exists all the same (its answer got lost, or another supervisor made
+# it): then it uses that one.
 ask_for_tpu() {
   local code=0
   "$TPU_SCRIPTS/create.sh" || code=$?
@@ -45,7 +46,8 @@ ask_for_tpu() {
   case $(queued_state) in NONE | UNKNOWN) finish "$code" ;; esac
 }
 
-# Brings the TPU to ACTIVE: asks, waits, and asks again for what was taken back. Ends the script on anything but capacity.
+# Returns when the TPU is ACTIVE: requests it, waits, and requests it again after a preemption or without capacity. Ends the
+# script on any other failure.
 get_tpu() {
   local code left began=$SECONDS
   while :; do
@@ -58,20 +60,20 @@ get_tpu() {
     "$TPU_SCRIPTS/wait.sh" --timeout "$left" || code=$?
     case $code in
       0) return 0 ;;
-      "$EXIT_CAPACITY" | "$EXIT_LOST") say "the request came to nothing; again in $RLAIF_PAUSE s" ;;
-      "$EXIT_UNKNOWN") say "gcloud does not answer (no network?); again in $RLAIF_PAUSE s" ;;
-      *) finish "$code" ;; # a request that nobody waits for would cost from the day that it is granted
+      "$EXIT_CAPACITY" | "$EXIT_LOST") say "the request failed; next attempt in $RLAIF_PAUSE s" ;;
+      "$EXIT_UNKNOWN") say "gcloud does not answer (no network?); next attempt in $RLAIF_PAUSE s" ;;
+      *) finish "$code" ;; # finish may delete the request; if it stayed, it would cost as soon as it is granted
     esac
     sleep "$RLAIF_PAUSE"
   done
 }
 
-# Of the workers' exit codes the one that says most: 2 (a mistake), then any death, then 75 (told to stop, and saved).
+# The most important of the workers' exit codes: 2 (a mistake), then any other failure, then 75 (stopped by a signal, saved).
 worst() { # CODES, one a line
   printf '%s\n' "$1" | grep -x 2 || printf '%s\n' "$1" | grep -vx 75 || echo 75
 }
 
-# One word on the job: preempted, unknown (gcloud does not answer: no network?), unreachable, running, done, or failed CODE.
+# Prints the job's state: preempted, unknown (gcloud does not answer: no network?), unreachable, running, done, or failed CODE.
 look() {
   local queued node lines codes
   queued=$(queued_state)
@@ -101,7 +103,7 @@ look() {
   fi
 }
 
-# Watches the job; returns 0 if it is to be started again on this TPU, 1 if the TPU is gone. Ends the script at its end.
+# Watches the job. Returns 0 to start it again on this TPU, 1 if the TPU is gone; ends the script when the job has ended.
 watch_job() {
   local seen silent=
   while :; do
@@ -110,15 +112,15 @@ watch_job() {
     case $seen in
       done) say "the job has succeeded on every worker" && finish 0 ;;
       preempted) say "preempted" && return 1 ;;
-      "failed 2") say "the command was refused (exit code 2): see logs.sh" && finish 2 ;;
-      "failed 75") # a notice from the host, say: no fault of the job's
-        say "the job was told to stop and has saved; it starts again"
+      "failed 2") say "a mistake in config or command (exit code 2): see logs.sh" && finish 2 ;;
+      "failed 75") # for example a maintenance notice on the host; not a failure of the job
+        say "the job got a signal to stop and has saved; starting it again"
         "$TPU_SCRIPTS/stop.sh"
         return 0
         ;;
       failed*)
         count_restart "the job died (${seen#failed })"
-        "$TPU_SCRIPTS/stop.sh" # one dead process leaves the others waiting for it
+        "$TPU_SCRIPTS/stop.sh" # the other processes would wait for the dead one
         return 0
         ;;
       unreachable)
@@ -127,9 +129,9 @@ watch_job() {
           count_restart "workers have not answered for $RLAIF_LOST_AFTER s: the TPU counts as lost"
           return 1
         fi
-        say "workers do not answer; looking again in $RLAIF_POLL s"
+        say "workers do not answer; checking again in $RLAIF_POLL s"
         ;;
-      unknown) say "neither gcloud nor the workers answer; looking again in $RLAIF_POLL s" ;;
+      unknown) say "neither gcloud nor the workers answer; checking again in $RLAIF_POLL s" ;;
     esac
     sleep "$RLAIF_POLL"
   done
@@ -150,9 +152,9 @@ errors=$(mktemp)
 trap 'rm -f "$errors"' EXIT
 while :; do
   get_tpu
-  # Not under a job that another supervisor has left running. A failure: preempted in the midst of it, or a mistake.
+  # No setup if a job from another supervisor still runs. Setup fails on a mistake, or if the TPU is preempted meanwhile.
   if [ "$(look)" != running ] && ! "$TPU_SCRIPTS/setup.sh"; then
-    count_restart "setup has failed"
+    count_restart "setup failed"
     case $(node_state) in READY | UNKNOWN) ;; *) "$TPU_SCRIPTS/delete.sh" --yes || true ;; esac
     sleep "$RLAIF_POLL"
     continue

@@ -1,13 +1,13 @@
 #!/usr/bin/env bash
-# Runs on a worker (a TPU VM or a GPU host); the other scripts call it over ssh. Nothing here knows of gcloud.
+# Runs on a worker (a TPU VM or a GPU host); the other scripts call it over ssh. It does not use gcloud.
 #
-#   worker.sh unpack                       what sync.sh has copied; removes files that it no longer has
-#   worker.sh setup EXTRA PYTHON MOUNT     virtual environment, this package, shared folder (PYTHON and MOUNT may be '')
-#   worker.sh secrets JOB BYTES            keep standard input, that many bytes, for the next start of the job
-#   worker.sh start JOB FLAGS SECRETS [NAME=VALUE ...] -- COMMAND ...   (SECRETS: the names that `secrets` has brought, or '')
+#   worker.sh unpack                       unpack the files that sync.sh has copied; remove files that were deleted there
+#   worker.sh setup EXTRA PYTHON MOUNT     make the virtual environment, install, mount (PYTHON and MOUNT may be '')
+#   worker.sh secrets JOB BYTES            save standard input (BYTES long) for the next start of the job
+#   worker.sh start JOB FLAGS SECRETS [NAME=VALUE ...] -- COMMAND ...   (SECRETS: names of the saved secrets, or '')
 #   worker.sh status|stop|log|follow JOB [GRACE|LINES]
 #
-# A job is a folder ~/rlaif_jobs/JOB with: log, pid (its process group), exit (code, once it has ended).
+# A job is a folder ~/rlaif_jobs/JOB with: log, pid (its process group), exit (its exit code, after it has ended).
 set -euo pipefail
 CODE=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 VENV=$HOME/rlaif_venv
@@ -15,16 +15,16 @@ JOBS=$HOME/rlaif_jobs
 
 say() { printf 'rlaif-worker: %s\n' "$*"; }
 
-# What is gone is removed first: where a file was, a folder may come, and the other way round.
+# Removes deleted files before it unpacks: a file may have become a folder, or a folder a file.
 unpack() {
   local archive=$HOME/rlaif_code.tar.gz old=$HOME/.rlaif_synced file
-  # One name a line: in this style and locale a newline is written \n, and what is not ASCII in octal; printf %b takes it back.
+  # One name per line: in this style and locale, tar escapes newlines as \n and non-ASCII bytes in octal; printf %b reverts it.
   LC_ALL=C tar -tzf "$archive" --quoting-style=escape | grep -v '/$' | LC_ALL=C sort >"$old.new"
   if [ -f "$old" ]; then
     LC_ALL=C comm -23 "$old" "$old.new" | while IFS= read -r file; do
       printf -v file %b "$file"
       rm -f -- "$CODE/$file"
-      case $file in */*) (cd "$CODE" && rmdir -p -- "${file%/*}" 2>/dev/null) || true ;; esac # folders that are empty now
+      case $file in */*) (cd "$CODE" && rmdir -p -- "${file%/*}" 2>/dev/null) || true ;; esac # and folders that are now empty
     done
   fi
   tar -xzf "$archive" -C "$CODE"
@@ -35,13 +35,13 @@ unpack() {
 
 new_enough() { "$1" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; }
 
-# The images of TPU VMs may come with a Python that is too old; uv fetches one without root.
+# The Python of a TPU VM image may be too old; uv installs another one without root.
 make_venv() { # PYTHON
   local python
   for python in ${1:-python3.13 python3.12 python3.11 python3}; do
     if command -v "$python" >/dev/null && new_enough "$python"; then
       if "$python" -m venv "$VENV"; then return; fi
-      rm -rf "$VENV" # Debian's Python without its venv package leaves half of one
+      rm -rf "$VENV" # without Debian's python3-venv, a broken folder is left
     fi
   done
   [ -z "$1" ] || { say "error: $1 is not a Python >= 3.11 that can make a virtual environment" && exit 1; }
@@ -58,19 +58,19 @@ setup() { # EXTRA PYTHON MOUNT
 
 secrets() { # JOB BYTES
   local folder=$JOBS/$1
-  refuse_running "$1" # before anything is read: a file that no start takes away would go into some later job
+  refuse_running "$1" # before reading: no start would remove the file, and a later job would get the secrets
   umask 077
   mkdir -p "$folder"
   cat >"$folder/secrets"
   if [ "$(wc -c <"$folder/secrets")" -ne "$2" ]; then
     rm -f "$folder/secrets"
-    say "error: the secrets did not arrive whole"
+    say "error: the secrets arrived incomplete"
     exit 1
   fi
 }
 
-# Whether the job's process group lives. Its processes carry RLAIF_JOB_FOLDER in their environment: a number alone may be
-# another's by now (after a reboot, say), and `kill -- -1` would end every process of the user.
+# Whether the job's process group is alive. It checks for RLAIF_JOB_FOLDER in the processes' environment, because another
+# process may have the same number by now (after a reboot, for example), and `kill -- -1` would end all processes of the user.
 is_running() { # JOB
   local folder=$JOBS/$1 group stat process state member
   [ -f "$folder/pid" ] || return 1
@@ -79,7 +79,7 @@ is_running() { # JOB
   for process in /proc/[0-9]*; do # stat: PID (NAME) STATE PARENT GROUP ...; not ps: a container may lack it
     { read -r stat <"$process/stat"; } 2>/dev/null || continue
     read -r state _ member _ <<<"${stat##*) }"
-    [ "$member" = "$group" ] && [ "$state" != Z ] || continue # a zombie: not every container reaps its orphans
+    [ "$member" = "$group" ] && [ "$state" != Z ] || continue # not a zombie: not every container reaps its orphans
     ! grep -qzxF "RLAIF_JOB_FOLDER=$folder" "$process/environ" 2>/dev/null || return 0
   done
   return 1
@@ -87,8 +87,8 @@ is_running() { # JOB
 
 refuse_running() { # JOB
   is_running "$1" || return 0
-  rm -f "$JOBS/$1/secrets" # the running job has read its own
-  say "error: the job $1 is running already; stop it first, or give another --job"
+  rm -f "$JOBS/$1/secrets" # the running job has already read its secrets
+  say "error: the job $1 is running already; stop it first, or choose another --job"
   exit 1
 }
 
@@ -96,17 +96,17 @@ start() { # JOB FLAGS SECRETS [NAME=VALUE ...] -- COMMAND ...
   local job=$1 folder=$JOBS/$1
   refuse_running "$job"
   if [ -z "$3" ]; then
-    rm -f "$folder/secrets" # of a start that never came
+    rm -f "$folder/secrets" # left over if an earlier start did not happen
   elif [ ! -f "$folder/secrets" ]; then
-    say "error: the secrets $3 are not here (a stop came between?); start the job again"
+    say "error: the secrets $3 are not here (was the job stopped meanwhile?); start the job again"
     exit 1
   fi
   mkdir -p "$folder"
   rm -f "$folder/exit"
-  # A session of its own: it outlives the ssh connection, and stop reaches all its processes.
+  # In its own session: it survives the end of the ssh connection, and stop reaches all its processes.
   RLAIF_JOB_FOLDER=$folder setsid nohup bash "$CODE/tpu_scripts/worker.sh" main "$@" >>"$folder/log" 2>&1 </dev/null &
   printf '%s\n' "$!" >"$folder/pid"
-  # It becomes a session in its own time; until then status would call it lost.
+  # Wait until the new session exists; before that, status would report it as lost.
   for _ in {1..50}; do
     if is_running "$job" || [ -f "$folder/exit" ]; then break; fi
     sleep 0.1
@@ -114,10 +114,10 @@ start() { # JOB FLAGS SECRETS [NAME=VALUE ...] -- COMMAND ...
   say "started $job"
 }
 
-main() { # as start; the body of the detached process
+main() { # arguments as for start; the body of the detached process
   local folder=$JOBS/$1 flags=$2 code=0
   shift 3
-  trap : TERM # the command gets the signal, too; this shell waits for it and writes down how it ended
+  trap : TERM # the command gets the signal, too; this shell waits for it and writes its exit code
   while [ "$1" != -- ]; do
     export "${1?}"
     shift
@@ -136,7 +136,7 @@ main() { # as start; the body of the detached process
   mv "$folder/exit.new" "$folder/exit"
 }
 
-status() { # JOB: one line: running, exited CODE, lost (it vanished without an exit code: a reboot or a kill), none
+status() { # JOB: prints running, exited CODE, lost (no exit code: a reboot or a kill), or none
   local folder=$JOBS/$1
   if is_running "$1"; then
     say "running"
@@ -161,7 +161,7 @@ stop() { # JOB GRACE
     if is_running "$1"; then
       say "still running after $2 s: killed"
       kill -KILL -- "-$group" 2>/dev/null || true
-      for _ in {1..50}; do # it dies in its own time, too; until then a start would be refused
+      for _ in {1..50}; do # wait until it is dead; before that, a new start would be rejected
         is_running "$1" || break
         sleep 0.1
       done

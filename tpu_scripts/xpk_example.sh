@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
-# The same job on GKE, with XPK (pip install xpk): an example, for a cluster that `xpk cluster create` has made.
+# Runs a job on GKE with XPK (pip install xpk): an example for a cluster made with `xpk cluster create`.
 # shellcheck source=lib.sh
 source "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
 DESCRIPTION="xpk_example.sh [options] -- COMMAND ...: submit COMMAND as an XPK workload.
-GKE starts it on every host, and again if it dies."
+GKE starts it on every host, and restarts it if it dies."
 ACCEPTED="project zone cluster job accelerator-type docker-image secrets flags max-restarts"
 parse_options "$@"
 [ ${#COMMAND[@]} -gt 0 ] || fail $EXIT_USAGE "no command; for example: xpk_example.sh -- rlaif run CONFIG --out /mnt/rlaif/demo"
@@ -15,8 +15,8 @@ workload=(xpk workload create --workload="$RLAIF_JOB" --cluster="$RLAIF_CLUSTER"
   --max-restarts="$RLAIF_MAX_RESTARTS" --restart-on-user-code-failure
   --command="cd /app && python tpu_scripts/probe_flags.py $(flag_set) -- $(quoted "${COMMAND[@]}")")
 if [ -n "$RLAIF_SECRETS" ]; then
-  # A name without a value: xpk takes the value from this environment. It then stands in the workload's pods, for
-  # everyone who may read pods in that namespace; a Kubernetes secret is better on a cluster that is shared.
+  # A name without a value: xpk takes the value from the environment. Everyone who may read pods in the namespace can then
+  # see it; on a shared cluster, use a Kubernetes secret instead.
   names=$(mktemp)
   trap 'rm -f "$names"' EXIT
   printf '%s\n' "${RLAIF_SECRETS//,/$'\n'}" >"$names"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -57,12 +58,12 @@ _NOTHING = {Mean: 0.0, Max: -jnp.inf, Min: jnp.inf}
 
 def merge(a: Metrics, b: Metrics) -> Metrics:
     """The metrics over the data of both. Both must have the same names."""
-    return {name: m.merge(b[name]) for name, m in a.items()}
+    return {name: type(m).merge(m, b[name]) for name, m in a.items()}  # type: ignore[arg-type]  # the same kind under each name
 
 
 def over_axis(stacked: Metrics) -> Metrics:
     """Merges metrics over the leading axis of their arrays (one entry per update)."""
-    reduce = {Mean: jnp.sum, Max: jnp.max, Min: jnp.min}
+    reduce: dict[type, Callable[..., jax.Array]] = {Mean: jnp.sum, Max: jnp.max, Min: jnp.min}
     return {name: type(m)(*(reduce[type(m)](x, axis=0) for x in m)) for name, m in stacked.items()}
 
 

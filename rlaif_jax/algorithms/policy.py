@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -27,7 +28,8 @@ class PolicyConfig:
     Attributes:
       loss: "clip": the clipped surrogate of PPO (arXiv 1707.06347, eq. 7). "cispo": -advantage * log p, weighted by the clipped
         ratio as a constant, so clipped tokens keep a gradient (arXiv 2506.13585). "sapo": a smooth gate instead of a clip
-        (arXiv 2511.20347). "reinforce": -advantage * log p, without a ratio.
+        (arXiv 2511.20347). "reinforce": -advantage * log p, without a ratio. Or your own function: a callable, "module:name" or
+        "file.py:name". `loss(logp, old_logp, advantages, mask, cfg)` returns the terms to minimise; all arrays (B, R).
       importance_level: "token": one ratio per token. "sequence": one ratio per response, the geometric mean over its tokens
         (GSPO, arXiv 2507.18071); use it with aggregation "sequence_mean" and clips of about 3e-4.
       clip_low, clip_high: the ratio is clipped to [1 - clip_low, 1 + clip_high]. A larger clip_high lets unlikely tokens grow
@@ -45,7 +47,7 @@ class PolicyConfig:
       rollout_correction_low, rollout_correction_high: bounds of the weight p_old / p_sampler.
     """
 
-    loss: str = "clip"
+    loss: Callable[..., jax.Array] | str = "clip"
     importance_level: str = "token"
     clip_low: float = 0.2
     clip_high: float = 0.2
@@ -66,7 +68,8 @@ class PolicyConfig:
             ),
         }  # fmt: skip
         for field, values in allowed.items():
-            if getattr(self, field) not in values:
+            own = field == "loss" and (callable(self.loss) or ":" in self.loss)
+            if not own and getattr(self, field) not in values:
                 raise UserError(f"policy.{field} is {getattr(self, field)!r}; expected one of {', '.join(values)}")
         if self.dual_clip and self.dual_clip <= 1.0 + self.clip_high:
             raise UserError(f"policy.dual_clip is {self.dual_clip}; expected 0 (off) or more than 1 + policy.clip_high")
@@ -81,12 +84,16 @@ def surrogate_terms(
 
     The third is -1 where the ratio was clipped at the lower bound, 1 at the upper one, else 0.
     """
+    if isinstance(cfg.loss, str) and ":" in cfg.loss:
+        raise UserError(f"policy.loss is the name of a function, {cfg.loss!r}; only `rlaif run` and `rlaif rl` import it")
     log_ratio = jnp.clip(logp - old_logp, -_LOG_RATIO_BOUND, _LOG_RATIO_BOUND)
     if cfg.importance_level == "sequence":
         mean = jnp.sum(log_ratio * mask, axis=1, keepdims=True) / jnp.maximum(jnp.sum(mask, axis=1, keepdims=True), 1.0)
         # The value of the sequence with the gradient of each token (GSPO-token). Their sum is the gradient of the sequence.
         log_ratio = jax.lax.stop_gradient(mean) + logp - jax.lax.stop_gradient(logp)
     ratio = jnp.exp(log_ratio)
+    if callable(cfg.loss):
+        return cfg.loss(logp, old_logp, advantages, mask, cfg), ratio, jnp.zeros_like(ratio)
     held = jnp.clip(ratio, 1.0 - cfg.clip_low, 1.0 + cfg.clip_high)
     if cfg.loss == "cispo":
         terms = -jax.lax.stop_gradient(held) * advantages * logp

@@ -1,7 +1,8 @@
-"""`rlaif launch`: starts the processes of a run, and starts them all again when one dies.
+"""`rlaif launch`: starts the processes of a run, and restarts all of them when one dies.
 
-A process that loses a peer is aborted without a Python exception, so nobody inside can mend it. The supervisor stands
-outside: as soon as one process ends badly it ends the others and begins anew; the run goes on from its last checkpoint.
+JAX aborts a process that loses a peer, without a Python exception, so the run cannot recover by itself. `rlaif launch` is a
+separate process, the supervisor: when one process fails, it ends the other ones and starts all again. The run continues
+from its last checkpoint.
 """
 
 from __future__ import annotations
@@ -26,12 +27,13 @@ class Launch:
     """How many processes to start and how to restart them.
 
     Attributes:
-      local: processes on this machine, with virtual CPU devices; 0 = one process, in the environment as it is (on each
-        host of a TPU or GPU cluster).
-      devices: virtual CPU devices of each process.
-      restarts: how often in a row to start again; the count begins anew once a start has lived for `healthy` seconds.
-      backoff: seconds before the first restart; doubled each time, at most a minute.
-      grace: seconds that the others have to end by themselves before they are killed.
+      local: number of processes on this machine, with virtual CPU devices. 0 = one process in the unchanged environment;
+        use it on each host of a TPU or GPU cluster.
+      devices: virtual CPU devices per process.
+      restarts: restarts in a row before giving up.
+      backoff: seconds before the first restart; doubled each time, at most 60.
+      healthy: a start that ran for more than this many seconds resets the count of restarts.
+      grace: seconds that processes have to end by themselves before they are killed.
     """
 
     local: int = 0
@@ -45,10 +47,10 @@ class Launch:
 def supervise(
     command: Sequence[str], cfg: Launch, say: Callable[[str], None], start: Callable[..., list] | None = None
 ) -> int:
-    """Runs `command` until all of its processes end well; returns the exit code.
+    """Runs `command` until all its processes succeed; returns the exit code.
 
-    0: all ended well. 2: a user's mistake, which a restart would repeat. EXIT_RESTART: the supervisor was told to stop and
-    the run is saved. Anything else: the code of the process that died last, after `restarts` restarts.
+    0: all succeeded. 2: a user's mistake, which is not restarted. EXIT_RESTART: the supervisor got SIGTERM or Ctrl-C and the
+    run is saved. Any other code: that of the process that died last, after `restarts` restarts.
     """
     begin = start or _start
     stop = threading.Event()
@@ -65,8 +67,8 @@ def supervise(
                 say(f"gave up after {cfg.restarts} restarts in a row; the last process to die had exit code {code}")
                 return code
             wait = 0.0 if code == EXIT_RESTART else min(cfg.backoff * 2 ** (failures - 1), 60.0)
-            why = "was told to stop and has saved" if code == EXIT_RESTART else f"died ({_reason(code)})"
-            say(f"a process {why}; all start again in {wait:.0f} s (restart {failures} of {cfg.restarts})")
+            why = "got a signal to stop and has saved" if code == EXIT_RESTART else f"died ({_reason(code)})"
+            say(f"a process {why}; restarting all processes in {wait:.0f} s (restart {failures} of {cfg.restarts})")
             if stop.wait(wait):
                 return code
     finally:
@@ -88,7 +90,7 @@ def _start(command: Sequence[str], cfg: Launch) -> list[subprocess.Popen]:
                 "JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags, "JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{port}",
                 "JAX_NUM_PROCESSES": str(cfg.local), "JAX_PROCESS_ID": str(index),
             }  # fmt: skip
-        # A session of its own: Ctrl-C reaches the supervisor alone, which then tells every process.
+        # In its own session: Ctrl-C reaches only the supervisor, which then sends SIGTERM to every process.
         processes.append(subprocess.Popen(list(command), env=env, start_new_session=True))
     return processes
 
@@ -100,11 +102,12 @@ def _free_port() -> int:
 
 
 def _watch(processes: list[subprocess.Popen], cfg: Launch, stop: threading.Event) -> int:
-    """Waits until all have ended well, or one has not; then ends the rest. The code: 0, or that of the first bad end."""
+    """Waits until all processes have succeeded or one has failed, then ends the rest. Returns 0 or the first failure's code."""
     while None in (codes := [p.poll() for p in processes]) and not any(codes) and not stop.is_set():
         time.sleep(0.05)
     code, told = next((c for c in codes if c), 0), stop.is_set()
-    # Told to stop, the processes save; after a death there is nothing to save with, but a mistake may be on its way out.
+    # After a signal, processes need the grace period to save. After a death they cannot save and are killed soon; but after a
+    # user's mistake, the other processes need time to print their own message.
     _end(processes, signal.SIGTERM if told else None, cfg.grace if told or code in (EXIT_RESTART, EXIT_USER_ERROR) else 2.0)
     codes = [p.returncode for p in processes]
     if told:
@@ -113,7 +116,7 @@ def _watch(processes: list[subprocess.Popen], cfg: Launch, stop: threading.Event
 
 
 def _end(processes: list[subprocess.Popen], number: int | None, grace: float) -> None:
-    """Tells them to end, waits, and kills those that have not."""
+    """Sends them the signal (None = no signal), waits `grace` seconds, and kills those that still run."""
     for process in processes:
         if number is not None and process.poll() is None:
             process.send_signal(number)
@@ -127,7 +130,7 @@ def _end(processes: list[subprocess.Popen], number: int | None, grace: float) ->
 
 
 def end_with_supervisor() -> None:
-    """In a process that `rlaif launch` started: ends it when the supervisor is gone, so that no two runs share a folder."""
+    """Called in a process that `rlaif launch` started: exits when the supervisor is gone, so that no two runs share a folder."""
     parent = os.environ.get(_PARENT)
     if parent is None:
         return
@@ -135,7 +138,7 @@ def end_with_supervisor() -> None:
     def watch() -> None:
         while os.getppid() == int(parent):
             time.sleep(1.0)
-        print("rlaif: the supervisor is gone; this process ends", file=sys.stderr)
+        print("rlaif: the supervisor is gone; exiting", file=sys.stderr)
         os._exit(1)
 
     threading.Thread(target=watch, daemon=True, name="supervisor-watch").start()

@@ -10,7 +10,7 @@ import typing
 from typing import Any
 
 from rlaif_jax.config.run_config import RunConfig
-from rlaif_jax.config.values import fields_of, section_type, to_dict
+from rlaif_jax.config.values import default_of, fields_of, section_type
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,17 +31,14 @@ def all_fields(kind: type = RunConfig, prefix: str = "") -> list[Field]:
         name, hint = f"{prefix}{field.name}", hints[field.name]
         inner = section_type(hint)
         entry = section_type(typing.get_args(hint)[1]) if typing.get_origin(hint) is dict else None
-        found.append(Field(name, _words(hint), None if inner else _default(field), docs.get(field.name, "")))
+        found.append(Field(name, _words(hint), None if inner else default_of(field), docs.get(field.name, "")))
         if name == "arms.NAME.rl":  # the fields of the run's `rl`, which are listed there
             continue
-        if inner or entry:
-            found += all_fields(inner or entry, f"{name}." if inner else f"{name}.NAME.")
+        if inner is not None:
+            found += all_fields(inner, f"{name}.")
+        elif entry is not None:
+            found += all_fields(entry, f"{name}.NAME.")
     return found
-
-
-def _default(field: dataclasses.Field) -> Any:
-    value = field.default_factory() if field.default is dataclasses.MISSING else field.default
-    return to_dict(value)
 
 
 def _words(hint: Any) -> str:
@@ -56,8 +53,8 @@ def _words(hint: Any) -> str:
 def field_docs(kind: type) -> dict[str, str]:
     """Field name -> what it means: from "Attributes:" of the class's docstring, else from the comment beside the field."""
     found = {}
-    for match in re.finditer(r"^    (\w+(?: = |: )[^#\n]*|\w+:[^#\n]*)  # (.+)$", inspect.getsource(kind), re.MULTILINE):
-        found[re.match(r"\w+", match[1])[0]] = match[2].strip()
+    for match in re.finditer(r"^    (\w+): [^#\n]*  # (.+)$", inspect.getsource(kind), re.MULTILINE):
+        found[match[1]] = match[2].strip()
     text = inspect.cleandoc(kind.__doc__ or "")
     block = text.partition("Attributes:\n")[2]
     for match in re.finditer(r"^  (\w+(?:, \w+)*): ((?:.+)(?:\n    .+)*)", block, re.MULTILINE):

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import importlib.resources
-import importlib.util
 import json
 import re
-import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +13,7 @@ from rlaif_jax.config.overrides import overridden
 from rlaif_jax.config.run_config import RunConfig
 from rlaif_jax.config.values import from_dict
 from rlaif_jax.errors import UserError
+from rlaif_jax.rewards.function import run_file
 
 
 def load_config(path: str | Path, overrides: Sequence[str] = (), say: Callable[[str], None] | None = None) -> RunConfig:
@@ -69,13 +68,8 @@ def _read(path: Path) -> Any:
 
 def _run_python(path: Path) -> RunConfig:
     """What `config()` of a Python file returns."""
-    name = f"rlaif_user_config_{path.stem}"
-    spec = importlib.util.spec_from_file_location(name, path)
-    module = importlib.util.module_from_spec(spec)
-    module.__rlaif_config__ = path.name  # a reward function of this file is called "file.py:name" on disk
-    sys.modules[name] = module
     try:
-        spec.loader.exec_module(module)
+        module = run_file(path)
         if not callable(getattr(module, "config", None)):
             raise UserError(f"{path}: a config file defines a function config() that returns a RunConfig")
         cfg = module.config()

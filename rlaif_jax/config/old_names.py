@@ -71,13 +71,14 @@ def upgraded(kind: type, values: Any, say: Callable[[str], None]) -> Any:
 def _with_arms(values: dict[str, Any], say: Callable[[str], None]) -> dict[str, Any]:
     """Before there were arms: `rl_rules` were those of the reward model's arm, `judge.rules` and `rl_judge` the judge's."""
     judge = values.get("judge")
-    old = [name for name in ("rl_rules", "rl_judge") if name in values]
+    old: list[str] = [name for name in ("rl_rules", "rl_judge") if name in values]
     if isinstance(judge, Mapping) and "rules" in judge:
         old.append("judge.rules")
     if not old or "arms" in values:
         return values
     say(f"note: {', '.join(old)} of an earlier version became arms.rl and arms.rl_judge")
-    first, second = values.pop("rl_rules", None) or {}, {}
+    first: Mapping[str, Any] = values.pop("rl_rules", None) or {}
+    second: Mapping[str, Any] = {}
     own = values.pop("rl_judge", None)
     if isinstance(judge, Mapping):
         second = judge.get("rules") or {}

@@ -12,7 +12,7 @@ from typing import Any
 
 from rlaif_jax.config import old_names
 from rlaif_jax.config.run_config import RunConfig
-from rlaif_jax.config.values import Text, fields_of, from_dict, known_field, parsed, plain, section_type
+from rlaif_jax.config.values import Text, default_of, fields_of, from_dict, known_field, parsed, plain, section_type
 from rlaif_jax.errors import UserError
 
 
@@ -110,9 +110,7 @@ class _Fresh(dict):
         self._kind = kind
 
     def __missing__(self, name: str) -> Any:
-        field = next(f for f in dataclasses.fields(self._kind) if f.name == name)
-        default = field.default_factory() if field.default is dataclasses.MISSING else field.default
-        self[name] = plain(default)
+        self[name] = default_of(next(f for f in dataclasses.fields(self._kind) if f.name == name))
         return self[name]
 
 

@@ -149,6 +149,6 @@ class RunConfig:
         return self.rl if arm is None or arm.rl is None else arm.rl
 
     @property
-    def max_prompt(self) -> int:
+    def max_prompt_tokens(self) -> int:
         """Tokens of the longest prompt that is sampled from: the largest limit of all arms."""
         return max([self.rl_of(name).max_prompt_tokens for name in self.all_arms()], default=self.rl.max_prompt_tokens)

@@ -60,13 +60,14 @@ def _trained_here(scalar: RewardConfig | None) -> RewardConfig | None:
 _ALWAYS = ("seed", "model")
 _TRAINED = (*_ALWAYS, "lora")
 _FEEDBACK = ("feedback", "judge", "language")
-_LABELLED = ("data.labelled", "data.labelled_eval", "data.labelled_val", "data.grader_share", "data.eval_fraction")
-_PAIRS = ("data.pairs", "data.pairs_eval", "data.grader_share", "data.eval_fraction", "curate")
+_KINDS_OF_ROWS = ("sft", "reward.loss", "reward.folder", "grader.loss", "grader.folder", "dpo")  # which files are read at all
+_LABELLED = (*_KINDS_OF_ROWS, "data.labelled", "data.labelled_eval", "data.labelled_val", "data.grader_share", "data.eval_fraction")
+_PAIRS = (*_KINDS_OF_ROWS, "data.pairs", "data.pairs_eval", "data.grader_share", "data.eval_fraction", "curate")
 
 TOKENIZER = Stage(
     "tokenizer", "tokenizer", "", "write the bundled corpus (where no data.root is set) and train or copy the tokenizer",
     lambda cfg: cfg.tokenizer, "", lambda cfg: (),
-    (*_ALWAYS, "tokenizer", "data", "feedback", "judge", "reward", "dpo", "language", "evaluation"),
+    (*_ALWAYS, "tokenizer", "data", "feedback", "judge", "reward", "grader", "dpo", "language", "evaluation"),
 )  # fmt: skip
 SFT = Stage(
     "sft", "train", "after supervised fine-tuning", "supervised fine-tuning on (prompt, response) examples",
@@ -88,12 +89,12 @@ CURATE = Stage(
 REWARD = Stage(
     "reward", "train", "a reward model: its one logit scores an answer", "train the reward model on preference pairs",
     lambda cfg: _trained_here(cfg.reward), "set reward={} without a folder",
-    lambda cfg: (TOKENIZER, start_of(cfg.reward.init), CURATE),
+    lambda cfg: (TOKENIZER, *starts_of(cfg.reward), CURATE),
     (*_TRAINED, *_PAIRS, *_LABELLED, "reward", "dpo", "data.root", "data.sft"), leaves="scalar",
 )  # fmt: skip
 GRADER = Stage(
     "grader", "train", "an independent evaluator: its one logit scores an answer", "train the independent evaluator",
-    lambda cfg: _trained_here(cfg.grader), "set grader={} without a folder", lambda cfg: (TOKENIZER, start_of(cfg.grader.init)),
+    lambda cfg: _trained_here(cfg.grader), "set grader={} without a folder", lambda cfg: (TOKENIZER, *starts_of(cfg.grader)),
     (*_TRAINED, *_PAIRS, *_LABELLED, "grader", "reward", "dpo", "data.root", "data.sft"), leaves="scalar",
 )  # fmt: skip
 PRINCIPLES = Stage(
@@ -126,7 +127,7 @@ def arm_stage(name: str, arm: ArmConfig) -> Stage:
     return Stage(
         name, "rl", f"after RL against {against}", "reinforcement learning: GRPO, or PPO where the config has a critic",
         section, f"set arms.{name}={{...}}", needs,
-        (*_TRAINED, *_FEEDBACK, "rl", "arms", "reward", "data.root", "data.prompts"), leaves="policy",
+        (*_TRAINED, *_FEEDBACK, "rl", "arms", "sft", "reward", "data.root", "data.prompts"), leaves="policy",
     )  # fmt: skip
 
 
@@ -148,9 +149,10 @@ REPORT = Stage(
 STAGES = (*_BEFORE_ARMS, EVALUATE, REPORT)  # without those of the arms, which each config names
 
 
-def start_of(init: str) -> Stage:
-    """The stage whose weights a model starts from: `init` sft, base (before any training: only the tokenizer) or feedback."""
-    return {"sft": SFT, "base": TOKENIZER, "feedback": FEEDBACK}[init]
+def starts_of(scalar: RewardConfig | None) -> tuple[Stage, ...]:
+    """The stage whose weights a scalar model starts from; none for `init` base."""
+    starts = {"sft": (SFT,), "feedback": (FEEDBACK,)}
+    return () if scalar is None else starts.get(scalar.init, ())
 
 
 def stages_of(cfg: RunConfig) -> dict[str, Stage]:

@@ -26,6 +26,13 @@ def fields_of(kind: type) -> dict[str, Any]:
     return typing.get_type_hints(kind)
 
 
+def default_of(field: dataclasses.Field) -> Any:
+    """A field's default in its plain form; None where it has none."""
+    if field.default_factory is not dataclasses.MISSING:
+        return plain(field.default_factory())
+    return None if field.default is dataclasses.MISSING else plain(field.default)
+
+
 def known_field(name: str, kind: type, where: str) -> None:
     """UserError with a suggestion where a section has no such field."""
     hints = fields_of(kind)
@@ -38,7 +45,7 @@ def known_field(name: str, kind: type, where: str) -> None:
 def section_type(kind: Any) -> type | None:
     """The dataclass in an annotation such as `CriticConfig | None`; None where there is none."""
     options = typing.get_args(kind) if isinstance(kind, types.UnionType) else (kind,)
-    return next((option for option in options if dataclasses.is_dataclass(option)), None)
+    return next((option for option in options if isinstance(option, type) and dataclasses.is_dataclass(option)), None)
 
 
 def from_dict(kind: type, values: Any, where: str = "", say: Callable[[str], None] | None = None) -> Any:
@@ -73,7 +80,7 @@ def _checked(value: Any, kind: Any, where: str, say: Callable[[str], None]) -> A
     """`value` as the annotated type, or an error that says what was expected and found."""
     if isinstance(value, Text) and kind is not str:
         value = parsed(value)
-    if dataclasses.is_dataclass(kind):
+    if isinstance(kind, type) and dataclasses.is_dataclass(kind):
         if kind is FunctionConfig and (callable(value) or isinstance(value, str)):
             value = {"function": value}
         return value if isinstance(value, kind) else _section(kind, value, where, say)

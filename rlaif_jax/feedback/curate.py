@@ -19,6 +19,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from rlaif_jax.data.records import PreferencePair, Prompt
+from rlaif_jax.data.streams import stream
 from rlaif_jax.errors import UserError
 from rlaif_jax.feedback.agents import Agent
 from rlaif_jax.feedback.debate import Debate, debate
@@ -122,8 +123,8 @@ def _curate_chunk(
     queries = [r.prompt for r in records]
     examples = retriever(queries, cfg.examples) if retriever and cfg.examples else [[] for _ in queries]
     requests = [
-        author.prompts.request("candidate", max_tokens=cfg.max_tokens, temperature=cfg.temperature, seed=seed * 1009 + k,
-                               query=q, examples=shown)
+        author.prompts.request("candidate", max_tokens=cfg.max_tokens, temperature=cfg.temperature,
+                               seed=stream(seed, f"curate/{k}"), query=q, examples=shown)
         for q, shown in zip(queries, examples, strict=True)
         for k in range(cfg.candidates)
     ]  # fmt: skip

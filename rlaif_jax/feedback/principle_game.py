@@ -23,6 +23,7 @@ from rich.console import Console
 from rich.progress import Progress
 
 from rlaif_jax.data.records import LabelledResponse
+from rlaif_jax.data.streams import stream
 from rlaif_jax.errors import UserError
 from rlaif_jax.feedback.agents import Agent
 from rlaif_jax.feedback.json_replies import parse_json
@@ -138,7 +139,7 @@ class PrincipleGame:
         queries = rng.sample(self._queries, min(self._cfg.games, len(self._queries)))
         requests = [
             self._agent.prompts.request(
-                "generator", max_tokens=self._cfg.reply_tokens, temperature=1.0, seed=self._seed * 1000 + number,
+                "generator", max_tokens=self._cfg.reply_tokens, temperature=1.0, seed=stream(self._seed, f"principles/{number}"),
                 strategies=strategies, query=q)
             for q in queries
         ]  # fmt: skip

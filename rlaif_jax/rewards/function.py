@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
-import importlib.util
 import sys
 import threading
 import traceback
+import types
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -70,8 +70,9 @@ def resolve(function: Score | str) -> Score:
     if callable(function):
         return function
     place, _, name = function.rpartition(":")
+    _make_importable(Path.cwd())
     try:
-        module = _run_file(Path(place)) if place.endswith(".py") else importlib.import_module(place)
+        module = run_file(Path(place)) if place.endswith(".py") else importlib.import_module(place)
     except ImportError as error:
         raise UserError(f"reward function {function!r}: {place} cannot be imported ({error})") from error
     found: Any = module
@@ -82,12 +83,22 @@ def resolve(function: Score | str) -> Score:
     return found
 
 
-def _run_file(path: Path) -> Any:
-    if not path.exists():
-        raise UserError(f"reward function: the file {path} does not exist (looked for from {Path.cwd()})")
-    spec = importlib.util.spec_from_file_location(f"rlaif_reward_{path.stem}", path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+def _make_importable(folder: Path) -> None:
+    """Lets the user's files import one another, after everything that is installed."""
+    if (place := str(folder.resolve())) not in sys.path:
+        sys.path.append(place)
+
+
+def run_file(path: Path) -> Any:
+    """A Python file as a module. Functions in it are called "file.py:name" on disk. UserError where there is no such file."""
+    if not path.is_file():
+        raise UserError(f"the file {path} does not exist (looked for from {Path.cwd()})")
+    _make_importable(path.parent)
+    name = f"rlaif_user_{path.stem}"
+    module = types.ModuleType(name)
+    module.__dict__.update(__file__=str(path), __rlaif_config__=path.name)
+    sys.modules[name] = module  # dataclasses and pickling look a class's module up there
+    exec(compile(path.read_bytes(), str(path), "exec"), module.__dict__)
     return module
 
 

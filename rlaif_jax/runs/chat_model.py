@@ -23,7 +23,7 @@ from rlaif_jax.runs.folder import Run
 from rlaif_jax.runs.models import RunModels
 from rlaif_jax.sampling.filters import SamplingConfig, traced
 from rlaif_jax.sampling.sampler import make_sampler
-from rlaif_jax.sampling.stream import make_stream
+from rlaif_jax.sampling.stream import Stream, make_stream
 from rlaif_jax.sharding.mesh import MeshConfig, make_mesh
 from rlaif_jax.sharding.placement import Placement
 
@@ -116,7 +116,7 @@ class Answerer:
         self._make_stream = lambda: make_stream(
             model.params, model.cfg, axes, model.place, max_tokens=sampling.max_tokens, pad_id=pad_id
         )  # fmt: skip
-        self._stream = None
+        self._stream: Stream | None = None
         self._calls = 0
         self.seconds = 0.0
 
@@ -134,9 +134,9 @@ class Answerer:
     def stream(self, messages: Messages) -> Iterator[str]:
         """One answer piece by piece; the bytes of a half-finished character are held back."""
         batch = self._model.batch([self._model.encode(messages)], 1)
-        self._stream = self._stream or self._make_stream()
+        stream = self._stream = self._stream or self._make_stream()
         decoder = StreamDecoder(self._model.tokenizer)
-        for tokens in self._stream(*batch, self._seed, self._calls, self._sampling):
+        for tokens in stream(*batch, self._seed, self._calls, self._sampling):
             yield "".join(decoder.push(int(t)) for t in tokens)
         yield decoder.flush()
         self._calls += 1

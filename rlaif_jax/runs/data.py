@@ -9,12 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from rlaif_jax.config import DpoConfig, RewardConfig, SourceConfig
-from rlaif_jax.config.stages import CURATE, TOKENIZER
+from rlaif_jax.config.stages import CURATE, FEEDBACK, SFT, TOKENIZER, Stage
 from rlaif_jax.data import corpus, pipelines
 from rlaif_jax.data.audit import without_leaks
 from rlaif_jax.data.records import LabelledResponse, PreferencePair, Prompt, Record, SftExample
 from rlaif_jax.data.rows import encode_sft, labelled_rows, pair_rows, sft_rows, verdict_rows
 from rlaif_jax.data.sources import load
+from rlaif_jax.data.streams import stream
 from rlaif_jax.data.tokenizer import Segment, Tokenizer, chat_segment, encode_records
 from rlaif_jax.feedback.curate import read_items
 from rlaif_jax.feedback.principles import read_rules
@@ -94,7 +95,7 @@ class RunData:
 
     def sft_batches(self, tokenizer: Tokenizer) -> tuple[Any, Callable[[], Iterable[dict]], dict[str, Any]]:
         """(training iterator, held-out pass, facts)."""
-        cfg, seed = self._run.cfg.sft, self._run.cfg.seed
+        cfg, seed = self._run.cfg.sft, self.seed(SFT, "rows")
         train, held_out = self.split(SftExample, self._cfg.sft, self._cfg.sft_eval)
         encoded = [encode_sft(part, tokenizer, cfg.max_length) for part in (train, held_out)]
         self._too_long("SFT examples", encoded[0].dropped + encoded[1].dropped, cfg.max_length)
@@ -125,7 +126,7 @@ class RunData:
 
         A training batch is {"roles": packed transcripts, "verdicts": pairs}; the held-out pass has the pairs only.
         """
-        cfg, seed = self._run.cfg.feedback, self._run.cfg.seed
+        cfg, seed = self._run.cfg.feedback, self.seed(FEEDBACK, "roles")
         transcripts, pairs = self.transcripts()
         held = len(pairs) // 20 or 1
 
@@ -143,7 +144,7 @@ class RunData:
         self._too_long("transcripts", roles.dropped, cfg.max_length)
         self._too_long("pairs of verdicts", verdicts.dropped + held_rows.dropped, pair_length)
         role_batches, _ = self._batches(role_rows, role_rows, cfg.train.batch_size, seed)
-        pair_batches, held_pass = self._batches(verdicts, held_rows, cfg.pair_batch_size, seed)
+        pair_batches, held_pass = self._batches(verdicts, held_rows, cfg.pair_batch_size, self.seed(FEEDBACK, "pairs"))
         facts = {"transcripts": len(roles), "verdict_pairs": len(verdicts), "held_out": len(held_rows)}
         joined = pipelines.JoinedBatches({"roles": role_batches, "verdicts": pair_batches})
         return joined, lambda: ({"verdicts": b} for b in held_pass()), facts
@@ -256,6 +257,10 @@ class RunData:
         seen = {r.prompt for r in self.records(Prompt, self._cfg.prompts)}
         unique = {r.prompt: r for r in self.records(Prompt, self._cfg.eval_prompts) if r.prompt not in seen}
         return list(unique.values())[: limit or None]
+
+    def seed(self, stage: Stage, use: str) -> int:
+        """The seed of one use of randomness in a stage."""
+        return stream(self._run.cfg.seed, f"{stage.name}/{use}")
 
     def _batches(self, rows, held_rows, batch_size: int, seed: int):
         mine = host_rows(self._run.place, batch_size)

@@ -46,7 +46,7 @@ class RunModels:
         return resolve(self._run.cfg.model).with_vocab(self.tokenizer.vocab_size)
 
     def fresh_policy(self) -> Any:
-        """Initial weights from the run's seed (to be called under jit)."""
+        """Initial weights from the run's seed itself, so that run folders of every version agree (to be called under jit)."""
         return transformer.init(self.config, jax.random.key(self._run.cfg.seed))
 
     def policy(self, name: str) -> Any:

@@ -33,7 +33,7 @@ class RunRewards:
         one copy is in memory.
         """
         run, models = self._run, self._models
-        cfg = {REWARD.name: run.cfg.reward, GRADER.name: run.cfg.grader}[name]
+        cfg = run.cfg.grader if name == GRADER.name else run.cfg.reward
         if cfg is None:
             raise UserError(f"the run {run.cfg.name!r} has no {name}: its config section is None")
         if cfg.folder:

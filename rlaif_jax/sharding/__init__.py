@@ -1,11 +1,12 @@
-"""Mesh, rules, placement and movement of parameter trees; usable alone by other JAX projects (see docs/sharding.md).
+"""Sharding tools: meshes, logical axis rules, shardings of parameter trees, resharding. Any JAX project can use this package
+without the rest of rlaif_jax; see docs/sharding.md.
 
     mesh = make_mesh(MeshConfig(data=-1, fsdp=2, tensor=2))
     place = Placement(mesh)
     shardings = place.tree(logical_axes, abstract_params)
     params = jax.jit(init, out_shardings=shardings)(key)
 
-Importing sets no flag and starts nothing.
+Importing the package sets no flag and starts no backend.
 """
 
 from rlaif_jax.errors import UserError

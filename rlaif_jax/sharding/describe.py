@@ -1,4 +1,4 @@
-"""Who holds what: a table of every array's spec, its part on one device, and what had to be repaired."""
+"""A table of every array's PartitionSpec, its shard on one device, its bytes, and the dimensions that could not be sharded."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _MOST_RUNS = 6
 
 @dataclasses.dataclass(frozen=True)
 class Line:
-    """One array; `part` is the shape of what one device of its mesh holds."""
+    """One array; `part` is the shape of its shard on one device of its mesh."""
 
     name: str
     shape: tuple[int, ...]
@@ -39,9 +39,9 @@ class Line:
 
 @dataclasses.dataclass(frozen=True)
 class Description:
-    """The table; `print` it, give `rich()` to a rich console, or read `lines`.
+    """The table: `print` it, pass `rich()` to a rich console, or read `lines`.
 
-    `unmatched` are the repairs of names that are not in the table; they are listed below it.
+    `unmatched` holds repairs whose names are not in the table; they are printed below it.
     """
 
     lines: tuple[Line, ...]
@@ -49,9 +49,9 @@ class Description:
 
     @property
     def device_bytes(self) -> int:
-        """Bytes of the whole tree on one device; on several meshes, on the device that holds most.
+        """Bytes of the tree on one device; with several meshes, on the device that holds most.
 
-        Abstract meshes count as if they shared their devices.
+        Abstract meshes are assumed to share their devices.
         """
         return most_on_a_device((line.mesh, line.device_size) for line in self.lines)
 
@@ -61,7 +61,7 @@ class Description:
         return tuple(mesh for mesh, _ in bytes_by_mesh((line.mesh, 0) for line in self.lines))
 
     def _rows(self) -> list[tuple[str, ...]]:
-        """The head and one row per line, escaped; with a column for the mesh where there are several."""
+        """The header and one row per line, escaped; with several meshes, also a column for the mesh."""
         numbers = {mesh_key(mesh): str(i) for i, mesh in enumerate(self.meshes, 1)}
         head, rows = list(_COLUMNS), [
             [line.name, _shape(line.shape), line.dtype, spec_text(line.spec), _shape(line.part), f"{line.size:,}",
@@ -75,7 +75,7 @@ class Description:
         return [tuple(map(printable, row)) for row in (head, *rows)]
 
     def _titles(self) -> list[str]:
-        """One title per mesh, and one for all where there are several."""
+        """One title per mesh; with several meshes, also one for the total."""
         totals = bytes_by_mesh((line.mesh, line.size) for line in self.lines)
         on_one = bytes_by_mesh((line.mesh, line.device_size) for line in self.lines)
         titles, several = [], len(totals) > 1
@@ -102,7 +102,7 @@ class Description:
         return "\n".join([*self._titles(), *text, *self._below()])
 
     def rich(self) -> Any:
-        """The table for a rich console; lines with a repair are marked."""
+        """The table for a rich console; lines with a repair are yellow."""
         from rich.table import Table
         from rich.text import Text
 
@@ -115,10 +115,10 @@ class Description:
 
 
 def describe(tree: Any, shardings: Any = None, repairs: Sequence[Repair] = ()) -> Description:
-    """The table of a tree of arrays as they lie; or of ShapeDtypeStructs with the shardings that they are to have.
+    """The table of a tree of sharded arrays, or of ShapeDtypeStructs with the `shardings` that you plan for them.
 
-    `repairs` (see `Placement.repairs`) become notes; those of other names are listed below the table. Works for any mesh,
-    also one whose devices are not there, and for trees on several. UserError for a repair whose name two arrays share.
+    `repairs` (see `Placement.repairs`) become notes; repairs of names that are not in the tree are listed below the table.
+    Works on abstract meshes and on trees that use several meshes. UserError if two arrays share the name of a repair.
     """
     leaves = placed_leaves(tree, shardings)
     names = [name for name, _, _ in leaves]
@@ -137,24 +137,24 @@ def describe(tree: Any, shardings: Any = None, repairs: Sequence[Repair] = ()) -
 
 
 def placed_leaves(tree: Any, shardings: Any = None) -> list[tuple[str, Any, NamedSharding]]:
-    """(name, array, its NamedSharding) of every leaf; UserError for a leaf that has none, or for an empty tree."""
+    """(name, array, NamedSharding) of every leaf; UserError for a leaf without a NamedSharding and for an empty tree."""
     if shardings is None:
         shardings = jax.tree.map(lambda x: getattr(x, "sharding", None), tree)
     structure: Any = jax.tree.structure(tree)  # JAX gives it no type
     found = structure.flatten_up_to(shardings)
     out = [(name, x, s) for (name, x), s in zip(named_leaves(tree), found, strict=True)]
     if not out:
-        raise UserError("the tree holds no array")
+        raise UserError("the tree has no arrays")
     for name, x, sharding in out:
         if not isinstance(sharding, NamedSharding):
-            raise UserError(f"{name} lies on no mesh ({sharding}); place it first, or pass its shardings")
+            raise UserError(f"{name} is not on a mesh (its sharding is {sharding}); shard it first, or pass shardings=")
         if not hasattr(x, "shape") or not hasattr(x, "dtype"):
-            raise UserError(f"{name} is a {type(x).__name__}; pass an array or a ShapeDtypeStruct in its place")
+            raise UserError(f"{name} is a {type(x).__name__}; pass an array or a ShapeDtypeStruct instead")
     return out
 
 
 def _devices(mesh: AnyMesh) -> str:
-    """The numbers of a mesh's devices in its order, as "devices 0-3, 7"; those of large meshes to some length."""
+    """The ids of a mesh's devices in mesh order, as "devices 0-3, 7"; a long list is cut off."""
     if not isinstance(mesh, Mesh):
         return "abstract"
     ids = np.array([d.id for d in mesh.devices.flat])
@@ -168,6 +168,6 @@ def _shape(shape: Sequence[int]) -> str:
 
 
 def spec_text(spec: PartitionSpec) -> str:
-    """A spec in words, the same with every version of JAX: "-, fsdp, tensor", "data+fsdp", or "whole"."""
+    """A spec as text, the same with every version of JAX: "-, fsdp, tensor", "data+fsdp", or "replicated"."""
     parts = ("-" if p is None else p if isinstance(p, str) else "+".join(p) for p in spec)
-    return ", ".join(parts) or "whole"
+    return ", ".join(parts) or "replicated"

@@ -1,6 +1,6 @@
-"""One call that makes several processes one program: on Cloud TPU, on hosts with GPUs, or on this machine alone.
+"""Starts JAX's distributed runtime: on Cloud TPU, on GPU hosts, or with several processes on one machine.
 
-    init_distributed()        # before anything else touches a device; with one process it does nothing
+    init_distributed()        # call it before anything else uses a device; with one process it does nothing
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _SLURM = ("SLURM_JOB_ID", "SLURM_STEP_NODELIST", "SLURM_NTASKS", "SLURM_PROCID",
 
 @dataclasses.dataclass(frozen=True)
 class Processes:
-    """Which process this is, of how many, and what said so: "one", "variables", "slurm" or "tpu"."""
+    """This process's index, the number of processes, and where both come from: "one", "variables", "slurm" or "tpu"."""
 
     index: int
     count: int
@@ -34,11 +34,11 @@ class Processes:
 def init_distributed(
     timeout: int = 300, env: Mapping[str, str] | None = None, say: Callable[[str], None] = lambda text: None
 ) -> Processes:
-    """Joins the processes of this program, as the environment says; see `settings`. Waits `timeout` seconds for the others.
+    """Connects this process to the other processes of the program, which it finds in the environment (see `settings`).
 
-    If they do not come, JAX aborts the process and cannot be kept from it; so `say` is told before the waiting begins.
-    Several processes on CPU devices talk through gloo, and compile what they run: whether a program that is read back from a
-    cache on disk keeps the order of its collectives has not been checked. UserError for variables that make no sense.
+    Waits at most `timeout` seconds for the other processes. If one does not connect, JAX aborts this process and nothing can
+    catch that; so `say` gets a message before the wait. On CPU devices, several processes use gloo and no compilation cache:
+    it is untested whether a cached program keeps the order of its collectives. UserError for invalid variables.
     """
     env = os.environ if env is None else env
     source, found = settings(env, on_tpu_host())
@@ -46,9 +46,9 @@ def init_distributed(
         return Processes(0, 1, source)
     if found.get("process_id") == 0:
         _require_free(found["coordinator_address"])
-        say(f"waits at {found['coordinator_address']} for {found['num_processes'] - 1} other processes, at most {timeout} s")
+        say(f"waiting at {found['coordinator_address']} for {found['num_processes'] - 1} other processes, at most {timeout} s")
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
-    # The last barrier of a process that leaves: one that met a mistake alone must not wait for the others for long.
+    # At exit, JAX waits for all processes; one that exits early because of a mistake must not wait long for the other ones.
     jax.distributed.initialize(**found, initialization_timeout=timeout, shutdown_timeout_seconds=60)
     if jax.default_backend() == "cpu":
         jax.config.update("jax_enable_compilation_cache", False)
@@ -56,14 +56,14 @@ def init_distributed(
 
 
 def settings(env: Mapping[str, str], tpu: bool) -> tuple[str, dict[str, Any]]:
-    """(source, arguments of jax.distributed.initialize), the first of these that applies:
+    """Returns (source, arguments of jax.distributed.initialize). The first source that applies is used:
 
-    * "variables": JAX_COORDINATOR_ADDRESS (host:port of process 0), JAX_NUM_PROCESSES, JAX_PROCESS_ID.
-    * "slurm": inside `srun` with more than one task. With one task on each node it takes all of the node's GPUs
-      (SLURM_GPUS_ON_NODE); with several, one each, as JAX does.
-    * "tpu": on a Cloud TPU host, unless JAX_PLATFORMS names others or TPU_SKIP_MDS_QUERY is set; JAX asks the metadata
-      server (or GKE's variables) for the rest, slices included.
-    * "one": none of them.
+    * "variables": JAX_COORDINATOR_ADDRESS (host:port of process 0), JAX_NUM_PROCESSES and JAX_PROCESS_ID are set.
+    * "slurm": inside `srun` with more than one task. With one task per node, a task uses all GPUs of the node
+      (SLURM_GPUS_ON_NODE); with several tasks per node, one GPU each, which is JAX's default.
+    * "tpu": on a Cloud TPU host, unless JAX_PLATFORMS excludes TPUs or TPU_SKIP_MDS_QUERY is set. JAX gets the rest, slices
+      included, from the metadata server or from GKE's variables.
+    * "one": none of these; a single process.
     """
     if any(name in env for name in VARIABLES):
         return _from_variables(env)
@@ -86,12 +86,12 @@ def _from_variables(env: Mapping[str, str]) -> tuple[str, dict[str, Any]]:
     missing = [name for name in VARIABLES if name not in env]
     if env.get("JAX_NUM_PROCESSES") == "1" and VARIABLES[0] in missing:
         return "one", {}
-    if missing:  # or each host would believe that it is alone
+    if missing:  # else each host would run as a single process
         there = ", ".join(name for name in VARIABLES if name in env)
         raise UserError(f"{there} is set, but {', '.join(missing)} is not; all three are needed")
     address, count, index = (env[name] for name in VARIABLES)
     if not (count.isdigit() and index.isdigit() and 0 <= int(index) < int(count)):
-        raise UserError(f"JAX_NUM_PROCESSES={count} and JAX_PROCESS_ID={index}: expected a count, and a number below it")
+        raise UserError(f"JAX_NUM_PROCESSES={count} and JAX_PROCESS_ID={index}: expected a count and an index below it")
     host, _, port = address.rpartition(":")
     if not host or not port.isdigit() or not 0 < int(port) < 65536:
         raise UserError(f"JAX_COORDINATOR_ADDRESS={address}: expected host:port of process 0")
@@ -101,7 +101,7 @@ def _from_variables(env: Mapping[str, str]) -> tuple[str, dict[str, Any]]:
 
 
 def _require_free(address: str) -> None:
-    """UserError if another program listens on the port; JAX may end the process with a segmentation fault there."""
+    """UserError if another program listens on the port; JAX may crash with a segmentation fault in that case."""
     with socket.socket() as server:
         server.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
@@ -111,6 +111,6 @@ def _require_free(address: str) -> None:
 
 
 def on_tpu_host() -> bool:
-    """Whether this machine has TPU chips and their library (looked for in /dev: asking JAX would start the backend)."""
+    """Whether this machine has TPU chips and libtpu. Looks in /dev, because asking JAX would start the backend."""
     chips = [*Path("/dev").glob("accel[0-9]*"), *Path("/dev/vfio").glob("[0-9]*")]
     return bool(chips) and importlib.util.find_spec("libtpu") is not None

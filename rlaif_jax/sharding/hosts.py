@@ -1,8 +1,8 @@
-"""Several processes as one program: values and barriers between them (rows of batches: see `placement`).
+"""Values and barriers between processes. For the rows of a batch, see `placement`.
 
-Values go through JAX's coordination service and not over the devices, so they may be waited for as long as it takes, in
-any thread, while the devices work. Every process makes the same calls in the same order (per `name`). With one process,
-all of this does nothing.
+Values go through JAX's coordination service, not over the devices. So a call may wait for hours, and in any thread, while the
+devices compute. Every process must make the same calls in the same order (per `name`). With one process, there is nothing to
+wait for.
 """
 
 from __future__ import annotations
@@ -21,28 +21,28 @@ from rlaif_jax.errors import UserError
 
 T = TypeVar("T")
 _DAY = 24 * 3600.0
-_PART = 2**20  # characters of one entry in the service
-_calls: dict[str, int] = {}  # how often each name was used: the service wants every key to be new
+_PART = 2**20  # characters per entry of the coordination service
+_calls: dict[str, int] = {}  # uses of each name: the service needs a new key for each call
 _lock = threading.Lock()
 
 
 def is_first() -> bool:
-    """Whether this is process 0, the one that writes files and talks to the user."""
+    """Whether this is process 0, which writes files and prints for the user."""
     return jax.process_index() == 0
 
 
 def barrier(name: str = "barrier", timeout: float = _DAY) -> None:
-    """Returns when every process is here; RuntimeError after `timeout` seconds."""
+    """Returns when every process has called it; RuntimeError after `timeout` seconds."""
     if jax.process_count() > 1:
         _service().wait_at_barrier(_key(name), int(timeout * 1000))
 
 
 def connect(mesh: Mesh) -> None:
-    """Has all devices of a mesh meet once over every set of its axes; only several processes on CPU devices need it.
+    """Runs one collective over every set of mesh axes. Only several processes on CPU devices need it; else it does nothing.
 
-    They talk through gloo, which connects a set of devices at its first collective and then waits 30 s for the late ones
-    and no longer; on a busy machine one process may compile that much longer than another. Here all come at one time,
-    and of those that are connected XLA waits for half an hour.
+    CPU processes communicate through gloo. gloo connects a set of devices at their first collective and waits only 30 s for
+    a late process; on a busy machine, compile times differ by more than that. Here every process compiles first and then meets
+    at a barrier. After the devices are connected, XLA waits half an hour for a late process.
     """
     if jax.process_count() == 1 or mesh.devices.flat[0].platform != "cpu":
         return
@@ -60,9 +60,9 @@ def connect(mesh: Mesh) -> None:
 
 
 def broadcast(value: Any, name: str = "value", timeout: float = _DAY) -> Any:
-    """Process 0's value (anything that JSON can hold; tuples come as lists), on every process.
+    """Returns process 0's value on every process. It must be JSON-serializable; tuples arrive as lists.
 
-    TypeError on all of them where JSON cannot hold it.
+    TypeError on every process for a value that is not serializable.
     """
     if jax.process_count() == 1:
         return _value(_entry(value))
@@ -70,7 +70,7 @@ def broadcast(value: Any, name: str = "value", timeout: float = _DAY) -> Any:
 
 
 def all_values(value: Any, name: str = "values", timeout: float = _DAY) -> list[Any]:
-    """Every process's value (as in `broadcast`), in the order of the processes, on every process."""
+    """Returns the list of all processes' values (see `broadcast`), in process order, on every process."""
     if jax.process_count() == 1:
         return [_value(_entry(value))]
     service, key, wait = _service(), _key(name), int(timeout * 1000)
@@ -83,9 +83,9 @@ def all_values(value: Any, name: str = "values", timeout: float = _DAY) -> list[
 
 
 def on_first(work: Callable[[], T], name: str = "work") -> T:
-    """work() on process 0 alone; its value (as in `broadcast`) or its UserError on every process.
+    """Runs work() on process 0 only; returns its value (see `broadcast`) or raises its UserError on every process.
 
-    The others wait, without a limit that matters. Any other error of process 0 is a RuntimeError on them.
+    The other processes wait for up to a day. If process 0 raises any other error, they raise a RuntimeError.
     """
     if jax.process_count() == 1:
         return _value(_entry(work()))
@@ -104,11 +104,11 @@ def on_first(work: Callable[[], T], name: str = "work") -> T:
 
 
 def _entry(value: Any) -> str:
-    """What is told of a value: its JSON, or that it has none, so that nobody waits for it."""
+    """The value as JSON; or the error if it is not serializable, so that the other processes raise it and do not wait."""
     try:
         return json.dumps({"value": value})
     except (TypeError, ValueError) as error:
-        return json.dumps({"error": f"a value for other processes must be what JSON can hold, not {type(value).__name__}: {error}"})
+        return json.dumps({"error": f"a value for other processes must be JSON-serializable; {type(value).__name__}: {error}"})
 
 
 def _value(entry: str) -> Any:
@@ -119,7 +119,7 @@ def _value(entry: str) -> Any:
 
 
 def _told(text: str, name: str, timeout: float) -> str:
-    """Process 0's text on every process, in parts that the service can hold."""
+    """Returns process 0's text on every process; sends it in parts that are small enough for the service."""
     service, key, wait = _service(), _key(name), int(timeout * 1000)
     if is_first():
         parts = [text[at : at + _PART] for at in range(0, len(text), _PART)]
@@ -141,7 +141,7 @@ def _key(name: str) -> str:
 
 
 def _service() -> Any:
-    from jax._src import distributed  # JAX shows its coordination service under no public name (0.10 to 0.12)
+    from jax._src import distributed  # the coordination service has no public API in JAX 0.10 to 0.12
 
     if distributed.global_state.client is None:
         raise UserError("several processes, but no coordination service: call rlaif_jax.sharding.init_distributed() first")

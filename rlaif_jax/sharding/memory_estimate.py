@@ -1,4 +1,4 @@
-"""What a tree costs in memory on one device of a mesh, without allocating it."""
+"""Estimates the memory of a tree on one device of a mesh, without allocating it."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ AnyMesh = Mesh | AbstractMesh
 
 
 def bytes_per_device(axes: Any, abstract: Any, mesh_sizes: Mapping[str, int], rules: Rules = DEFAULT_RULES) -> int:
-    """Bytes that one device holds of a tree placed by the rules on a mesh of these sizes."""
+    """Bytes per device of a tree that is sharded by the rules over a mesh of these sizes."""
 
     def cost(x, logical):
         return _share(x, spec_for(logical, x.shape, mesh_sizes, rules)[0], mesh_sizes)
@@ -28,9 +28,9 @@ def bytes_per_device(axes: Any, abstract: Any, mesh_sizes: Mapping[str, int], ru
 
 
 def sharded_bytes(abstract: Any, shardings: Any) -> int:
-    """Bytes that one device holds of a tree with these NamedShardings (on a mesh or an abstract one).
+    """Bytes per device of a tree with these NamedShardings, on real or abstract meshes.
 
-    On several meshes: the most that a device holds of them all, where abstract meshes count as if they shared their devices.
+    With several meshes: the bytes on the device that holds most. Abstract meshes are assumed to share their devices.
     """
 
     def cost(x, sharding: NamedSharding):
@@ -48,7 +48,7 @@ def _share(x: Any, spec: Any, mesh_sizes: Mapping[str, int]) -> int:
 
 @dataclasses.dataclass(frozen=True)
 class Memory:
-    """Bytes on one device that a training state takes; activations are the model's own and not in here."""
+    """Bytes per device of a training state. Activations are not included: they depend on the model."""
 
     parameters: int
     gradients: int
@@ -56,7 +56,7 @@ class Memory:
 
     @property
     def total(self) -> int:
-        """All three."""
+        """Parameters, gradients and optimizer state together."""
         return self.parameters + self.gradients + self.optimizer
 
     def __str__(self) -> str:
@@ -65,9 +65,10 @@ class Memory:
 
 
 def estimate(axes: Any, abstract: Any, place: Placement, optimizer: Any = None) -> Memory:
-    """What parameters, gradients and an optax optimiser's state take on one device; None = no optimiser.
+    """Bytes per device of parameters, gradients and the state of an optax optimizer.
 
-    Nothing is allocated and no device is needed: `place` may stand on an `abstract_mesh` of any size.
+    Without an optimizer, gradients and optimizer state are 0. Nothing is allocated and no device is needed: `place` may use an
+    `abstract_mesh` of any size.
     """
     shardings = place.tree(axes, abstract)
     own = sharded_bytes(abstract, shardings)
@@ -78,16 +79,16 @@ def estimate(axes: Any, abstract: Any, place: Placement, optimizer: Any = None) 
 
 
 def mesh_key(mesh: AnyMesh) -> tuple:
-    """What tells meshes apart: the sizes of the axes, and the devices in their order (None where there are none)."""
+    """Equal for equal meshes: the axis sizes, and the devices in order (None for an abstract mesh)."""
     return tuple(mesh.shape.items()), tuple(mesh.devices.flat) if isinstance(mesh, Mesh) else None
 
 
 def bytes_by_mesh(sizes: Iterable[tuple[AnyMesh, int]]) -> list[tuple[AnyMesh, int]]:
-    """(mesh, sum of its sizes) of every mesh, in the order in which they first appear."""
+    """(mesh, sum of its sizes) for every mesh, in order of first appearance."""
     sums: dict[AnyMesh, int] = {}
     for mesh, size in sizes:
         sums[mesh] = sums.get(mesh, 0) + size
-    same: dict[tuple, AnyMesh] = {}  # meshes may differ in what does not count here, as the types of their axes
+    same: dict[tuple, AnyMesh] = {}  # meshes that differ only in their axis types count as one
     total: Counter[tuple] = Counter()
     for mesh, size in sums.items():
         same.setdefault(mesh_key(mesh), mesh)
@@ -96,9 +97,9 @@ def bytes_by_mesh(sizes: Iterable[tuple[AnyMesh, int]]) -> list[tuple[AnyMesh, i
 
 
 def most_on_a_device(sizes: Iterable[tuple[AnyMesh, int]]) -> int:
-    """The largest sum of bytes on one device, from (mesh, bytes on each of its devices) of every array.
+    """The bytes on the device that holds most, from (mesh, bytes on each of its devices) of every array.
 
-    Which devices an abstract mesh will have is not known: it counts as if it shared a device with every other mesh.
+    The devices of an abstract mesh are unknown: it is assumed to share a device with every other mesh.
     """
     devices: Counter[Any] = Counter()
     unknown = 0

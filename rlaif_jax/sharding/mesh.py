@@ -1,7 +1,8 @@
-"""The device mesh: data and fsdp split rows, fsdp also splits parameters, tensor splits heads and ffn.
+"""Device meshes. Batches are sharded over data and fsdp; parameters over fsdp and tensor (heads, ffn, vocabulary).
 
-Across slow links (slices of TPUs joined by the data-centre network, DCN; hosts of GPUs) an axis has an outer part, which
-crosses the links, and an inner part, which stays inside one granule (slice or process):
+Fast links join the devices of one granule (a TPU slice, or a process with its GPUs); slower ones join granules (the
+data-center network, DCN). With several granules, an axis has an outer part, which crosses granules, and an inner part, which
+stays inside one:
 
     data = dcn_data x (data inside a granule),   fsdp = dcn_fsdp x (fsdp inside a granule)
 """
@@ -26,16 +27,16 @@ AXES = ("data", "fsdp", "tensor", "context")
 
 @dataclasses.dataclass(frozen=True)
 class MeshConfig:
-    """Sizes of the mesh axes; at most one may be -1, "all devices that are left".
+    """Sizes of the mesh axes. At most one may be -1, which means "all remaining devices".
 
     Attributes:
-      data: splits rows.
-      fsdp: splits rows and parameters.
-      tensor: splits heads and ffn.
+      data: shards rows; parameters are replicated over it.
+      fsdp: shards rows and parameters.
+      tensor: shards heads, ffn and vocabulary (tensor parallelism).
       context: reserved; must be 1.
-      dcn_data, dcn_fsdp: the parts of data and fsdp that cross granules; dcn_data -1 = all granules that dcn_fsdp leaves.
-      granule: what the slow links join: slice, process, or auto (slices where there are several, else processes where a
-        dcn size above 1 asks for them, else everything is one granule).
+      dcn_data, dcn_fsdp: the parts of data and fsdp that cross granules. dcn_data -1 = number of granules / dcn_fsdp.
+      granule: slice, process or auto. auto: slices if there are several; else processes if a dcn size is above 1; else all
+        devices are one granule.
       rules: the rule set of the parameters, a name in `RULE_SETS`.
     """
 
@@ -54,14 +55,14 @@ class MeshConfig:
             raise UserError(f"mesh.rules is {self.rules!r}; expected one of {', '.join(RULE_SETS)}")
 
     def sizes(self, devices: int) -> tuple[int, ...]:
-        """Axis sizes for that many devices; a mesh that does not use them all is refused."""
+        """Axis sizes for this number of devices; UserError if the mesh does not use all of them."""
         if self.context != 1:
-            raise UserError("mesh.context is reserved and must be 1: sequences are not split yet")
+            raise UserError("mesh.context is reserved and must be 1: sharding of sequences is not implemented")
         return tuple(fill_sizes({axis: getattr(self, axis) for axis in AXES}, devices).values())
 
     @property
     def dcn(self) -> dict[str, int]:
-        """The parts of the axes that cross granules, for `make_mesh`."""
+        """The `dcn` argument of `make_mesh`: the parts of the axes that cross granules."""
         return {"data": self.dcn_data, "fsdp": self.dcn_fsdp}
 
 
@@ -71,7 +72,7 @@ def _check_granule(granule: str) -> None:
 
 
 def fill_sizes(sizes: Mapping[str, int], devices: int) -> dict[str, int]:
-    """The sizes with a -1 replaced by "all devices that are left"; UserError unless they then use every device."""
+    """Replaces a -1 by the number of remaining devices; UserError unless the sizes then use every device."""
     sizes = dict(sizes)
     open_axes = [axis for axis, size in sizes.items() if size == -1]
     if any(s < 1 and s != -1 for s in sizes.values()) or len(open_axes) > 1:
@@ -88,10 +89,10 @@ def make_mesh(
     cfg: MeshConfig | Mapping[str, int], devices: Sequence[Any] | None = None, *, dcn: Mapping[str, int] | None = None,
     granule: str = "auto",
 ) -> Mesh:  # fmt: skip
-    """The mesh over `devices` (default: all). Axes are Auto: the compiler places what the rules do not name.
+    """Makes a mesh over `devices` (default: all). Axes are Auto: the compiler shards what has no constraint.
 
-    `cfg` is a MeshConfig, or axis name -> size for axes of your own; then `dcn` gives the parts that cross granules
-    (default: the first axis crosses them all) and `granule` says what these are, as in MeshConfig.
+    `cfg` is a MeshConfig, or axis name -> size for your own axes. With your own axes, `dcn` gives the parts that cross
+    granules (default: the first axis crosses all of them), and `granule` is as in MeshConfig.
     """
     devices = list(jax.devices() if devices is None else devices)
     if isinstance(cfg, MeshConfig):
@@ -107,22 +108,25 @@ def make_mesh(
     if len(groups) == 1:
         try:
             return jax.make_mesh(tuple(sizes.values()), tuple(sizes), axis_types=types, devices=devices)
-        except NotImplementedError:  # an axis of the mesh is no product of whole sides of the machine
+        except NotImplementedError:  # a mesh axis does not fit the physical axes of the TPU: allow splitting them
             cut = mesh_utils.create_device_mesh(tuple(sizes.values()), devices, allow_split_physical_axes=True)
             return Mesh(cut, tuple(sizes), axis_types=types)
     return Mesh(_hybrid(sizes, outer, groups), tuple(sizes), axis_types=types)
 
 
 def abstract_mesh(cfg: MeshConfig | Mapping[str, int], devices: int) -> AbstractMesh:
-    """A mesh of that many devices that nobody needs to have: for specs, memory estimates and tables."""
+    """A mesh without real devices, of any size: for specs, memory estimates and tables."""
     wanted = {axis: getattr(cfg, axis) for axis in AXES} if isinstance(cfg, MeshConfig) else cfg
     sizes = fill_sizes(wanted, devices)
     return AbstractMesh(tuple(sizes.values()), tuple(sizes), axis_types=(AxisType.Auto,) * len(sizes))
 
 
 def granules(devices: Sequence[Any], granule: str = "auto", wanted: bool = False) -> list[list[Any]]:
-    """The devices grouped by slice or process, in order; "auto" takes slices if there are several, else processes if
-    `wanted`, else one group of all. UserError if the groups differ in size, or `granule` is none of auto, slice, process."""
+    """The devices grouped by slice or process, in order.
+
+    "auto" groups by slice if there are several, else by process if `wanted`, else it makes one group. UserError if the groups
+    differ in size, and for an unknown `granule`.
+    """
     _check_granule(granule)
     by_slice = _grouped(devices, "slice_index")
     if granule == "auto" and len(by_slice) == 1 and not wanted:
@@ -130,33 +134,33 @@ def granules(devices: Sequence[Any], granule: str = "auto", wanted: bool = False
     slices = granule == "slice" or (granule == "auto" and len(by_slice) > 1)
     groups = by_slice if slices else _grouped(devices, "process_index")
     if len({len(g) for g in groups}) > 1:
-        raise UserError(f"the granules have {[len(g) for g in groups]} devices; a mesh needs as many in each")
+        raise UserError(f"the granules have {[len(g) for g in groups]} devices; a mesh needs the same number in each")
     return groups
 
 
 def _grouped(devices: Sequence[Any], attribute: str) -> list[list[Any]]:
     groups: dict[int, list[Any]] = {}
-    for device in devices:  # CPU devices know no slice
+    for device in devices:  # CPU devices have no slice_index
         groups.setdefault(getattr(device, attribute, 0) or 0, []).append(device)
     return [groups[key] for key in sorted(groups)]
 
 
 def dcn_sizes(sizes: Mapping[str, int], dcn: Mapping[str, int], count: int) -> dict[str, int]:
-    """How often each axis crosses granules, for `count` of them; -1 in `dcn` is filled in. UserError where it can't be."""
+    """The outer part of each axis, for `count` granules; fills in a -1 in `dcn`. UserError if the sizes do not fit."""
     outer = {axis: 1 for axis in sizes} | fill_dcn(dcn, count)
     for axis, size in outer.items():
         if axis not in sizes:
             raise UserError(f"dcn names the axis {axis!r}; the mesh has {', '.join(sizes)}")
         if sizes[axis] % size:
             raise UserError(
-                f"mesh axis {axis} of size {sizes[axis]} does not divide over {size} granules (slices or hosts); "
+                f"mesh axis {axis} of size {sizes[axis]} cannot be split over {size} granules (slices or hosts); "
                 f"set the dcn sizes (dcn_data, dcn_fsdp) so that their product is {count} and each divides its axis"
             )
     return outer
 
 
 def fill_dcn(dcn: Mapping[str, int], count: int) -> dict[str, int]:
-    """`dcn` with -1 filled in, so that the product is the number of granules."""
+    """Fills in a -1 in `dcn`, so that the product is the number of granules."""
     try:
         return fill_sizes(dcn, count)
     except UserError as error:
@@ -164,7 +168,7 @@ def fill_dcn(dcn: Mapping[str, int], count: int) -> dict[str, int]:
 
 
 def _hybrid(sizes: Mapping[str, int], outer: Mapping[str, int], groups: list[list[Any]]) -> np.ndarray:
-    """Devices of every granule in its own best order, the granules as blocks of the whole."""
+    """The device array of a mesh over several granules: each granule is a block, with its devices in their best order."""
     inner = tuple(size // outer[axis] for axis, size in sizes.items())
     blocks = [mesh_utils.create_device_mesh(inner, g, allow_split_physical_axes=True) for g in groups]
     stacked = np.stack(blocks).reshape(*outer.values(), *inner)

@@ -1,10 +1,10 @@
-"""Trees between hosts and devices, and between shardings, in chunks: what is under way at a time has a bound in bytes.
+"""Moves trees between hosts and devices and between shardings, in chunks of bounded size.
 
-    shard    host arrays -> global arrays      (each process reads only the slices that its devices hold)
-    gather   global arrays -> host arrays      (whole, on every process)
+    shard    host arrays -> global arrays      (each process reads only the slices for its own devices)
+    gather   global arrays -> host arrays      (full arrays, on every process)
     reshard  global arrays -> other shardings
 
-With several processes every process calls these with the same trees, in the same order.
+With several processes, every process must make the same calls with the same trees, in the same order.
 """
 
 from __future__ import annotations
@@ -27,23 +27,23 @@ CHUNK = 256 * 2**20
 
 
 def shard(tree: Any, shardings: Any, max_bytes: int = CHUNK) -> Any:
-    """Host arrays (NumPy, memory maps, or anything with shape, dtype and slices) as global arrays.
+    """Makes global arrays from host arrays (NumPy, memory maps, or anything with shape, dtype and slices).
 
-    `shardings` is a tree of them or one for all. Every process passes the same whole arrays, but only the slices for its
-    own devices are read; a slice of a memory map comes from disk then. At most `max_bytes` are copied on a host at a time
-    (or one entry of the longest dimension, where that is larger), and at most as many again are under way to the devices.
-    What is a jax.Array already is resharded. UserError that names an array which its sharding does not divide, or whose
-    integers JAX would cut.
+    `shardings` is a tree of shardings, or one for all arrays. Every process passes the same full arrays, but reads only the
+    slices for its own devices; slices of a memory map are read from disk at that time. The host copies at most `max_bytes` in
+    one piece (or one entry of the longest dimension, if that is larger), and at most `max_bytes` more are in transfer to the
+    devices. A leaf that is a jax.Array is resharded. UserError, with the array's name, if a shape does not fit its sharding or
+    an integer needs 64 bits and JAX would truncate it.
     """
     if isinstance(shardings, NamedSharding):
         shardings = jax.tree.map(lambda _: shardings, tree)
-    under_way: list[jax.Array] = []  # of all leaves: many small ones are a bound's worth, too
+    under_way: list[jax.Array] = []  # over all leaves, because many small ones also reach the bound
 
     def one(name, x, sharding):
         _check(x, sharding, name)
         if isinstance(x, jax.Array) and (sharding.is_fully_addressable or not x.is_fully_addressable):
             return _reshard_leaf(x, sharding, max_bytes, name)
-        if _is_key(x):  # of this process alone
+        if _is_key(x):  # a key array that only this process holds
             data = one(name, np.asarray(jax.random.key_data(x)), sharding)
             return jax.random.wrap_key_data(data, impl=jax.random.key_impl(x))
         pieces = []
@@ -60,11 +60,11 @@ def shard(tree: Any, shardings: Any, max_bytes: int = CHUNK) -> Any:
 
 def _check(x: Any, sharding: NamedSharding, name: str) -> None:
     if isinstance(sharding.mesh, AbstractMesh):
-        raise UserError(f"{name or 'the array'}: its sharding is on an abstract mesh; data needs real devices")
+        raise UserError(f"{name or 'the array'}: its sharding is on an abstract mesh; arrays need a mesh of real devices")
     try:
         sharding.shard_shape(tuple(x.shape))
     except (ValueError, IndexError) as error:
-        raise UserError(f"{name or 'the array'} of shape {tuple(x.shape)} cannot lie as {sharding.spec}: {error}") from error
+        raise UserError(f"{name or 'the array'} of shape {tuple(x.shape)} cannot be sharded as {sharding.spec}: {error}") from error
 
 
 def _is_key(x: Any) -> bool:
@@ -72,27 +72,27 @@ def _is_key(x: Any) -> bool:
 
 
 def check_integers(x: np.ndarray, name: str) -> None:
-    """UserError where JAX would keep 32 bits of an integer that needs 64 (it does so silently unless jax_enable_x64 is on)."""
+    """UserError if JAX would silently truncate 64-bit integers to 32 bits (as it does unless jax_enable_x64 is on)."""
     kept = jax.dtypes.canonicalize_dtype(x.dtype)
     if x.dtype.kind in "iu" and kept != x.dtype and x.size and not np.array_equal(x.astype(kept), x):
-        raise UserError(f"{name or 'the array'} has {x.dtype} values that do not fit {kept}; switch jax_enable_x64 on, or rescale")
+        raise UserError(f"{name or 'the array'} has {x.dtype} values that do not fit {kept}; turn on jax_enable_x64, or rescale")
 
 
 def _host_copy(x: Any, index: tuple[slice, ...], name: str) -> np.ndarray:
-    """A copy, since the CPU backend may keep what it is given; in this machine's byte order."""
+    """Copies x[index], because the CPU backend may keep a reference to its input; converts to native byte order."""
     piece = np.array(x[index], dtype=np.dtype(x.dtype).newbyteorder("="))
     check_integers(piece, name)
     return piece
 
 
 def _to_device(x: Any, index: tuple[slice, ...], at: SingleDeviceSharding, max_bytes: int, name: str) -> jax.Array:
-    """x[index] on a device; where it is larger than the bound, by parts of the first dimension that is long enough for it,
-    else of the longest."""
+    """Copies x[index] to a device. If it is larger than the bound, copies it in parts along one dimension: the first one that
+    is long enough to keep parts below the bound, else the longest."""
     shape = tuple(len(range(*s.indices(n))) for s, n in zip(index, x.shape, strict=True))
     size = math.prod(shape) * np.dtype(x.dtype).itemsize
     device: Any  # JAX gives it no type
     (device,) = at.device_set
-    on_host = at.memory_kind not in (None, device.default_memory().kind)  # from host to host nothing is gained by parts
+    on_host = at.memory_kind not in (None, device.default_memory().kind)  # parts save nothing from host to host
     if size <= max_bytes or max(shape, default=0) < 2 or on_host:
         return jax.device_put(_host_copy(x, index, name), at)
     dim = next((d for d, n in enumerate(shape) if size <= max_bytes * n), int(np.argmax(shape)))
@@ -101,7 +101,7 @@ def _to_device(x: Any, index: tuple[slice, ...], at: SingleDeviceSharding, max_b
     with _alone(device):
         out = jax.numpy.zeros(shape, jax.dtypes.canonicalize_dtype(x.dtype), device=at)
         for start in range(0, shape[dim], count):
-            start = min(start, shape[dim] - count)  # the last part overlaps the one before it: one compiled shape
+            start = min(start, shape[dim] - count)  # the last part overlaps the previous one, so that all have one shape
             within = (*index[:dim], slice(first + start, first + start + count), *index[dim + 1 :])
             out = _write_part(out, jax.device_put(_host_copy(x, within, name), at), np.int32(start), dim)
             out.block_until_ready()
@@ -109,7 +109,7 @@ def _to_device(x: Any, index: tuple[slice, ...], at: SingleDeviceSharding, max_b
 
 
 def _alone(device: jax.Device) -> Any:
-    """A context in which work on one device may run, whatever mesh the caller has set."""
+    """A context for computations on one device, independent of the mesh that the caller has set."""
     return jax.set_mesh(Mesh(np.array([device]), ("alone",)))
 
 
@@ -119,10 +119,10 @@ def _write_part(out: jax.Array, piece: jax.Array, at: jax.Array, dim: int) -> ja
 
 
 def gather(tree: Any, max_bytes: int = CHUNK) -> Any:
-    """NumPy arrays with the whole content of every leaf, on every process; jax.device_get that works with several.
+    """Returns every leaf as a full NumPy array, on every process: jax.device_get for several processes.
 
-    What a process cannot see is copied to it over the devices, at most `max_bytes` of it at a time; UserError that names
-    an array where the smallest piece is larger. Typed random keys stay keys.
+    Shards of other processes' devices are copied over the devices, at most `max_bytes` in one piece. UserError, with the
+    array's name, if its smallest piece is larger than that. Typed random keys stay keys.
     """
     if all(_visible(x) for x in jax.tree.leaves(tree)):
         return jax.device_get(tree)
@@ -130,13 +130,13 @@ def gather(tree: Any, max_bytes: int = CHUNK) -> Any:
 
 
 def gather_each(tree: Any, max_bytes: int = CHUNK) -> Iterator[tuple[str, np.ndarray]]:
-    """(name, whole NumPy array) of one leaf after the other, so that a host never holds the whole tree."""
+    """Yields (name, full NumPy array) leaf by leaf, so that a host never holds the full tree."""
     for name, leaf in named_leaves(tree):
         yield name, gather(leaf, max_bytes)
 
 
 def _visible(x: Any) -> bool:
-    """Whether this process's own devices hold all of it."""
+    """Whether this process can read the full array without communication."""
     return not isinstance(x, jax.Array) or x.is_fully_addressable or x.is_fully_replicated
 
 
@@ -159,18 +159,18 @@ def _gather_leaf(x: Any, max_bytes: int, name: str) -> Any:
 
 
 def reshard(tree: Any, shardings: Any, max_bytes: int = CHUNK, donate: bool = False) -> Any:
-    """Global arrays in other shardings.
+    """Moves global arrays to other shardings, leaf by leaf.
 
-    While one array moves, its parts in both shardings are on a device, and a few pieces of at most `max_bytes`: a larger
-    array goes piece by piece along one dimension. `donate` frees each array once it has been moved (the tree that was
-    passed is then no longer usable), so that one array at a time exists twice. UserError that names an array which its
-    sharding does not divide, or whose smallest such piece is larger than the bound.
+    A shard larger than `max_bytes` moves in pieces along one dimension. Memory per device, beside the tree: the array that
+    moves, in its new sharding, and a few pieces. `donate` frees each array after its move, so that only one array exists twice;
+    the input tree is then unusable. UserError, with the array's name, if a shape does not fit its sharding or the smallest
+    piece is larger than the bound.
     """
-    uses = Counter(id(x) for x in jax.tree.leaves(tree))  # tied weights stand in a tree more than once
+    uses = Counter(id(x) for x in jax.tree.leaves(tree))  # tied weights are in the tree more than once
 
     def one(name, x, sharding):
         if not isinstance(x, jax.Array):
-            raise UserError(f"{name or 'the array'} is a {type(x).__name__}; reshard moves jax.Arrays (shard takes others)")
+            raise UserError(f"{name or 'the array'} is a {type(x).__name__}; reshard moves jax.Arrays (use shard for host arrays)")
         _check(x, sharding, name)
         uses[id(x)] -= 1
         return _reshard_leaf(x, sharding, max_bytes, name, donate and uses[id(x)] == 0)
@@ -198,16 +198,17 @@ def _reshard_leaf(x: jax.Array, sharding: NamedSharding, max_bytes: int, name: s
 
 
 class _Cut(NamedTuple):
-    """An array's dimension as `blocks` blocks that no device shares in part; a piece takes `length` entries of each."""
+    """How to cut an array into pieces along `dim`: the dimension is seen as `blocks` equal blocks, and a piece takes `length`
+    entries of each. Blocks are so small that no device holds a fraction of one, before or after the move."""
 
     dim: int
     blocks: int
     length: int
-    starts: list[int]  # within a block; the last piece overlaps the one before it, so that all have one shape
+    starts: list[int]  # within a block; the last piece overlaps the previous one, so that all have one shape
 
 
 def _find_cut(x: jax.Array, after: tuple[int, ...], max_bytes: int, name: str) -> _Cut:
-    """Along which dimension to go so that a piece takes at most `max_bytes` on a device, here and where it goes."""
+    """Finds the dimension to cut, so that a piece takes at most `max_bytes` per device in both shardings."""
     before = x.sharding.shard_shape(x.shape)
     blocks = [math.lcm(n // b, n // a) if n else 1 for n, b, a in zip(x.shape, before, after, strict=True)]
     lengths = [n // k if n % k == 0 else 0 for n, k in zip(x.shape, blocks, strict=True)]
@@ -217,7 +218,7 @@ def _find_cut(x: jax.Array, after: tuple[int, ...], max_bytes: int, name: str) -
     if count < 1:
         raise UserError(
             f"{name or 'the array'}: {size // max(lengths[dim], 1):,} bytes per device must move at once (shape {x.shape}, "
-            f"on a device {before} before, {after} after); the bound is {max_bytes:,}"
+            f"shard {before} before, {after} after), but max_bytes is {max_bytes:,}"
         )
     starts = [min(at, lengths[dim] - count) for at in range(0, lengths[dim], count)]
     return _Cut(dim, blocks[dim], count, starts)
@@ -228,7 +229,7 @@ def _split(shape: tuple[int, ...], dim: int, blocks: int) -> tuple[int, ...]:
 
 
 def _mesh_of(sharding: NamedSharding) -> Mesh:
-    """The mesh of arrays that exist: it has devices, which the type of a NamedSharding leaves open."""
+    """The mesh of an existing array's sharding: always a Mesh, although the type of a NamedSharding also allows abstract ones."""
     return cast(Mesh, sharding.mesh)
 
 
@@ -245,7 +246,7 @@ def _identity(sharding: NamedSharding, donate: bool):
 
 
 def _cut(x: jax.Array, cut: _Cut, start: int) -> jax.Array:
-    """A piece: `length` entries of every block, each from the device that holds it, without communication."""
+    """Takes one piece: `length` entries of every block. Each device cuts its own shard, without communication."""
     own = cut.blocks * x.sharding.shard_shape(x.shape)[cut.dim] // x.shape[cut.dim]
     with jax.set_mesh(_mesh_of(x.sharding)) if isinstance(x.sharding, NamedSharding) else _alone(next(iter(x.devices()))):
         return _cutter(x.sharding, x.ndim, cut.dim, own, cut.length)(x, np.int32(start))

@@ -1,4 +1,4 @@
-"""Where an optimiser's state lies: moments beside their parameters, the rest whole on every device."""
+"""Shardings of an optimizer's state: moments like their parameters, the rest replicated."""
 
 from __future__ import annotations
 
@@ -18,18 +18,22 @@ Shape = tuple[int, ...]
 
 
 def optimizer_shardings(opt_state: Any, params: Any, shardings: Any) -> Any:
-    """Shardings for an optax state (or any tree that holds trees like the parameters).
+    """Shardings for an optax state (or any tree that contains trees like the parameters).
 
     Args:
       opt_state: the state, as arrays or ShapeDtypeStructs (`jax.eval_shape(optimizer.init, params)`).
       params, shardings: the parameters' tree and their NamedShardings (at least one).
 
-    A leaf belongs to the parameter whose path ends its own: `0/mu/layers/q` to `layers/q`. So masked and partitioned
-    states, schedules, accumulators and NNX optimisers are found, too. A leaf of the parameter's shape lies where the
-    parameter does; one with more dimensions in front (the memory of lbfgs) is whole along these; one that lacks some of its
-    dimensions (the factors of adafactor) keeps the axes of those it has; one with as many dimensions, some of them divided
-    (scales of blocks), keeps the axes where the parts still divide; any other leaf (counts, placeholders of one element) is
-    whole everywhere. UserError for a parameter without a sharding.
+    A leaf belongs to the parameter whose path is the end of the leaf's path: `0/mu/layers/q` belongs to `layers/q`. This also
+    covers masked and partitioned states, schedules, accumulators and NNX optimizers. How a leaf is sharded depends on its shape:
+
+    * the parameter's shape (moments): like the parameter.
+    * extra leading dimensions (the memory of lbfgs): replicated along these.
+    * some dimensions missing (the factors of adafactor): keeps the mesh axes of the remaining dimensions.
+    * as many dimensions, some of them smaller by a factor (scales of blocks): keeps mesh axes where the sizes are divisible.
+    * anything else (counts, placeholders of one element): replicated.
+
+    UserError for a parameter without a NamedSharding.
     """
     where = _by_key(shardings)
     owners: dict[Key, tuple[Shape, NamedSharding]] = {}
@@ -38,7 +42,7 @@ def optimizer_shardings(opt_state: Any, params: Any, shardings: Any) -> Any:
             raise UserError(f"optimizer_shardings: the parameter {'/'.join(key)} has no NamedSharding in shardings")
         owners[key] = (np.shape(x), where[key])
     if not owners:
-        raise UserError("optimizer_shardings: params holds no array, so nothing says on which mesh the state lies")
+        raise UserError("optimizer_shardings: params has no arrays, so the mesh of the state is unknown")
     whole = NamedSharding(next(iter(owners.values()))[1].mesh, PartitionSpec())
 
     def one(key, leaf):
@@ -64,9 +68,9 @@ def _key(path: tuple) -> Key:
 
 
 def _inherited(shape: Shape, owner: Shape, sharding: NamedSharding, part: str) -> PartitionSpec:
-    """The owner's spec cut to the dimensions that the leaf has; whole where these are no part of the owner's.
+    """The spec of a leaf from its parameter's (the owner's) spec; replicated if the two shapes are unrelated.
 
-    `part` is the component of the state that the leaf is of, "v_row" of `0/v_row/layers/q`.
+    `part` is the component of the state: "v_row" for `0/v_row/layers/q`.
     """
     axes, extra = split_axes(sharding.spec, len(owner)), len(shape) - len(owner)
     if extra > 0 and shape[extra:] == owner:
@@ -88,10 +92,10 @@ def _spec(axes: list[tuple[str, ...]]) -> PartitionSpec:
 
 
 def _factor(shape: Shape, owner: Shape, part: str) -> list[int] | None:
-    """Which of the owner's dimensions adafactor's "v_row" or "v_col" has; None if the leaf is no such factor.
+    """The owner's dimensions that adafactor's "v_row" or "v_col" keeps; None if the leaf is not such a factor.
 
-    optax drops the largest dimension for v_row and the second largest for v_col. Of equal sizes (square matrices) the shape
-    does not tell which; optax asks np.argsort, and so does this.
+    optax drops the largest dimension for v_row and the second largest for v_col. For equal sizes (square matrices) the order
+    is that of np.argsort, as in optax.
     """
     if part not in ("v_row", "v_col") or len(shape) + 1 != len(owner) or len(owner) < 2:
         return None
@@ -101,12 +105,12 @@ def _factor(shape: Shape, owner: Shape, part: str) -> list[int] | None:
 
 
 def _divided(shape: Shape, owner: Shape) -> bool:
-    """Whether the shape is the owner's with some dimensions divided."""
+    """Whether the shape is the owner's, with each dimension divided by some whole number."""
     return len(shape) == len(owner) and all(n and not size % n for n, size in zip(shape, owner, strict=True))
 
 
 def _subsequence(shape: Shape, owner: Shape) -> list[int] | None:
-    """Which of the owner's dimensions the shape consists of, in order, the first that fit; None if it does not."""
+    """The owner's dimensions that make up the shape, in order (the first match); None if there is no match."""
     found, at = [], 0
     for size in shape:
         while at < len(owner) and owner[at] != size:

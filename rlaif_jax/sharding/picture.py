@@ -1,4 +1,4 @@
-"""A picture of who holds what: one row per array, one column per device, one colour per part of the array."""
+"""Draws which device holds which shard: one row per array, one column per device, one color per shard."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ _GREY, _ABSENT = (0.85, 0.85, 0.85, 1.0), (1.0, 1.0, 1.0, 1.0)
 
 
 def held_parts(sharding: NamedSharding, rank: int) -> tuple[np.ndarray, int]:
-    """Which part of an array each device of the mesh holds, in the mesh's order, and how many parts there are.
+    """Returns the number of the shard that each device holds, in mesh order, and the number of different shards.
 
-    Parts are numbered from 0 in row-major order; devices with the same number hold the same data.
+    Shards are numbered from 0 in row-major order. Devices with the same number hold the same data.
     """
     sizes = dict(sharding.mesh.shape)
     dims = split_axes(sharding.spec, rank)
@@ -45,11 +45,11 @@ def held_parts(sharding: NamedSharding, rank: int) -> tuple[np.ndarray, int]:
 
 
 def draw(path: str | Path, tree: Any, shardings: Any = None, title: str = "") -> Path:
-    """Writes the picture of a tree (see `describe`) as PNG or SVG, by the suffix of `path`; returns the path.
+    """Draws a tree (see `describe`) as PNG or SVG, by the suffix of `path`; returns the path.
 
-    The number in a cell is the part of the array that the device holds; grey arrays are whole everywhere on their mesh, and
-    a cell is blank where an array is not on the device. The bars below are the bytes on each device. The largest 60 arrays
-    are shown, long names without their middle. UserError for more than 64 devices, and for several abstract meshes.
+    The number in a cell is the shard that the device holds. Gray rows are replicated arrays; a blank cell means that the array
+    is not on this device. The bars below show the bytes on each device. Only the 60 largest arrays are drawn, and long names
+    are shortened in the middle. UserError for more than 64 devices, and for several meshes of which one is abstract.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -60,7 +60,7 @@ def draw(path: str | Path, tree: Any, shardings: Any = None, title: str = "") ->
     table = describe(tree, shardings)
     columns = device_columns(table.meshes)
     if len(columns) > _MOST_DEVICES:
-        raise UserError(f"a picture of {len(columns)} devices cannot be read (at most {_MOST_DEVICES}); print describe(...)")
+        raise UserError(f"a picture shows at most {_MOST_DEVICES} devices, not {len(columns)} devices; print describe(...) instead")
     leaves = placed_leaves(tree, shardings)
     rows = sorted(sorted(range(len(leaves)), key=lambda i: -table.lines[i].size)[:_MOST_ROWS])
     if left_out := len(leaves) - len(rows):
@@ -79,16 +79,16 @@ def draw(path: str | Path, tree: Any, shardings: Any = None, title: str = "") ->
     figure.suptitle(title, fontsize=10, **plain)
     lower.bar(range(len(columns)), _bytes(columns, table) / 2**20, color="0.4")
     lower.set_ylabel("MiB")
-    lower.set_xlabel("process:device" if isinstance(table.meshes[0], Mesh) else "place on the mesh", fontsize=8)
+    lower.set_xlabel("process:device" if isinstance(table.meshes[0], Mesh) else "position in the mesh", fontsize=8)
     lower.set_xticks(range(len(columns)), list(columns.values()), fontsize=7, rotation=90)
     figure.savefig(path, dpi=130)
     return path
 
 
 def device_columns(meshes: tuple[AnyMesh, ...]) -> dict[Hashable, str]:
-    """The devices of all meshes in the order of their numbers, with their labels; or the places on the one abstract mesh.
+    """The columns and their labels: the devices of all meshes, by process and id; or the positions in the one abstract mesh.
 
-    UserError for several meshes of which one is abstract: what lies on the same device is not known.
+    UserError for several meshes of which one is abstract: it is unknown which of their devices are the same.
     """
     if all(isinstance(mesh, Mesh) for mesh in meshes):
         devices: set[jax.Device] = {d for mesh in meshes for d in mesh.devices.flat}
@@ -96,21 +96,21 @@ def device_columns(meshes: tuple[AnyMesh, ...]) -> dict[Hashable, str]:
         return {d: f"{d.process_index}:{d.id}" for d in ordered}
     if len(meshes) > 1:
         raise UserError(
-            f"the arrays lie on {len(meshes)} meshes, not all of them with devices, so they have no columns in common; draw "
-            "the arrays of each mesh by themselves, or print describe(...)"
+            f"the arrays are on {len(meshes)} meshes and at least one of them is abstract, so they have no devices in common; "
+            "draw the arrays of each mesh separately, or print describe(...)"
         )
     return {where: " ".join(map(str, where)) for where in _places(meshes[0])}
 
 
 def held_by(columns: dict[Hashable, str], sharding: NamedSharding, rank: int) -> tuple[np.ndarray, int]:
-    """`held_parts` by column: the part that each holds, -1 where the array is not there; and how many parts there are."""
+    """`held_parts` by column: the shard that each column holds (-1 = the array is not there), and the number of shards."""
     numbers, count = held_parts(sharding, rank)
     held = dict(zip(_places(sharding.mesh), numbers, strict=True))
     return np.array([held.get(column, -1) for column in columns]), count
 
 
 def _places(mesh: AnyMesh) -> list[Any]:
-    """The devices in the mesh's order; of an abstract mesh the places, tuples of numbers."""
+    """The devices in mesh order; for an abstract mesh, the positions as tuples of numbers."""
     return list(mesh.devices.flat) if isinstance(mesh, Mesh) else list(itertools.product(*map(range, mesh.shape.values())))
 
 

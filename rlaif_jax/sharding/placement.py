@@ -1,8 +1,8 @@
-"""Where arrays live: a mesh and the rules, as one hashable value that functions take as an argument; and rows of batches.
+"""Placement: a mesh and sharding rules in one hashable value. Also the rows of a batch on several processes.
 
-Each process feeds the rows that its devices hold, and reads them back:
+Each process passes in the rows for its own devices, and can read them back:
 
-    positions = host_rows(place, batch_size)      # which rows of the global batch are this process's share
+    positions = host_rows(place, batch_size)      # the positions of this process's rows in the global batch
     batch = global_batch({"x": rows[positions]}, place)
     mine = local_rows(batch["x"])                 # the same rows, on the host again
 """
@@ -27,9 +27,9 @@ from rlaif_jax.sharding.trees import map_named
 
 @dataclasses.dataclass(frozen=True)
 class Placement:
-    """A mesh with its rules. `rules` is a tuple of items, so that a Placement can be a static jit argument.
+    """A mesh and its rules. Rules are stored as a tuple of items, so that a Placement can be a static jit argument.
 
-    With an AbstractMesh it gives specs, tables and estimates for devices that are not there.
+    With an AbstractMesh, it gives specs, tables and memory estimates without real devices.
     """
 
     mesh: Mesh | AbstractMesh
@@ -37,9 +37,10 @@ class Placement:
 
     @classmethod
     def of(cls, mesh: Mesh | AbstractMesh, rules: str | Rules = "default") -> Placement:
-        """With a named rule set (see `RULE_SETS`) or rules of your own: logical axis -> mesh axes (a name, several, or None).
+        """Makes a Placement with a named rule set (see `RULE_SETS`) or with your own rules.
 
-        Named rule sets may speak of axes that the mesh does not have; rules of your own that do are a UserError.
+        A rule maps a logical axis to one mesh axis, a tuple of mesh axes, or None. Your own rules may only name axes of the mesh
+        (else UserError); in the named rule sets, axes that the mesh lacks are ignored.
         """
         if isinstance(rules, str):
             if rules not in RULE_SETS:
@@ -62,16 +63,16 @@ class Placement:
         return dict(self.mesh.shape)
 
     def without(self, *mesh_axes: str) -> Placement:
-        """The same placement of *parameters* with some mesh axes unused, e.g. weights gathered over fsdp to sample.
+        """The same rules, but *parameters* are replicated over these mesh axes; for example, weights gathered over fsdp to sample.
 
-        Rows ("batch") keep all their axes. The name of such an axis, where it stands for itself, means whole, too.
+        Rows ("batch") keep all their axes. A mesh axis used directly as a logical axis name is replicated as well.
         """
         kept = {k: v if k == "batch" else tuple(a for a in v if a not in mesh_axes) for k, v in self.rule_items}
         kept |= {axis: () for axis in mesh_axes}
         return dataclasses.replace(self, rule_items=tuple(kept.items()))
 
     def local(self) -> Placement:
-        """The same rules over this process's own devices, all on the first axis of the rows: for work that it does alone."""
+        """The same rules on a mesh of only this process's devices, all on the first row axis: for work of one process."""
         sizes = dict.fromkeys(self.mesh.axis_names, 1) | {self._row_axes[0]: -1}
         return dataclasses.replace(self, mesh=make_mesh(sizes, jax.local_devices()))
 
@@ -80,7 +81,7 @@ class Placement:
         return NamedSharding(self.mesh, spec_for(axes, shape, self.sizes, self.rules)[0])
 
     def tree(self, axes: Any, abstract: Any) -> Any:
-        """Shardings for a tree of arrays (or ShapeDtypeStructs) from the tree of their logical axes."""
+        """Shardings for a tree of arrays or ShapeDtypeStructs. `axes` is the tree of their logical axes."""
 
         def one(name, x, a):
             return NamedSharding(self.mesh, spec_for(a, np.shape(x), self.sizes, self.rules, name)[0])
@@ -88,7 +89,7 @@ class Placement:
         return map_named(one, abstract, axes)
 
     def repairs(self, axes: Any, abstract: Any) -> list[Repair]:
-        """Every parameter dimension that stays whole although the rules would split it."""
+        """Every dimension that the rules would shard but that has to stay unsharded, and why."""
         found: list[Repair] = []
 
         def visit(name, x, a):
@@ -99,30 +100,30 @@ class Placement:
 
     @property
     def replicated(self) -> NamedSharding:
-        """Whole on every device."""
+        """The replicated sharding: every device holds the full array."""
         return NamedSharding(self.mesh, PartitionSpec())
 
     def rows(self, count: int) -> NamedSharding:
-        """Arrays whose first axis is that many rows; whole where the count does not divide."""
+        """Sharding of arrays with `count` rows in the first dimension; replicated if the row shards do not divide `count`."""
         _ = self._row_axes
         return self.array(("batch",), (count,))
 
     @property
     def row_shards(self) -> int:
-        """Into how many parts a batch is split."""
+        """The number of shards of a batch's rows."""
         return math.prod(self.sizes.get(a, 1) for a in self._row_axes)
 
     @property
     def _row_axes(self) -> tuple[str, ...]:
         if "batch" not in self.rules:
-            raise UserError('the rules say nothing of rows: add "batch" and the mesh axes that split them')
+            raise UserError('the rules have no entry for rows: add "batch" and the mesh axes that shard them')
         return self.rules["batch"]
 
 
 def constrain(x: jax.Array, axes: Axes, place: Placement | None) -> jax.Array:
-    """Keeps an intermediate array as the rules say; without a placement, nothing.
+    """Shards an intermediate array inside jit by the rules; returns `x` unchanged if `place` is None.
 
-    Asks the compiler to, on a mesh with Auto axes (as `make_mesh` gives); on one with Explicit axes it is a reshard.
+    On a mesh with Auto axes (from `make_mesh`) it is a sharding constraint; with Explicit axes, a reshard.
     """
     if place is None:
         return x
@@ -131,18 +132,18 @@ def constrain(x: jax.Array, axes: Axes, place: Placement | None) -> jax.Array:
 
 
 def sharded_init(init: Callable[..., Any], axes: Any, place: Placement, *args: Any) -> Any:
-    """init(*args) with every array made where it lies: no array of the result is whole on one device or on a host.
+    """Runs init(*args) under jit, so that every result is created sharded and never exists in full on one device or host.
 
-    What `init` needs on its way is split as far as the compiler can: random numbers and elementwise functions are, a QR
-    decomposition (`orthogonal`) or a reshape may be whole on every device for a while.
+    `axes` is the tree of axes of the result, or a function that makes it from the result's abstract tree (`axes_of`, or
+    `functools.partial(axes_by_pattern, patterns)`).
 
-    `axes` is the tree of axes of what `init` returns, or a function of its abstract tree that gives it
-    (`axes_of`, or `functools.partial(axes_by_pattern, patterns)`).
+    The compiler also shards intermediate values where it can: random numbers and elementwise functions, yes; a QR
+    decomposition (`orthogonal`) or a reshape may be replicated for a while.
     """
     _require_devices(place, "sharded_init")
     abstract = jax.eval_shape(init, *args)
     if not jax.tree.leaves(abstract):
-        raise UserError("sharded_init: the function returns no array")
+        raise UserError("sharded_init: the function returns no arrays")
     found = axes(abstract) if callable(axes) else axes
     return jax.jit(init, out_shardings=place.tree(found, abstract))(*args)
 
@@ -155,8 +156,8 @@ def _require_devices(place: Placement, what: str) -> None:
 def host_rows(place: Placement, count: int) -> np.ndarray:
     """Positions (int64, ascending) of this process's rows in a batch of `count` rows.
 
-    They need not be contiguous, and several processes hold the same rows where the mesh splits no rows between them.
-    UserError if, with several processes, the count does not divide by the mesh's row shards.
+    They may have gaps. Processes whose devices hold the same row shards get the same positions. With several processes,
+    `count` must be a multiple of the mesh's row shards (else UserError).
     """
     _require_devices(place, "host_rows")
     if jax.process_count() > 1 and count % place.row_shards:
@@ -166,20 +167,20 @@ def host_rows(place: Placement, count: int) -> np.ndarray:
 
 
 def global_batch(batch: Any, place: Placement) -> Any:
-    """Host-local NumPy rows (this process's share, see `host_rows`) -> global arrays split over the mesh's row axes."""
+    """Makes global arrays, sharded over the mesh's row axes, from this process's NumPy rows (see `host_rows`)."""
 
     _require_devices(place, "global_batch")
 
     def put(name, x):
         x = np.asarray(x)
         if x.ndim == 0:
-            raise UserError(f"global_batch: {name or 'the array'} is a scalar; expected rows in the first dimension")
+            raise UserError(f"global_batch: {name or 'the array'} is a scalar; its first dimension must be rows")
         check_integers(x, name)
         if jax.process_count() == 1:
             return jax.make_array_from_process_local_data(place.rows(x.shape[0]), x)
         own = len(host_rows(place, place.row_shards))
         if x.shape[0] % own:
-            raise UserError(f"{name or 'a batch'}: this process holds {own} row shards, but its share is {x.shape[0]} rows")
+            raise UserError(f"{name or 'a batch'}: this process passes {x.shape[0]} rows, not a multiple of its {own} row shards")
         count = x.shape[0] // own * place.row_shards
         rows = host_rows(place, count)
 
@@ -192,7 +193,7 @@ def global_batch(batch: Any, place: Placement) -> Any:
 
 
 def local_rows(x: jax.Array) -> np.ndarray:
-    """This process's rows of a global array, in order: the inverse of `global_batch` for one array."""
+    """This process's rows of a global array, in order, as NumPy: the inverse of `global_batch` for one array."""
     if x.ndim == 0:
         raise UserError("local_rows: a scalar has no rows; read it with gather")
     spans = [np.arange(x.shape[0])[shard.index[0]] for shard in x.addressable_shards]
@@ -202,10 +203,10 @@ def local_rows(x: jax.Array) -> np.ndarray:
         where = (slice(*np.searchsorted(rows, [span[0], span[-1] + 1])) if len(span) else slice(0), *shard.index[1:])
         out[where], filled[where] = np.asarray(shard.data), True
     if not filled.all():
-        raise UserError("this process holds only parts of its rows: gather the array, or split its rows alone")
+        raise UserError("this process holds only a part of each row: gather the array, or shard only its first dimension")
     return out
 
 
 def abstract_like(tree: Any, shardings: Any) -> Any:
-    """ShapeDtypeStructs of a tree (of arrays or structs) with these shardings, as restore targets."""
+    """ShapeDtypeStructs of a tree (of arrays or structs) with these shardings, for restoring a checkpoint."""
     return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), tree, shardings)

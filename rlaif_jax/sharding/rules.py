@@ -1,4 +1,4 @@
-"""From logical axis names to mesh axes, with repair of what cannot be split."""
+"""Maps logical axis names to mesh axes. A dimension that cannot be sharded stays unsharded and is reported."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from typing import NamedTuple
 
 from jax.sharding import PartitionSpec
 
-Rules = Mapping[str, str | tuple[str, ...] | None]  # logical axis -> mesh axes; none: whole
-Axes = tuple[str | tuple[str, ...] | None, ...]  # one entry per dimension: a name, several, or None = whole
+Rules = Mapping[str, str | tuple[str, ...] | None]  # logical axis -> mesh axes; () or None = not sharded
+Axes = tuple[str | tuple[str, ...] | None, ...]  # per dimension: a name, several names, or None = not sharded
 
 DEFAULT_RULES: dict[str, tuple[str, ...]] = {
     "batch": ("data", "fsdp"),
@@ -25,8 +25,8 @@ DEFAULT_RULES: dict[str, tuple[str, ...]] = {
 }
 _WHOLE: dict[str, tuple[str, ...]] = {axis: () for axis in DEFAULT_RULES}
 
-# default: weights over fsdp and tensor. fsdp: every weight over both axes along its width, no tensor parallelism.
-# tensor: over tensor alone, whole over fsdp. replicated: pure data parallelism.
+# default: weights are sharded over fsdp and tensor. fsdp: every weight's width is sharded over both axes; no tensor parallelism.
+# tensor: sharded over tensor, replicated over fsdp. replicated: pure data parallelism.
 RULE_SETS: dict[str, dict[str, tuple[str, ...]]] = {
     "default": DEFAULT_RULES,
     "fsdp": {**_WHOLE, "batch": ("data", "fsdp", "tensor"), "context": ("context",), "embed": ("fsdp", "tensor")},
@@ -36,7 +36,7 @@ RULE_SETS: dict[str, dict[str, tuple[str, ...]]] = {
 
 
 class Repair(NamedTuple):
-    """A dimension that stays whole although a rule would split it, and why."""
+    """A dimension that a rule would shard but that has to stay unsharded, and why."""
 
     name: str
     dimension: int
@@ -45,19 +45,19 @@ class Repair(NamedTuple):
     reason: str = ""
 
     def __str__(self) -> str:
-        reason = self.reason or f"does not divide by {self.mesh_axes}"
-        return f"{self.name}: dimension {self.dimension} of size {self.size} {reason}; whole"
+        reason = self.reason or f"is not divisible by mesh axes {'+'.join(self.mesh_axes)}"
+        return f"{self.name}: dimension {self.dimension} of size {self.size} {reason}; not sharded"
 
 
 def spec_for(
     axes: Axes, shape: tuple[int, ...], mesh_sizes: Mapping[str, int], rules: Rules, name: str = ""
 ) -> tuple[PartitionSpec, tuple[Repair, ...]]:
-    """The PartitionSpec of one array and what had to be repaired.
+    """The PartitionSpec of one array, and the repairs: dimensions that cannot be sharded as the rules say.
 
-    An entry of `axes` is a logical axis (a name in `rules`), a mesh axis itself, a tuple of either, or None. JAX raises in
-    `device_put` and silently replicates in a constraint where sizes do not divide, and refuses a mesh axis that is used
-    twice; here each is one decision, and it is reported. Errors: a name that is neither (KeyError with the known names);
-    as many axes as dimensions are needed (ValueError).
+    An entry of `axes` is a logical axis (a name in `rules`), a mesh axis, a tuple of these, or None. A dimension is repaired
+    (not sharded, and reported) if its size is not divisible or if its mesh axis is already used in this array. JAX itself would
+    raise in `device_put`, and silently replicate in a constraint. KeyError for an unknown name; ValueError unless there is one
+    entry per dimension.
     """
     name = name or "the array"
     if axes is None or len(axes) != len(shape):
@@ -94,11 +94,11 @@ def _mesh_axes(axis, mesh_sizes: Mapping[str, int], rules: Rules, name: str) -> 
 
 
 def rule_axes(rule: str | tuple[str, ...] | None) -> tuple[str, ...]:
-    """The mesh axes of a rule, which may be one name, several, or None."""
+    """The mesh axes of a rule (one name, several, or None) as a tuple."""
     return () if rule is None else (rule,) if isinstance(rule, str) else tuple(rule)
 
 
 def split_axes(spec: PartitionSpec, rank: int) -> list[tuple[str, ...]]:
-    """The mesh axes of each of `rank` dimensions of a PartitionSpec."""
+    """The mesh axes of each dimension of a PartitionSpec, for an array with `rank` dimensions."""
     parts = [() if p is None else (p,) if isinstance(p, str) else tuple(p) for p in spec]
     return parts + [()] * (rank - len(parts))

@@ -1,7 +1,7 @@
-"""Foreign trees: the name of every leaf, and the axes that Flax Linen and NNX wrote beside their parameters.
+"""Names of the leaves of any tree, and trees of logical axes from Flax annotations or regular expressions.
 
-A "tree of axes" has the structure of the tree that it describes, with a tuple of axis names in place of each array. It
-comes from annotations (`axes_of`), from regular expressions (`axes_by_pattern`), or is written by hand.
+A "tree of axes" has the structure of the parameter tree, with a tuple of axis names instead of each array. Make it from
+annotations (`axes_of`), from regular expressions (`axes_by_pattern`), or write it by hand.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ def _joined(path: tuple) -> str:
 
 
 def leaf_paths(tree: Any) -> list[tuple[tuple, Any]]:
-    """(key path, leaf) of every array of a tree, in the tree's order; the "value" of Flax boxes and variables is left out."""
+    """(key path, leaf) of every array, in tree order. The key "value" of Flax boxes and variables is left out."""
     return list(_paths(tree, ()))
 
 
@@ -36,19 +36,19 @@ def _paths(tree: Any, above: tuple) -> Iterator[tuple[tuple, Any]]:
             yield above + path, node
             continue
         for key, inside in jax.tree_util.tree_leaves_with_path(node, is_leaf=lambda x, box=node: x is not box):
-            if not key:  # a box that is a leaf itself
+            if not key:  # the box itself is a leaf
                 yield above + path, inside
             else:
                 yield from _paths(inside, above + path + (() if _joined(key) == "value" else key))
 
 
 def named_leaves(tree: Any) -> list[tuple[str, Any]]:
-    """(name, leaf) of every array of a tree, in the tree's order; a name is the key path, as "layers/attention/kernel"."""
+    """(name, leaf) of every array, in tree order. The name is the key path, for example "layers/attention/kernel"."""
     return [(_joined(path), leaf) for path, leaf in leaf_paths(tree)]
 
 
 def map_named(function: Callable[..., Any], tree: Any, *others: Any) -> Any:
-    """function(name, leaf, *others' entries) for every leaf of a tree, as a tree of its structure; see `named_leaves`."""
+    """Like jax.tree.map, but calls function(name, leaf, *entries of the other trees); for names, see `named_leaves`."""
     structure: Any = jax.tree.structure(tree)  # JAX gives it no type
     columns = [structure.flatten_up_to(other) for other in others]
     entries = zip(named_leaves(tree), *columns, strict=True)
@@ -56,7 +56,7 @@ def map_named(function: Callable[..., Any], tree: Any, *others: Any) -> Any:
 
 
 def _is_box(node: Any) -> bool:
-    """A Flax Linen box (`nn.Partitioned` and its like) or an NNX variable, by what they can do: Flax is not imported."""
+    """Whether it is a Flax Linen box (such as `nn.Partitioned`) or an NNX variable. Checks attributes, to not import Flax."""
     return hasattr(node, "get_metadata") or (hasattr(node, "unbox") and hasattr(node, "names"))
 
 
@@ -71,11 +71,11 @@ def _annotation(box: Any) -> tuple | None:
 
 
 def axes_of(tree: Any) -> Any:
-    """The tree of axes that its annotations give; what has none is whole, (None, ...).
+    """The tree of axes from Flax annotations. An array without an annotation gets (None, ...): not sharded.
 
     `tree` holds arrays or ShapeDtypeStructs: `jax.eval_shape(model.init, ...)` of Linen with `nn.with_partitioning` or
-    `nn.with_logical_partitioning`, `nnx.state(nnx.eval_shape(...))`, or any plain tree. The result has its structure.
-    UserError where an annotation has not one name per dimension.
+    `nn.with_logical_partitioning`, `nnx.state(nnx.eval_shape(...))`, or any plain tree. The result has the same structure.
+    UserError unless an annotation has one name per dimension.
     """
     leaves = []
     for path, node in jax.tree_util.tree_leaves_with_path(tree, is_leaf=_is_box):
@@ -88,7 +88,7 @@ def axes_of(tree: Any) -> Any:
 
 
 class Coverage(NamedTuple):
-    """Which pattern each leaf got, the leaves that none matched, and the patterns that matched nothing first."""
+    """The pattern that each leaf uses, the leaves without a pattern, and the patterns that no leaf uses."""
 
     matched: dict[str, str]
     unmatched: list[str]
@@ -97,13 +97,13 @@ class Coverage(NamedTuple):
     def __str__(self) -> str:
         lines = [f"{name}: {pattern}" for name, pattern in self.matched.items()]
         lines += [f"{name}: NO PATTERN" for name in self.unmatched]
-        return "\n".join(lines + [f"pattern {p!r} is first for no parameter" for p in self.unused])
+        return "\n".join(lines + [f"pattern {p!r} is used by no parameter" for p in self.unused])
 
 
 def coverage(patterns: Patterns, tree: Any) -> Coverage:
-    """Matches every leaf's name against the ordered patterns (`re.search`, the first match wins).
+    """Matches every leaf's name against the patterns in order (`re.search`; the first match wins).
 
-    UserError for a pattern that is no regular expression, and where two leaves have one name.
+    UserError for an invalid regular expression, and if two leaves have the same name.
     """
     expressions = {pattern: _compiled(pattern) for pattern, _ in patterns}
     names = [name for name, _ in named_leaves(tree)]
@@ -123,31 +123,31 @@ def _compiled(pattern: str) -> re.Pattern:
     try:
         return re.compile(pattern)
     except (re.error, TypeError) as error:
-        raise UserError(f"pattern {pattern!r} is no regular expression: {error}") from error
+        raise UserError(f"pattern {pattern!r} is not a valid regular expression: {error}") from error
 
 
 def refuse_shared(wanted: Sequence[str], names: Sequence[str]) -> None:
-    """UserError where a wanted name belongs to several of the leaves with these names: what it stands for is not clear."""
+    """UserError if a name in `wanted` is ambiguous: more than one entry of `names` equals it."""
     counts = Counter(names)
     shared = sorted({name for name in wanted if counts[name] > 1})
     if shared:
-        raise UserError(f"more than one array is called {', '.join(shared)} (keys with a / in them?); rename keys of the tree")
+        raise UserError(f"more than one array is called {', '.join(shared)} (do keys contain a /?); rename keys of the tree")
 
 
 def axes_by_pattern(patterns: Patterns, tree: Any) -> Any:
-    """The tree of axes from ordered (regular expression, axes); the first that is found in a leaf's name wins.
+    """The tree of axes from ordered pairs (regular expression, axes); the first expression found in a leaf's name wins.
 
-    Axes are one entry per dimension; a leading ... stands for as many whole dimensions as are needed, () for whole. Python
-    numbers have no dimension. UserError for axes of another form or length, and for leaves without a pattern: it lists them
-    all; `coverage` also lists patterns that match nothing.
+    `axes` has one entry per dimension. A leading ... stands for any number of unsharded dimensions, and () for an unsharded
+    array. Python numbers have no dimensions. UserError for axes of another form or length, and for leaves without a pattern
+    (it lists all of them). To find patterns that match nothing, print `coverage`.
     """
     table: dict[str, tuple] = {}
     for pattern, axes in patterns:
-        table.setdefault(pattern, _checked(axes, pattern))  # of two equal patterns the first counts
+        table.setdefault(pattern, _checked(axes, pattern))  # of two equal patterns, the first wins
     found = coverage(patterns, tree)
     if found.unmatched:
         raise UserError(
-            f"no pattern matches {', '.join(found.unmatched)}; add one for them, or ('.*', ()) as the last to keep them whole"
+            f"no pattern matches {', '.join(found.unmatched)}; add one, or end with ('.*', ()) to leave them unsharded"
         )
 
     def fitted(name, leaf):
@@ -158,13 +158,13 @@ def axes_by_pattern(patterns: Patterns, tree: Any) -> Any:
 
 
 def _checked(axes: Any, pattern: str) -> tuple:
-    """The axes of a pattern as a tuple; UserError unless they are a sequence of names, tuples of names and None."""
+    """The axes of a pattern as a tuple; UserError unless every entry is a name, a tuple of names or None."""
     parts = tuple(axes) if isinstance(axes, tuple | list | PartitionSpec) else None
     rest = parts[1:] if parts and parts[0] is Ellipsis else parts
     if parts is None or rest is None or not all(p is None or isinstance(p, str | tuple) for p in rest):
         raise UserError(
-            f"pattern {pattern!r} gives the axes {axes!r}; expected a tuple with an entry for each dimension, which is a name, "
-            "a tuple of names or None, as in ('embed', None); (..., 'embed') for leading whole dimensions; () for whole"
+            f"pattern {pattern!r} gives the axes {axes!r}; expected a tuple with an entry for each dimension: a name, a tuple of "
+            "names or None, as in ('embed', None). (..., 'embed') leaves leading dimensions unsharded, () the full array"
         )
     return parts
 
@@ -176,7 +176,7 @@ def _fitted(axes: tuple, shape: tuple[int, ...], name: str, pattern: str) -> Axe
         return (None,) * (len(shape) - len(axes) + 1) + axes[1:]
     if axes[0] is Ellipsis or len(axes) != len(shape):
         raise UserError(
-            f"pattern {pattern!r} gives {axes} to {name}, whose shape is {tuple(shape)}; give it an entry for each dimension, "
-            "or put a pattern of its own before this one"
+            f"pattern {pattern!r} gives {axes} to {name}, whose shape is {tuple(shape)}; give it one entry per dimension, or "
+            "put a separate pattern for this array first"
         )
     return axes

@@ -14,6 +14,7 @@ from rlaif_jax.config.stages import FEEDBACK, GRADER, REWARD, SFT, Stage, policy
 from rlaif_jax.data import corpus, pipelines
 from rlaif_jax.data.records import LabelledResponse, PreferencePair, Prompt
 from rlaif_jax.data.rows import prompt_rows
+from rlaif_jax.data.streams import stream
 from rlaif_jax.evaluation import agreement
 from rlaif_jax.evaluation.compare import GradedSample
 from rlaif_jax.models import transformer
@@ -87,7 +88,7 @@ def answers(
     batches = list(pipelines.eval_batches(prompt_rows(prompts, models.tokenizer, x.cfg.max_prompt_tokens), cfg.batch_size))
     sampling = traced(cfg.sampling, models.tokenizer.eos_ids)
     for number, batch in enumerate(track(batches, f"evaluate {name}", console=x.console, transient=True)):
-        decoded = sampler(params, batch["tokens"], batch["segment_ids"], x.cfg.seed + 11, number, sampling)
+        decoded = sampler(params, batch["tokens"], batch["segment_ids"], stream(x.cfg.seed, "evaluate"), number, sampling)
         records = [prompts[int(r)] for r in batch["row"]]
         samples, host = to_samples(decoded, records, group, models.tokenizer)
         chosen = best_of_groups(graders["reward"](samples), group) if group > 1 else np.arange(len(records))

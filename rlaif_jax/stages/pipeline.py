@@ -52,7 +52,7 @@ def run(x: Run, names: Sequence[str] | None = None) -> None:
 def uneven_batches(cfg: RunConfig, stages: Iterable[Stage], place: Placement) -> list[str]:
     """The batches of these stages that several processes cannot share: they do not divide by the mesh's row shards."""
     sizes = {f"{s.name}.train.batch_size": s.train(cfg).batch_size for s in stages if s.kind == "train"}
-    if f"{FEEDBACK.name}.train.batch_size" in sizes:
+    if cfg.feedback is not None and f"{FEEDBACK.name}.train.batch_size" in sizes:
         sizes[f"{FEEDBACK.name}.pair_batch_size"] = cfg.feedback.pair_batch_size
     return [
         f"{field} is {size}, and must be a multiple of the {place.row_shards} row shards (data x fsdp)"

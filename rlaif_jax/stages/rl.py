@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
@@ -12,6 +13,7 @@ from rlaif_jax.config import RlConfig
 from rlaif_jax.config.stages import REWARD, SFT, Stage
 from rlaif_jax.data import pipelines
 from rlaif_jax.data.rows import prompt_rows
+from rlaif_jax.data.streams import stream
 from rlaif_jax.rewards.base import RewardFn, checked
 from rlaif_jax.runs.data import RunData
 from rlaif_jax.runs.folder import Run
@@ -37,27 +39,37 @@ def require_memory(x: Run, name: str) -> None:
 
 
 def run(x: Run, stage: Stage) -> Mapping[str, Any]:
-    """RL of one arm from the SFT policy, which is also the KL reference, against the arm's reward."""
+    """RL of one arm from the SFT policy, which is also the KL reference, against the arm's reward.
+
+    All arms draw from the same streams: they see the same prompts in the same order, with the same sampling noise.
+    """
     data, models, cfg, seed, name = RunData(x), RunModels(x), x.cfg.rl_of(stage.name), x.cfg.seed, stage.name
-    tokenizer = models.tokenizer
+    tokenizer, cfg = models.tokenizer, _resolved(x, cfg)
     train, held_out, facts = data.rl_prompts(cfg.eval_prompts)
     sampling = filters.traced(cfg.sampling, tokenizer.eos_ids)
     programs = rl_programs.build(models.config, cfg, models.trainable, x.place, pad_id=tokenizer.pad_id)
     state, shardings = _start(x, models, programs)
     reward = RunRewards(x, models, RunLlms(x, models)).arm(name, state.frozen)
     rows = prompt_rows(train, tokenizer, cfg.max_prompt_tokens)
-    batches = pipelines.train_batches(rows, batch_size=cfg.train.batch_size, seed=seed)
+    batches = pipelines.train_batches(rows, batch_size=cfg.train.batch_size, seed=stream(seed, "rl/prompts"))
     sample = rollout.make_rollout(
-        programs.sampler, reward, records=train, tokenizer=tokenizer, sampling=sampling, rl=cfg, seed=seed
+        programs.sampler, reward, records=train, tokenizer=tokenizer, sampling=sampling, rl=cfg, seed=stream(seed, "rl/rollout")
     )  # fmt: skip
     step = rl.make_step(
-        programs, sample, sampling=sampling, seed=seed + 13, reference=_reference(models, programs),
+        programs, sample, sampling=sampling, seed=stream(seed, "rl/minibatches"), reference=_reference(models, programs),
         refill=rollout.make_refill(sample, lambda: next(batches), cfg) if cfg.max_resamples else None,
         on_samples=SampleTable(x, name).show,
     )  # fmt: skip
-    evaluate = _evaluation(programs, reward, held_out, models=models, sampling=sampling, seed=seed + 7)
+    evaluate = _evaluation(programs, reward, held_out, models=models, sampling=sampling, seed=stream(seed, "rl/held-out"))
     loop.fit(_watched(x, name, cfg), state, shardings, batches, step, evaluate)
     return facts | models.selected(name)
+
+
+def _resolved(x: Run, cfg: RlConfig) -> RlConfig:
+    """The settings with the policy's loss as a function, where the config names one of the user's."""
+    if callable(cfg.policy.loss) or ":" not in cfg.policy.loss:
+        return cfg
+    return dataclasses.replace(cfg, policy=dataclasses.replace(cfg.policy, loss=x.resolve(cfg.policy.loss)))
 
 
 def _start(x: Run, models: RunModels, programs: RlPrograms) -> tuple[RlState, RlState]:
@@ -66,7 +78,7 @@ def _start(x: Run, models: RunModels, programs: RlPrograms) -> tuple[RlState, Rl
     if programs.rl.critic is not None and programs.rl.critic.init == "reward":
         x.require(REWARD.name)
         critic = models.trained(REWARD.name)
-    return programs.init(models.policy(SFT.name), jax.random.key(x.cfg.seed), critic)
+    return programs.init(models.policy(SFT.name), jax.random.key(stream(x.cfg.seed, "rl/adapter")), critic)
 
 
 def _reference(models: RunModels, programs: RlPrograms) -> Any:

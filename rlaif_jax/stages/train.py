@@ -13,6 +13,7 @@ from typing import Any
 import jax
 
 from rlaif_jax.config.stages import DPO, FEEDBACK, GRADER, REWARD, SFT, Stage
+from rlaif_jax.data.streams import stream
 from rlaif_jax.feedback.verdicts import BAD, GOOD
 from rlaif_jax.models import heads
 from rlaif_jax.runs.data import RunData
@@ -55,7 +56,7 @@ def run(x: Run, stage: Stage) -> Mapping[str, Any]:
     train, trainable = stage.train(x.cfg), models.trainable
     batches, held_out, facts = spec.data
     optimizer = make_optimizer(train.optimizer, train.steps)
-    loss_fn, key = trainable.loss(spec.loss), jax.random.key(x.cfg.seed)
+    loss_fn, key = trainable.loss(spec.loss), jax.random.key(stream(x.cfg.seed, f"{stage.name}/adapter"))
     state, shardings = train_state(trainable, models.config, spec.start, optimizer, x.place, key=key)
     update = make_update(loss_fn, optimizer, shardings, train.grad_accumulation)
     evaluate = sft.make_evaluate(loss_fn, held_out, x.place, spec.prepare)
@@ -84,12 +85,12 @@ def _feedback(x: Run, data: RunData, models: RunModels) -> Supervised:
 
 def _reward(x: Run, data: RunData, models: RunModels) -> Supervised:
     """The reward model that RL maximises."""
-    return _scalar(x, data, models, x.cfg.reward, x.cfg.seed + 1)
+    return _scalar(x, data, models, x.cfg.reward, data.seed(REWARD, "rows"))
 
 
 def _grader(x: Run, data: RunData, models: RunModels) -> Supervised:
     """An evaluator of its own, on data that the reward model never saw; never a training signal."""
-    return _scalar(x, data, models, x.cfg.grader, x.cfg.seed + 2)
+    return _scalar(x, data, models, x.cfg.grader, data.seed(GRADER, "rows"))
 
 
 def _scalar(x: Run, data: RunData, models: RunModels, cfg: RewardConfig, seed: int) -> Supervised:
@@ -108,7 +109,7 @@ def _dpo(x: Run, data: RunData, models: RunModels) -> Supervised:
     reference = models.policy(SFT.name)
     return Supervised(
         models.policy(SFT.name), partial(dpo.dpo_loss, cfg=model, dpo=cfg, place=x.place),
-        data.pair_batches(cfg, models.tokenizer, x.cfg.seed + 3),
+        data.pair_batches(cfg, models.tokenizer, data.seed(DPO, "rows")),
         prepare=dpo.make_with_reference(reference, model, cfg, x.place),
     )  # fmt: skip
 

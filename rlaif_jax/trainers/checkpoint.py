@@ -1,4 +1,4 @@
-"""Checkpoints of a training stage (Orbax, asynchronous): parameters, optimiser and step, data position, keys."""
+"""Checkpoints of a training stage (Orbax, asynchronous): parameters, optimizer state, step, data position, random keys."""
 
 from __future__ import annotations
 
@@ -12,17 +12,19 @@ from rlaif_jax.errors import UserError
 
 
 class _Manager(ocp.CheckpointManager):
-    """Orbax's manager, but for its own questions whether the run is to stop: JAX's agreement on a step counts every call,
-    and the training loop alone asks (`trainers/preemption.py`)."""
+    """Orbax's manager without its own preemption check.
+
+    JAX counts every call of that check to agree on a step, so only the training loop may call it (`trainers/preemption.py`).
+    """
 
     def reached_preemption(self, step: int) -> bool:
         return False
 
 
 class Checkpoints:
-    """Saves and restores `step -> (params, rest of the state, meta)`; keeps the last few and the best by `score`.
+    """Saves and restores `step -> (params, rest of the state, meta)`; keeps the `keep_last` newest and the best by `score`.
 
-    A killed save leaves only a temporary folder, which the next start removes: a step is there whole or not at all.
+    Saving is atomic. A save that was killed leaves only a temporary folder, which the next start removes.
     """
 
     def __init__(self, folder: Path, keep_last: int = 2):
@@ -38,14 +40,14 @@ class Checkpoints:
         )
 
     def save(self, step: int, params: Any, rest: Any, meta: dict, score: float) -> None:
-        """Starts to write a checkpoint; higher `score` is better. Arrays may be donated once this returns."""
+        """Starts writing a checkpoint in the background. Higher `score` is better. The arrays may be donated once this returns."""
         args = ocp.args.Composite(
             params=ocp.args.StandardSave(params), rest=ocp.args.StandardSave(rest), meta=ocp.args.JsonSave(meta)
         )
         self._manager.save(step, args=args, metrics={"score": float(score)}, force=True)
 
     def latest_step(self) -> int | None:
-        """The newest whole checkpoint, or None."""
+        """The step of the newest complete checkpoint, or None."""
         return self._manager.latest_step()
 
     def selected_step(self, select: str) -> int:
@@ -56,7 +58,7 @@ class Checkpoints:
         return step
 
     def restore(self, step: int, params: Any, rest: Any) -> tuple[Any, Any, dict]:
-        """(params, rest, meta); the arguments are trees of ShapeDtypeStructs with the shardings that are wanted."""
+        """Returns (params, rest, meta). `params` and `rest` are trees of ShapeDtypeStructs with the target shardings."""
         args = ocp.args.Composite(
             params=ocp.args.StandardRestore(params), rest=ocp.args.StandardRestore(rest), meta=ocp.args.JsonRestore()
         )
@@ -64,15 +66,15 @@ class Checkpoints:
         return out["params"], out["rest"], out["meta"]
 
     def restore_params(self, step: int, params: Any) -> Any:
-        """Parameters alone."""
+        """Restores the parameters only."""
         args = ocp.args.Composite(params=ocp.args.StandardRestore(params))
         return self._manager.restore(step, args=args)["params"]
 
     def wait(self) -> None:
-        """Returns when everything is on disk."""
+        """Blocks until everything is on disk."""
         self._manager.wait_until_finished()
 
     def close(self) -> None:
-        """Waits and ends the background threads."""
+        """Blocks until everything is on disk, then ends the background threads."""
         self._manager.wait_until_finished()
         self._manager.close()

@@ -1,4 +1,4 @@
-"""The loop around every trainer: resume, step, log, evaluate, save."""
+"""The training loop that every stage shares: resume, step, log, evaluate, save."""
 
 from __future__ import annotations
 
@@ -40,7 +40,10 @@ EvaluateFn = Callable[[TrainState], dict[str, float]]
 
 @dataclasses.dataclass(frozen=True)
 class Job:
-    """One training stage: its name, folder, config, how to score a checkpoint, and who watches its log lines."""
+    """One training stage: its name, folder and config.
+
+    `score` turns evaluation metrics into a checkpoint's score (higher is better). `watch(step, means)` gets every log line.
+    """
 
     name: str
     folder: Path
@@ -55,12 +58,13 @@ def fit(
     job: Job, state: TrainState, shardings: TrainState, batches: Batches, step_fn: StepFn,
     evaluate: EvaluateFn | None = None,
 ) -> TrainState:  # fmt: skip
-    """Runs the steps that are left, from the newest checkpoint or from `state`, and saves the last one.
+    """Trains from the newest checkpoint (or from `state`) up to `train.steps`, and saves the last step.
 
-    It ends before `train.steps` once `train.patience` evaluations in a row brought no better score. A run that was killed
-    anywhere and started again ends with the same parameters, bit for bit: the checkpoint holds parameters, optimiser, step,
-    data position and the scores so far, and every random key comes from (seed, step, row). Told to stop, it saves after the
-    step at hand and raises Preempted. With several processes all of them call it alike.
+    Stops early after `train.patience` evaluations in a row without a better score. On SIGTERM it finishes the current step,
+    saves and raises Preempted. With several processes, every process makes the same call.
+
+    A run that is killed and started again ends with the same parameters, bit for bit: the checkpoint holds parameters,
+    optimizer state, step, data position and all scores, and every random key comes from (seed, step, row).
     """
     checkpoints = Checkpoints(job.folder / "checkpoints", job.train.max_to_keep)
     state, start, scores = _resume(checkpoints, state, shardings, batches)
@@ -98,23 +102,23 @@ def fit(
 
 
 def _due(step: int, every: int, train: TrainConfig) -> bool:
-    """Whether something that is done every so many steps, and at the last one, is done now."""
+    """Whether this step is a multiple of `every`, or the last one."""
     return step % every == 0 or step == train.steps
 
 
 def _evaluated(
     job: Job, evaluate: EvaluateFn | None, state: TrainState, writer: MetricsWriter, step: int
 ) -> tuple[float, dict[str, float]]:
-    """The score of the state, the same on every process, and its held-out metrics, which are logged."""
+    """Evaluates the state and logs its held-out metrics; returns its score (the same on every process) and the metrics."""
     results = evaluate(state) if evaluate else {}
-    score = broadcast(job.score(results), "score")  # so that all keep the same best, and stop at the same step
+    score = broadcast(job.score(results), "score")  # so that all processes keep the same best checkpoint and stop at the same step
     if results:
         writer.write(step, {f"eval/{k}": v for k, v in results.items()})
     return score, results
 
 
 def evaluations_since_best(scores: Sequence[float]) -> int:
-    """How many evaluations came after the last one that was better than all before it; NaN never is."""
+    """The number of evaluations since the best score; a NaN is never the best."""
     best, since = -math.inf, 0
     for score in scores:
         best, since = (score, 0) if score > best else (best, since + 1)
@@ -129,24 +133,24 @@ def _tell_early_stop(job: Job, step: int) -> None:
 
 
 def _resume(checkpoints: Checkpoints, state: TrainState, shardings: TrainState, batches: Batches):
-    """State, step and scores of the newest checkpoint, or those of a start."""
+    """State, step and scores of the newest checkpoint; without one, `state`, 0 and []."""
     latest = checkpoints.latest_step()
     if latest is None:
         return state, 0, []
     wanted = _rest(shardings)
-    here = on_device(wanted)  # what waits on the host is read to the devices first: not every reader fills the host's memory
+    here = on_device(wanted)  # offloaded arrays are restored to the devices first: not every reader can write host memory
     params, rest, meta = checkpoints.restore(
         latest, abstract_like(state.params, shardings.params), abstract_like(_rest(state), here)
     )
     if jax.tree.leaves(here) != jax.tree.leaves(wanted):
         rest = jax.device_put(rest, wanted)
     batches.set_state(meta["data"])
-    scores = meta.get("scores", [])  # checkpoints from before early stopping have none
+    scores = meta.get("scores", [])  # checkpoints older than early stopping have none
     return state.replace(params=params, **rest), latest, scores
 
 
 def _rest(state: TrainState) -> dict[str, Any]:
-    """All that a step changes but the parameters, which other stages restore alone."""
+    """The state without parameters and frozen weights. Parameters are saved apart: later stages restore only them."""
     fields = {f.name: getattr(state, f.name) for f in dataclasses.fields(state) if f.name not in ("params", "frozen")}
     return {name: value for name, value in fields.items() if value is not None}
 
@@ -178,7 +182,7 @@ class _Window:
 
 @contextlib.contextmanager
 def _progress(job: Job, start: int):
-    """A bar with throughput and time left on a terminal; a line now and then in a log file."""
+    """On a terminal, a progress bar with throughput and time left; in a log file, a line every 15 s at most."""
     columns = (
         TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[note]}"),
         TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(),

@@ -1,4 +1,4 @@
-"""What of an RL stage may be kept in the host's memory between its uses: optimizer states, and a reference that never changes."""
+"""Offloads parts of an RL stage to host memory between their uses: optimizer states, and a reference that never changes."""
 
 from __future__ import annotations
 
@@ -15,22 +15,22 @@ UpdateFn = Callable[[RlState, RlBatch, int, int], tuple[RlState, dict]]
 
 
 def to_host(tree: Any) -> Any:
-    """The arrays in the host's memory, with the same shardings."""
+    """Copies the arrays to host memory; their partitioning stays the same."""
     return jax.device_put(tree, on_host(shardings_of(tree)))
 
 
 def to_devices(tree: Any) -> Any:
-    """The arrays on the devices again."""
+    """Copies the arrays back to device memory."""
     return jax.device_put(tree, on_device(shardings_of(tree)))
 
 
 def optimizers_on_host(shardings: RlState) -> RlState:
-    """Shardings of a state with those of the optimizer states, policy's and critic's, in the host's memory."""
+    """The state's shardings, with the optimizer states of policy and critic in host memory."""
     return _replaced(shardings, on_host(_optimizers(shardings)))
 
 
 def with_optimizers_on_host(update: UpdateFn) -> UpdateFn:
-    """The update of a state whose optimizer states are in the host's memory: they are on the devices for the update only."""
+    """Wraps `update` for optimizer states in host memory: it copies them to the devices before the update and back after it."""
 
     def run(state: RlState, batch: RlBatch, seed: int, number: int) -> tuple[RlState, dict]:
         state = _replaced(state, to_devices(_optimizers(state)))

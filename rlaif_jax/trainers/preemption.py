@@ -1,4 +1,4 @@
-"""Told to stop: SIGTERM is noticed between two steps, so that the loop can save and leave."""
+"""Notices SIGTERM between two training steps, so that the loop can save a checkpoint and exit."""
 
 from __future__ import annotations
 
@@ -10,22 +10,23 @@ from collections.abc import Callable, Iterator
 
 import jax
 
-_steps = itertools.count(1)  # over all stages of this process: JAX agrees on a step by a number that only grows
+_steps = itertools.count(1)  # shared by all stages of this process: JAX needs a step number that only grows
 
 
 @contextlib.contextmanager
 def preemption_notice() -> Iterator[Callable[[], bool]]:
-    """told(): whether to stop now; to be called once after every step.
+    """Yields a function that returns whether to stop now; call it once after every step.
 
-    With several processes a notice to any of them counts, and all get True after the same step (JAX's coordination
-    service agrees on it, and it handles the signal). With one process SIGTERM is handled here for as long as the loop runs.
+    With several processes, a SIGTERM to any one of them counts, and all processes get True after the same step: JAX's
+    coordination service handles the signal and agrees on the step. With one process, SIGTERM is handled here while the
+    context is open.
     """
     if jax.process_count() > 1:
         from jax.experimental import multihost_utils
 
         yield lambda: multihost_utils.reached_preemption_sync_point(next(_steps))
         return
-    if threading.current_thread() is not threading.main_thread():  # only the main thread may handle signals
+    if threading.current_thread() is not threading.main_thread():  # only the main thread can handle signals
         yield lambda: False
         return
     received = threading.Event()

@@ -149,7 +149,7 @@ def test_a_process_that_waits_for_others_does_not_outlive_its_supervisor(tmp_pat
     command = [sys.executable, "-m", "rlaif_jax.cli", "launch", "--", "tokenizer", str(tmp_path / "config.py"), "--out",
                str(tmp_path / "run")]  # fmt: skip
     supervisor = subprocess.Popen(command, env=env, stderr=subprocess.PIPE, text=True)
-    assert "waits at 127.0.0.1" in next(line for line in supervisor.stderr if line.startswith("rlaif:"))
+    assert "waiting at 127.0.0.1" in next(line for line in supervisor.stderr if line.startswith("rlaif:"))
     (pid,) = Path(f"/proc/{supervisor.pid}/task/{supervisor.pid}/children").read_text().split()
     _dies_with(supervisor, pid)
 

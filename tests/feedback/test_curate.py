@@ -27,9 +27,11 @@ class Panel:
         self.candidates = 0
 
     def complete(self, requests, on_reply=None):
-        return [self._reply(r.messages[-1].content, r.seed) for r in requests]
+        texts = [r.messages[-1].content for r in requests]
+        return [self._reply(text, texts[:i].count(text), requests[i].seed) for i, text in enumerate(texts)]
 
-    def _reply(self, text, seed):
+    def _reply(self, text, number, seed):
+        """`number`: how often the same was asked before in this batch; the seed tells those requests apart."""
         if "评论员" in text:
             return LLMReply("话")
         if "严格的评委" in text or "复核" in text:
@@ -38,7 +40,7 @@ class Panel:
             good = ("好" in text.split("回答：⟦")[1].split("⟧")[0]) != ("误" in text and "严格的评委" in text)
             return LLMReply(json.dumps({"verdict": int(good), "reason": "因"}, ensure_ascii=False))
         self.candidates += 1
-        return LLMReply(f"{'好' if seed % 2 else '差'}祝福{seed % 7}号")
+        return LLMReply(f"{'好' if number % 2 else '差'}祝福{seed % 7}号")
 
 
 def test_a_debate_is_recorded_whole_and_the_reflection_has_the_last_word():
@@ -77,8 +79,8 @@ def test_a_crash_loses_and_repeats_nothing(tmp_path):
 
 def test_too_many_lost_verdicts_stop_the_run_but_keep_what_was_decided(tmp_path):
     class Broken(Panel):
-        def _reply(self, text, seed):
-            return LLMReply(failure=Failure("timeout")) if "严格的评委" in text else super()._reply(text, seed)
+        def _reply(self, text, number, seed):
+            return LLMReply(failure=Failure("timeout")) if "严格的评委" in text else super()._reply(text, number, seed)
 
     with pytest.raises(UserError, match="100% of the debates"):
         run(tmp_path / "i.jsonl", 8, Broken())

@@ -27,5 +27,5 @@ def test_notebook_runs(path, tmp_path):
     NotebookClient(book, timeout=400, kernel_name="python3", resources={"metadata": {"path": str(tmp_path)}}).execute()
     printed = "".join(o.get("text", "") for c in book.cells if c.cell_type == "code" for o in c.outputs)
     assert "请求" in printed
-    result = {"01_quickstart": "report/report.html", "02_judge": "judge/principles.txt"}[path.stem]
+    result = {"01_quickstart": "report/report.html", "02_judge": "principles/principles.txt"}[path.stem]
     assert (tmp_path / "run" / result).exists()

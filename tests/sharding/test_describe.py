@@ -30,9 +30,9 @@ def test_the_table_names_parts_bytes_and_repairs(eight_devices):
     embed, norm, odd = table.lines
     assert embed.part == (32, 16) and embed.device_size == 32 * 16 * 4
     assert norm.part == (32,) and norm.size == norm.device_size == 64
-    assert "size 3 does not divide" in odd.note and odd.part == (3, 16)
+    assert "size 3 is not divisible" in odd.note and odd.part == (3, 16)
     text = str(table)
-    assert "tensor, fsdp" in text and "whole" in text and "mesh data 2, fsdp 2, tensor 2" in text
+    assert "tensor, fsdp" in text and "replicated" in text and "mesh data 2, fsdp 2, tensor 2" in text
     assert table.device_bytes == sharded_bytes(TREE, shardings)
     console = Console(width=200, file=io.StringIO())
     console.print(table.rich())
@@ -42,9 +42,9 @@ def test_the_table_names_parts_bytes_and_repairs(eight_devices):
 def test_arrays_that_lie_somewhere_describe_themselves(eight_devices):
     placed = jax.device_put(np.ones((8, 4), np.float32), eight_devices.rows(8))
     assert describe({"x": placed}).lines[0].part == (2, 4)
-    with pytest.raises(UserError, match="x lies on no mesh"):
+    with pytest.raises(UserError, match="x is not on a mesh"):
         describe({"x": jnp.ones(3)})
-    with pytest.raises(UserError, match="holds no array"):
+    with pytest.raises(UserError, match="has no arrays"):
         describe({})
 
 
@@ -168,7 +168,7 @@ def test_repairs_that_find_no_line_are_listed_below(eight_devices):
     table = describe(tree, {"params": eight_devices.tree(AXES, TREE)}, repairs)
     assert [line.note for line in table.lines] == ["", "", ""] and table.unmatched == tuple(repairs)
     below = str(table).splitlines()[-1]
-    assert below.startswith("not in this table: odd: dimension 0 of size 3 does not divide")
+    assert below.startswith("not in this table: odd: dimension 0 of size 3 is not divisible")
     assert "not in this table: odd" in _rich(table)
 
 

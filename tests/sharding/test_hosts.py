@@ -39,7 +39,7 @@ def test_variables_come_first():
     ("change", "message"),
     [
         ({"JAX_PROCESS_ID": None}, "JAX_PROCESS_ID is not"),
-        ({"JAX_PROCESS_ID": "4"}, "a number below it"),
+        ({"JAX_PROCESS_ID": "4"}, "an index below it"),
         ({"JAX_NUM_PROCESSES": "many"}, "expected a count"),
         ({"JAX_COORDINATOR_ADDRESS": "host"}, "host:port"),
         ({"JAX_COORDINATOR_ADDRESS": "localhost:abc"}, "host:port"),

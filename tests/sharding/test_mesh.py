@@ -70,7 +70,7 @@ def test_auto_takes_slices_then_processes_then_one_granule():
     [
         ({"data": 1, "fsdp": 1}, "product must be 2"),
         ({"data": 2, "fsdp": 2}, "product must be 2"),
-        ({"data": -1, "fsdp": 1}, "axis data of size 1 does not divide over 2 granules"),
+        ({"data": -1, "fsdp": 1}, "axis data of size 1 cannot be split over 2 granules"),
         ({"model": 2}, "names the axis 'model'"),
     ],
 )

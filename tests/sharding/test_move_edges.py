@@ -114,7 +114,7 @@ def test_batches_without_rows_and_scalars(eight_devices):
 
 
 def test_errors_name_the_array(eight_devices):
-    with pytest.raises(UserError, match=r"w of shape \(7, 4\) cannot lie as"):
+    with pytest.raises(UserError, match=r"w of shape \(7, 4\) cannot be sharded as"):
         shard({"w": np.ones((7, 4))}, _on(eight_devices, "fsdp"))
     with pytest.raises(UserError, match="w of shape"):
         shard({"w": np.ones(8)}, _on(eight_devices, None, "fsdp"))

@@ -117,7 +117,7 @@ def test_other_sequences_are_axes_as_well(axes, expected):
 @pytest.mark.parametrize("pattern", ["(up", "*", 3])
 def test_a_pattern_that_is_no_regular_expression_is_named(pattern):
     for call in (coverage, axes_by_pattern):
-        with pytest.raises(UserError, match=r"pattern .* is no regular expression"):
+        with pytest.raises(UserError, match=r"pattern .* is not a valid regular expression"):
             call([("w", (None,)), (pattern, ())], {"w": jnp.ones(3)})
 
 

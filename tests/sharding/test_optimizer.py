@@ -71,5 +71,5 @@ def test_parameters_without_shardings_are_named(eight_devices):
     params = {"w": jnp.ones((8, 8)), "b": jnp.ones(8)}
     with pytest.raises(UserError, match="the parameter b has no NamedSharding"):
         optimizer_shardings({"mu": params}, params, {"w": eight_devices.replicated})
-    with pytest.raises(UserError, match="params holds no array"):
+    with pytest.raises(UserError, match="params has no arrays"):
         optimizer_shardings({"mu": params}, {}, {})

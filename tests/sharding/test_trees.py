@@ -108,7 +108,7 @@ def test_coverage_lists_what_nothing_matches_and_which_patterns_match_nothing():
     found = coverage([("kernel", ("embed", "mlp")), ("up/kernel", ("mlp", None)), ("router", ())], tree)
     assert found.matched == {"up/kernel": "kernel"}
     assert found.unmatched == ["up/scale"] and found.unused == ["up/kernel", "router"]
-    assert "up/scale: NO PATTERN" in str(found) and "'router' is first for no parameter" in str(found)
+    assert "up/scale: NO PATTERN" in str(found) and "'router' is used by no parameter" in str(found)
     with pytest.raises(UserError, match="up/scale"):
         axes_by_pattern([("kernel", ("embed", "mlp"))], tree)
 

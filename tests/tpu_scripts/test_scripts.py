@@ -219,7 +219,7 @@ def test_supervise_starts_a_dead_job_again_and_leaves_the_tpu(bench, tmp_path):
 def test_supervise_does_not_count_a_job_that_was_told_to_stop(bench, tmp_path):
     done = _supervise(bench, tmp_path, "[ $n -gt 2 ] || exit 75", "--max-restarts", "0", RLAIF_POLL="1")
     assert done.returncode == 0, done.stderr
-    assert "told to stop and has saved" in done.stderr and "died" not in done.stderr
+    assert "got a signal to stop and has saved" in done.stderr and "died" not in done.stderr
 
 
 @pytest.mark.parametrize(
@@ -270,7 +270,7 @@ def test_supervise_takes_workers_that_stay_silent_for_lost(bench, tmp_path, rest
     options = ("--max-restarts", restarts, "--lost-after", "2", "--delete-when-done")
     done = _supervise(bench, tmp_path, "true", *options, RLAIF_POLL="1")
     assert done.returncode == code, done.stderr
-    assert "looking again" in done.stderr and "the TPU counts as lost" in done.stderr
+    assert "checking again" in done.stderr and "the TPU counts as lost" in done.stderr
     assert [v for v in bench.verbs() if v in ("create", "delete")] == ["create", "delete"] * lives
 
 

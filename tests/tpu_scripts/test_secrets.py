@@ -74,9 +74,9 @@ def _start(bench, script: str, *command: str, secrets: str = "MY_KEY", value: st
 
 @pytest.mark.parametrize("script", EVERY_WAY)
 def test_a_secret_in_the_command_is_refused(bench, script):
-    value = "another 'key' 门"  # not SECRET: it stands in a command line here, which a job of the other tests would see
+    value = "another 'key' 门"  # not SECRET: it is part of a command line here, which jobs of the other tests would see
     done = _start(bench, script, "curl", f"--header=Bearer {value}", value=value)
-    assert done.returncode == 2 and "the value of MY_KEY stands in a command line" in done.stderr
+    assert done.returncode == 2 and "the value of MY_KEY is part of a command line" in done.stderr
     assert "another" not in done.stdout + done.stderr and not bench.calls
 
 

@@ -47,7 +47,7 @@ def test_only_the_memory_kind_changes(eight_devices):
 def test_a_backend_without_that_memory_is_named(tmp_path):
     device = types.SimpleNamespace(platform="abacus", addressable_memories=lambda: [types.SimpleNamespace(kind="device")])
     mesh = types.SimpleNamespace(devices=np.array([[device]]))
-    with pytest.raises(UserError, match=r"rl\.offload_optimizer needs .* pinned_host .* abacus backend have device: leave"):
+    with pytest.raises(UserError, match=r"rl\.offload_optimizer needs .* pinned_host .* abacus backend have device: set it to"):
         require_host_memory(mesh, "rl.offload_optimizer")
     require_host_memory(types.SimpleNamespace(devices=np.array(jax.devices())), "rl.offload_optimizer")
     x = Run(_offloading(tiny.config()), tmp_path, types.SimpleNamespace(mesh=mesh), Console(quiet=True))

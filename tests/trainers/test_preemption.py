@@ -52,7 +52,7 @@ def test_the_notice_is_saved_and_resumed(tmp_path, one_device, at):
 
 def test_the_command_ends_with_the_code_for_a_restart(monkeypatch, capsys):
     def stopped(*_):
-        raise Preempted("sft was told to stop")
+        raise Preempted("sft got a signal to stop")
 
     monkeypatch.setattr("rlaif_jax.cli._config", stopped)
     assert main(["run", "x.py"]) == 75
