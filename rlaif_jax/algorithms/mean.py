@@ -58,7 +58,7 @@ _NOTHING = {Mean: 0.0, Max: -jnp.inf, Min: jnp.inf}
 
 def merge(a: Metrics, b: Metrics) -> Metrics:
     """The metrics over the data of both. Both must have the same names."""
-    return {name: type(m).merge(m, b[name]) for name, m in a.items()}  # type: ignore[arg-type]  # the same kind under each name
+    return {name: type(m).merge(m, b[name]) for name, m in a.items()}  # type: ignore[arg-type]  # a name has one kind
 
 
 def over_axis(stacked: Metrics) -> Metrics:
