@@ -1,6 +1,6 @@
-"""From rewards to advantages: group baselines, whitening, and GAE with a critic. All float32.
+"""Advantages from rewards: group baselines, whitening, and GAE with a critic. All float32.
 
-A row whose reward is no verdict has `valid` False: it counts nowhere, and its advantage is 0.
+A row with an invalid reward has `valid` False. It is left out of every mean, and its advantage is 0.
 """
 
 from __future__ import annotations
@@ -19,14 +19,15 @@ class AdvantageConfig:
     """Advantages without a critic. The defaults are GRPO's (arXiv 2402.03300).
 
     Attributes:
-      baseline: what is subtracted from a reward: "group_mean"; "leave_one_out", the mean of the group's other samples
-        (RLOO, arXiv 2402.14740); or "none": each token gets the discounted rewards that follow it (REINFORCE++,
-        arXiv 2501.03262, together with whiten = "tokens" and the KL in the reward).
-      scale: "group" divides by the group's standard deviation, "batch" by that of all rewards, "none" not at all
-        (Dr. GRPO, arXiv 2503.20783: the division favours prompts that are nearly solved or nearly hopeless).
-      whiten: "tokens" or "rows": at the end, zero mean and unit variance over all valid tokens or rows of the batch.
-      gamma: discount of baseline "none".
-      epsilon: added to a standard deviation before dividing (TRL's default; verl 1e-6).
+      baseline: what is subtracted from a reward. "group_mean": the mean of the group. "leave_one_out": the mean of the group's
+        other samples (RLOO, arXiv 2402.14740). "none": nothing; the advantage of a token is the discounted sum of the rewards from
+        it on (REINFORCE++, arXiv 2501.03262; use it with whiten = "tokens" and the KL in the reward).
+      scale: what the difference is divided by: "group" (the group's standard deviation), "batch" (that of all rewards), or "none".
+        Division by the group's favours prompts that are almost solved or almost hopeless (Dr. GRPO, arXiv 2503.20783).
+      whiten: "tokens" or "rows" normalises the advantages to zero mean and unit variance over all valid tokens or rows of the
+        batch; "none" does not.
+      gamma: discount per token; only used with baseline "none".
+      epsilon: added to a standard deviation before dividing by it (TRL has 1e-4, too; verl 1e-6).
     """
 
     baseline: str = "group_mean"
@@ -49,9 +50,9 @@ class AdvantageConfig:
 def group_advantages(
     rewards: jax.Array, valid: jax.Array, group: int, cfg: AdvantageConfig = AdvantageConfig()
 ) -> jax.Array:
-    """Advantages (B,) from rewards (B,), the `group` samples of a prompt standing together; without whitening.
+    """Advantages (B,) from rewards (B,), without whitening. The `group` samples of a prompt must be adjacent.
 
-    Standard deviations have ddof 1. A group with fewer than two verdicts compares nothing and gets 0.
+    Standard deviations have ddof 1. A group with fewer than two valid rewards gets 0.
     """
     r = jnp.where(valid, rewards.astype(jnp.float32), 0.0).reshape(-1, group)
     ok = valid.reshape(-1, group)
@@ -71,7 +72,7 @@ def group_advantages(
 def advantages(
     rewards: jax.Array, valid: jax.Array, kl_penalty: jax.Array, mask: jax.Array, group: int, cfg: AdvantageConfig
 ) -> jax.Array:
-    """Advantages (B, R) without a critic: rewards, valid (B,); kl_penalty, mask (B, R), the penalty >= 0 off the reward."""
+    """Advantages (B, R) without a critic, from rewards, valid (B,) and kl_penalty, mask (B, R). The penalty is subtracted."""
     rows = valid.astype(jnp.float32)
     if cfg.baseline == "none":
         per_token = returns_to_go(token_rewards(rewards, kl_penalty, mask), mask, cfg.gamma)
@@ -86,8 +87,8 @@ def advantages(
 
 
 def token_rewards(scores: jax.Array, kl_penalty: jax.Array, mask: jax.Array) -> jax.Array:
-    """(B, R): minus the KL penalty on each token, plus the score (B,) on the last valid token (EOS where it ended)."""
-    last = jnp.sum(mask, axis=1).astype(jnp.int32) - 1  # -1, an empty row: no slot equals it
+    """(B, R): minus the KL penalty on each token, plus the score (B,) on the last valid token (EOS if the response ended)."""
+    last = jnp.sum(mask, axis=1).astype(jnp.int32) - 1  # -1 for an empty row, which matches no token
     at_end = (jnp.arange(mask.shape[1])[None] == last[:, None]).astype(jnp.float32)
     return (scores[:, None] * at_end - kl_penalty) * mask
 
@@ -97,7 +98,7 @@ def gae(
 ) -> tuple[jax.Array, jax.Array]:
     """Generalised advantage estimates and returns = advantages + values, (B, R) (arXiv 1506.02438, eq. 16).
 
-    rewards, values, mask (B, R); a masked token is stepped over, and the value after the last one is 0.
+    rewards, values, mask (B, R). Masked tokens are skipped; the value after the last token is 0.
     """
 
     def step(carry, column):
@@ -114,12 +115,12 @@ def gae(
 
 
 def returns_to_go(rewards: jax.Array, mask: jax.Array, gamma: float) -> jax.Array:
-    """(B, R): the discounted sum of a token's reward and those after it, that is GAE without a critic and lambda 1."""
+    """(B, R): the discounted sum of the rewards from each token on. This is GAE with lambda 1 and all values 0."""
     return gae(rewards, jnp.zeros_like(rewards), mask, gamma, 1.0)[0]
 
 
 def groups_with_signal(rewards: jax.Array, valid: jax.Array, group: int) -> jax.Array:
-    """(P,) bool: whether a group has two different valid rewards; one without teaches nothing."""
+    """(P,) bool: whether a group has two different valid rewards. Without them all its advantages are 0."""
     r, ok = rewards.reshape(-1, group), valid.reshape(-1, group)
     low = jnp.min(jnp.where(ok, r, jnp.inf), axis=1)
     high = jnp.max(jnp.where(ok, r, -jnp.inf), axis=1)
@@ -127,6 +128,8 @@ def groups_with_signal(rewards: jax.Array, valid: jax.Array, group: int) -> jax.
 
 
 def overlong_penalty(lengths: jax.Array, max_tokens: int, buffer: int) -> jax.Array:
-    """(B,) in [0, 1]: 0 up to max_tokens - buffer tokens, then rising linearly to 1 at max_tokens (DAPO, arXiv
-    2503.14476, eq. 13, with the sign turned)."""
+    """(B,) in [0, 1]: 0 up to max_tokens - buffer tokens, then rising linearly to 1 at max_tokens.
+
+    This is minus the soft length penalty of DAPO (arXiv 2503.14476, eq. 13).
+    """
     return jnp.clip((lengths - (max_tokens - buffer)) / buffer, 0.0, 1.0)

@@ -1,4 +1,4 @@
-"""Keeping the policy near its reference: estimators of the KL divergence, and its coefficient. All float32."""
+"""The KL penalty between policy and reference: estimators, and the adaptive coefficient. All float32."""
 
 from __future__ import annotations
 
@@ -12,17 +12,18 @@ from rlaif_jax.errors import UserError
 
 @dataclasses.dataclass(frozen=True)
 class KlConfig:
-    """The penalty for leaving the reference. Defaults are the reference paper's (k3 in the loss, 0.001).
+    """The penalty on the KL divergence of the policy from its reference. Defaults: k3 in the loss, 0.001 (the reference paper's).
 
     Attributes:
-      coef: its weight beta; 0 = off, and then no reference is kept or evaluated.
-      place: "loss" (GRPO) or "reward" (PPO: taken off the reward of each token, no gradient through it).
-      estimator: k1, k2 or k3, see `kl_terms`. In the loss k1 needs `unbiased`: its own expected gradient is zero.
-      unbiased: in the loss, multiply by the importance ratio, so that the expected gradient is that of the KL
+      coef: weight beta of the penalty; 0 = off, and then there is no reference model.
+      place: "loss" adds it to the loss (GRPO); "reward" subtracts it from the reward of each token, without a gradient (PPO).
+      estimator: "k1", "k2" or "k3", see `kl_terms`. In the loss, k1 needs `unbiased`: alone its expected gradient is zero.
+      unbiased: in the loss, multiply the penalty by the importance ratio. Its expected gradient is then that of the KL
         (DeepSeek-V3.2, arXiv 2512.02556).
-      target: > 0 makes the coefficient adaptive: it grows while the KL is above the target (arXiv 1909.08593, section 2.2).
-      horizon: over how many samples the adaptive coefficient reacts.
-      ref_sync_steps: every so many steps the policy becomes the new reference; 0 = never.
+      target: > 0 adapts the coefficient: it grows while the KL is above the target, and shrinks while it is below (arXiv
+        1909.08593, section 2.2). 0 = fixed.
+      horizon: number of samples over which the adaptive coefficient reacts; a larger one reacts more slowly.
+      ref_sync_steps: steps after which the policy becomes the new reference, again and again; 0 = never.
     """
 
     coef: float = 0.001
@@ -43,27 +44,27 @@ class KlConfig:
         if self.place == "loss" and self.estimator == "k1" and not self.unbiased and self.coef > 0:
             raise UserError(
                 "kl.estimator k1 in the loss has an expected gradient of zero: use k2 or k3, set kl.unbiased, "
-                "or put it into the reward (kl.place=reward)"
+                "or use kl.place=reward"
             )
 
     @property
     def active(self) -> bool:
-        """Whether there is a KL term at all."""
+        """Whether there is a KL penalty."""
         return self.coef > 0
 
     @property
     def refreshed(self) -> bool:
-        """Whether there is a reference that follows the policy."""
+        """Whether the reference is replaced by the policy from time to time."""
         return self.active and self.ref_sync_steps > 0
 
     @property
     def in_loss(self) -> bool:
-        """Whether the loss has a KL term."""
+        """Whether the KL penalty is in the loss."""
         return self.active and self.place == "loss"
 
     @property
     def in_reward(self) -> bool:
-        """Whether the rewards have one."""
+        """Whether the KL penalty is in the rewards."""
         return self.active and self.place == "reward"
 
 
@@ -84,7 +85,10 @@ def kl_terms(logp: jax.Array, ref_logp: jax.Array, kind: str = "k3") -> jax.Arra
 
 
 def adapted_coefficient(coefficient: jax.Array, kl: jax.Array, samples: int, cfg: KlConfig) -> jax.Array:
-    """The coefficient after `samples` samples with this mean KL: x (1 + clip(kl / target - 1, +-0.2) * samples / horizon)."""
+    """The coefficient after `samples` samples with mean `kl`.
+
+    The old one times 1 + clip(kl / target - 1, -0.2, 0.2) * samples / horizon; unchanged without a target.
+    """
     if cfg.target <= 0:
         return coefficient
     error = jnp.clip(kl / cfg.target - 1.0, -0.2, 0.2)

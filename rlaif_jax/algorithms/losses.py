@@ -1,4 +1,4 @@
-"""How terms are summed, and the losses of reward models, preferences and critics. All float32."""
+"""Aggregation of per-token terms, and the losses of reward models, DPO and critics. All float32."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ def aggregate(terms: jax.Array, mask: jax.Array, how: str, max_length: int = 0) 
     token_mean: every token weighs the same (DAPO, arXiv 2503.14476). sequence_mean: the mean over each row's tokens,
     then over rows (GRPO, GSPO). sequence_sum: the sum over each row's tokens, then the mean over rows.
     fixed_length: the sum over tokens divided by rows * max_length (Dr. GRPO, arXiv 2503.20783).
-    A row without tokens counts nowhere.
+    Rows without tokens are left out.
     """
     terms = jnp.where(mask > 0, terms, 0.0)
     if how == "token_mean":
@@ -58,10 +58,10 @@ def binary_cross_entropy(score: jax.Array, label: jax.Array, weight: jax.Array) 
 def value_loss(
     values: jax.Array, old_values: jax.Array, returns: jax.Array, mask: jax.Array, clip: float
 ) -> tuple[Mean, dict[str, Mean]]:
-    """Half the squared error of a critic, (B, R) each, over valid tokens.
+    """Half the squared error of a critic over valid tokens; all arrays (B, R).
 
-    With `clip` > 0 a value that moved further than that from the old one gains nothing by it: the larger of the two
-    errors counts (PPO's reference implementation; arXiv 2005.12729).
+    With `clip` > 0, the new value is also clipped to within `clip` of the old one, and the larger of the two errors counts. So
+    a larger move gains nothing (PPO's reference implementation; arXiv 2005.12729).
     """
     errors = (values - returns) ** 2
     metrics = {"value": mean_of(values, mask), "value_error": mean_of(errors, mask)}
@@ -76,13 +76,13 @@ def preference(
     chosen: jax.Array, rejected: jax.Array, ref_chosen: jax.Array, ref_rejected: jax.Array, weight: jax.Array,
     *, beta: float, kind: str = "sigmoid", smoothing: float = 0.0,
 ) -> tuple[Mean, dict[str, Mean]]:  # fmt: skip
-    """Direct preference optimisation from log-probs of whole answers, (B,) each.
+    """Direct preference optimisation from the log-probs of answers, summed over tokens; all arrays (B,).
 
-    h = (chosen - ref_chosen) - (rejected - ref_rejected), beta * h being the gap of the implicit rewards.
-    sigmoid: -log sigmoid(beta h), DPO (arXiv 2305.18290, eq. 7); with `smoothing` e the label is taken to be wrong with
-    probability e: (1 - e) of that plus e of the loss of the pair turned round (conservative DPO).
-    ipo: (h - 1 / (2 beta))^2 (arXiv 2310.12036, eq. 17); its log-probs are means per token, so that beta does not
-    depend on length.
+    h = (chosen - ref_chosen) - (rejected - ref_rejected); beta * h is the difference of the implicit rewards.
+    sigmoid: -log sigmoid(beta h), DPO (arXiv 2305.18290, eq. 7). `smoothing` e is the probability that a label is wrong: the loss
+    is then (1 - e) times this, plus e times the loss of the swapped pair (conservative DPO).
+    ipo: (h - 1 / (2 beta))^2 (arXiv 2310.12036, eq. 17). Its log-probs are means per token instead of sums, so that beta does
+    not depend on the length.
     """
     gap = (chosen - ref_chosen) - (rejected - ref_rejected)
     if kind == "sigmoid":

@@ -1,4 +1,4 @@
-"""Means whose division is put off to the end, so that sums over micro-batches and hosts stay exact."""
+"""Metrics that merge exactly over micro-batches and hosts: means keep sum and weight, and divide only at the end."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ import jax.numpy as jnp
 
 
 class Mean(NamedTuple):
-    """A sum and its weight, kept apart until the end, so that the mean over micro-batches and hosts is exact."""
+    """A mean as its sum and weight, so that merging means is exact."""
 
     total: jax.Array
     weight: jax.Array
 
     def value(self) -> jax.Array:
-        """total / weight; 0 where nothing was counted."""
+        """total / weight; 0 if the weight is 0."""
         return jnp.where(self.weight > 0, self.total / jnp.where(self.weight > 0, self.weight, 1.0), 0.0)
 
     def merge(self, other: Mean) -> Mean:
-        """The mean over both."""
+        """The mean over the data of both."""
         return Mean(self.total + other.total, self.weight + other.weight)
 
 
@@ -30,7 +30,7 @@ class Max(NamedTuple):
     total: jax.Array
 
     def value(self) -> jax.Array:
-        """The value itself; -inf where nothing was seen."""
+        """The largest value; -inf if there was none."""
         return self.total
 
     def merge(self, other: Max) -> Max:
@@ -44,7 +44,7 @@ class Min(NamedTuple):
     total: jax.Array
 
     def value(self) -> jax.Array:
-        """The value itself; inf where nothing was seen."""
+        """The smallest value; inf if there was none."""
         return self.total
 
     def merge(self, other: Min) -> Min:
@@ -57,18 +57,18 @@ _NOTHING = {Mean: 0.0, Max: -jnp.inf, Min: jnp.inf}
 
 
 def merge(a: Metrics, b: Metrics) -> Metrics:
-    """Metrics over what both have seen; both have the same names."""
-    return {name: type(m).merge(m, b[name]) for name, m in a.items()}  # type: ignore[arg-type]  # the same kind under each name
+    """The metrics over the data of both. Both must have the same names."""
+    return {name: type(m).merge(m, b[name]) for name, m in a.items()}  # type: ignore[arg-type]  # a name has one kind
 
 
 def over_axis(stacked: Metrics) -> Metrics:
-    """Metrics whose arrays have a leading axis (one entry per update), merged over it."""
+    """Merges metrics over the leading axis of their arrays (one entry per update)."""
     reduce: dict[type, Callable[..., jax.Array]] = {Mean: jnp.sum, Max: jnp.max, Min: jnp.min}
     return {name: type(m)(*(reduce[type(m)](x, axis=0) for x in m)) for name, m in stacked.items()}
 
 
 def empty(shapes: Metrics) -> Metrics:
-    """Metrics of the same kinds that have seen nothing."""
+    """Metrics of the same kinds without any data."""
     return {
         name: type(m)(*(jnp.full(x.shape, _NOTHING[type(m)], x.dtype) for x in m)) for name, m in shapes.items()
     }

@@ -1,7 +1,7 @@
-"""The policy objective of PPO and the GRPO family on given log-probs, as sums. All float32.
+"""The policy loss of PPO and the GRPO family, from log-probs. All float32.
 
     ratio = exp(log p - log p_old), per token or per sequence
-    terms = surrogate(ratio, advantage) * sampler correction + KL - entropy bonus, then aggregated
+    terms = surrogate(ratio, advantage) * rollout correction + KL - entropy bonus, then aggregated
 """
 
 from __future__ import annotations
@@ -17,32 +17,34 @@ from rlaif_jax.algorithms.losses import aggregate
 from rlaif_jax.algorithms.mean import Max, Mean, Metrics, Min, mean_of
 from rlaif_jax.errors import UserError
 
-_LOG_RATIO_BOUND = 20.0  # e^20: far beyond any clip, and no overflow
+_LOG_RATIO_BOUND = 20.0  # e^20 is far outside any clip, and does not overflow
 _SAPO_TEMPERATURES = (1.0, 1.05)  # of positive and negative advantages
 
 
 @dataclasses.dataclass(frozen=True)
 class PolicyConfig:
-    """The surrogate objective. Defaults are the reference paper's GRPO.
+    """The policy loss. Defaults are the reference paper's GRPO. The ratio is p / p_old.
 
     Attributes:
-      loss: "clip" (PPO, arXiv 1707.06347, eq. 7); "cispo": the clipped ratio as a constant weight of log p, so that
-        clipped tokens keep a gradient (arXiv 2506.13585); "sapo": a smooth gate instead of a clip (arXiv 2511.20347);
-        "reinforce": -A log p, no ratio. Or a function of your own, `loss(logp, old_logp, advantages, mask, cfg)` -> terms to
-        minimise, all (B, R): a callable, or "module:name" or "file.py:name".
-      importance_level: "token", or "sequence": the geometric mean over a response's tokens (GSPO, arXiv 2507.18071), with
-        aggregation "sequence_mean" and clips of some 3e-4.
-      clip_low, clip_high: the ratio is held in [1 - clip_low, 1 + clip_high]; a larger clip_high lets unlikely tokens
-        grow (DAPO, arXiv 2503.14476).
-      dual_clip: > 1: where the advantage is negative the loss is bounded by dual_clip * |A| (arXiv 1912.09729); 0 = off.
-      aggregation: see `losses.aggregate`.
-      entropy_coefficient: weight of the entropy bonus, aggregated like the rest.
-      rollout_correction: the sampler's log-probs may differ from the trainer's (another precision or engine). With this on, the
-        trainer computes the old log-probs itself and weighs the terms by p_old / p_sampler: "token_truncate" (held in the
-        bounds; Yao et al. 2025, fengyao.notion.site/off-policy-rl), "token_mask" (0 outside), "sequence_truncate",
-        "sequence_mask" (product over the response) or "geometric_mask" (mean per token). "none": the sampler's log-probs
-        are the old ones.
-      rollout_correction_low, rollout_correction_high: its bounds.
+      loss: "clip": the clipped surrogate of PPO (arXiv 1707.06347, eq. 7). "cispo": -advantage * log p, weighted by the clipped
+        ratio as a constant, so clipped tokens keep a gradient (arXiv 2506.13585). "sapo": a smooth gate instead of a clip
+        (arXiv 2511.20347). "reinforce": -advantage * log p, without a ratio. Or your own function: a callable, "module:name" or
+        "file.py:name". `loss(logp, old_logp, advantages, mask, cfg)` returns the terms to minimise; all arrays (B, R).
+      importance_level: "token": one ratio per token. "sequence": one ratio per response, the geometric mean over its tokens
+        (GSPO, arXiv 2507.18071); use it with aggregation "sequence_mean" and clips of about 3e-4.
+      clip_low, clip_high: the ratio is clipped to [1 - clip_low, 1 + clip_high]. A larger clip_high lets unlikely tokens grow
+        (DAPO, arXiv 2503.14476).
+      dual_clip: where the advantage is negative, bounds the loss by dual_clip * |advantage|; must exceed 1 + clip_high (arXiv
+        1912.09729). 0 = off.
+      aggregation: how per-token terms are averaged: "token_mean", "sequence_mean", "sequence_sum" or "fixed_length"; see
+        `losses.aggregate`.
+      entropy_coefficient: weight of the entropy bonus; 0 = off.
+      rollout_correction: for a sampler whose log-probs differ from the trainer's (another precision or engine). The trainer then
+        computes the old log-probs itself, and weights the terms by w = p_old / p_sampler. "token_truncate": w is clipped to the
+        bounds (Yao et al. 2025, fengyao.notion.site/off-policy-rl); "token_mask": w is 0 outside them. "sequence_truncate",
+        "sequence_mask": the same, w being the product over the response. "geometric_mask": w per token, but 0 for responses whose
+        geometric mean is outside the bounds. "none": no weights; the sampler's log-probs serve as the old ones.
+      rollout_correction_low, rollout_correction_high: bounds of the weight p_old / p_sampler.
     """
 
     loss: Callable[..., jax.Array] | str = "clip"
@@ -72,22 +74,22 @@ class PolicyConfig:
         if self.dual_clip and self.dual_clip <= 1.0 + self.clip_high:
             raise UserError(f"policy.dual_clip is {self.dual_clip}; expected 0 (off) or more than 1 + policy.clip_high")
         if self.importance_level == "sequence" and self.aggregation == "token_mean":
-            raise UserError("policy.importance_level=sequence weighs whole responses: set policy.aggregation to sequence_mean")
+            raise UserError("policy.importance_level=sequence needs another aggregation: set policy.aggregation to sequence_mean")
 
 
 def surrogate_terms(
     logp: jax.Array, old_logp: jax.Array, advantages: jax.Array, mask: jax.Array, cfg: PolicyConfig
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Per-token terms to be minimised and the ratio, both (B, R), and where the clip was active: -1 low, 1 high, 0 not.
+    """(terms to minimise, ratio, active clip), all (B, R), from logp, old_logp, advantages and mask (B, R).
 
-    logp, old_logp, advantages, mask (B, R).
+    The third is -1 where the ratio was clipped at the lower bound, 1 at the upper one, else 0.
     """
     if isinstance(cfg.loss, str) and ":" in cfg.loss:
-        raise UserError(f"policy.loss names code, {cfg.loss!r}; only `rlaif run` and `rlaif rl` import it")
+        raise UserError(f"policy.loss is the name of a function, {cfg.loss!r}; only `rlaif run` and `rlaif rl` import it")
     log_ratio = jnp.clip(logp - old_logp, -_LOG_RATIO_BOUND, _LOG_RATIO_BOUND)
     if cfg.importance_level == "sequence":
         mean = jnp.sum(log_ratio * mask, axis=1, keepdims=True) / jnp.maximum(jnp.sum(mask, axis=1, keepdims=True), 1.0)
-        # The sequence's value, with each token's own gradient (GSPO-token): their sum is the sequence's gradient.
+        # The value of the sequence with the gradient of each token (GSPO-token). Their sum is the gradient of the sequence.
         log_ratio = jax.lax.stop_gradient(mean) + logp - jax.lax.stop_gradient(logp)
     ratio = jnp.exp(log_ratio)
     if callable(cfg.loss):
@@ -111,7 +113,7 @@ def surrogate_terms(
 def correction_weights(
     old_logp: jax.Array, sampler_logp: jax.Array, mask: jax.Array, cfg: PolicyConfig
 ) -> jax.Array:
-    """(B, R) weights p_old / p_sampler, bounded as `cfg.rollout_correction` says; no gradient flows through them."""
+    """(B, R) weights p_old / p_sampler, truncated or masked by `cfg.rollout_correction`; without a gradient."""
     if cfg.rollout_correction == "none":
         return jnp.ones_like(old_logp)
     level, how = cfg.rollout_correction.split("_")
@@ -125,7 +127,7 @@ def correction_weights(
     if how == "truncate":
         return jnp.clip(weight, cfg.rollout_correction_low, cfg.rollout_correction_high)
     inside = (weight >= cfg.rollout_correction_low) & (weight <= cfg.rollout_correction_high)
-    if level == "geometric":  # the mean only chooses responses; what weighs a token is its own ratio
+    if level == "geometric":  # the mean only selects responses; each token is weighted by its own ratio
         weight = jnp.exp(jax.lax.stop_gradient(old_logp - sampler_logp) * mask)
     return jnp.where(inside, weight, 0.0)
 
@@ -135,13 +137,13 @@ def policy_loss(
     advantages: jax.Array, ref_logprobs: jax.Array | None = None, sampler_logprobs: jax.Array | None = None,
     kl_coefficient: jax.Array | float | None = None,
 ) -> tuple[Mean, Metrics]:  # fmt: skip
-    """The loss of the policy's logp and entropy (B, R) on a batch, and its metrics.
+    """The loss of a batch and its metrics, from the policy's logp and entropy (B, R).
 
-    mask, old_logprobs, advantages (B, R); with a KL term ref_logprobs (B, R) and kl_coefficient (), with a correction
+    mask, old_logprobs, advantages (B, R). A KL penalty needs ref_logprobs (B, R) and kl_coefficient (); a rollout correction needs
     sampler_logprobs (B, R).
     """
 
-    def valid(x):  # padding may hold anything; what overflowed there would give NaN times zero in the gradient
+    def valid(x):  # padding may hold any value: an overflow there would make the gradient NaN (infinity times 0)
         return None if x is None else jnp.where(mask > 0, x, 0.0)
 
     logp, old, ref, advantages = valid(logp), valid(old_logprobs), valid(ref_logprobs), valid(advantages)
@@ -165,7 +167,7 @@ def policy_loss(
 def policy_metrics(
     logp: jax.Array, entropy: jax.Array, old_logprobs: jax.Array, mask: jax.Array, *, ratio: jax.Array, active: jax.Array
 ) -> Metrics:
-    """How far one update has gone from the policy that sampled; all arrays (B, R), `ratio` and `active` of `surrogate_terms`."""
+    """How far an update has moved from the sampling policy. All arrays (B, R); `ratio` and `active` come from `surrogate_terms`."""
     return {
         "entropy": mean_of(entropy, mask),
         "clip_ratio/low": mean_of((active < 0).astype(jnp.float32), mask),

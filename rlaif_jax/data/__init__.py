@@ -1,1 +1,1 @@
-"""Records, their sources, the tokenizer, batches, and the bundled corpus."""
+"""Records, the files they come from, the tokenizer, batches, and the bundled corpus."""

@@ -1,4 +1,4 @@
-"""What data sets give away: leaks between training and evaluation files, and labels that length alone tells."""
+"""Checks of data sets: leaks between training and evaluation files, and labels that the length alone predicts."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Sample = tuple[str, str]  # (prompt, response)
 
 
 def answered(records: Sequence[Record]) -> set[Sample]:
-    """Every (prompt, response) that these records show to a model."""
+    """Every (prompt, response) in these records."""
     seen: set[Sample] = set()
     for r in records:
         if isinstance(r, PreferencePair):
@@ -25,7 +25,7 @@ def answered(records: Sequence[Record]) -> set[Sample]:
 
 
 def praised(records: Sequence[Record]) -> set[Sample]:
-    """Every (prompt, response) that these records show as good: chosen, labelled 1, or to be imitated."""
+    """Every (prompt, response) that is good according to these records: chosen, labelled 1, or an SFT answer."""
     seen: set[Sample] = set()
     for r in records:
         if isinstance(r, PreferencePair):
@@ -36,7 +36,7 @@ def praised(records: Sequence[Record]) -> set[Sample]:
 
 
 def without_leaks(records: Sequence[Record], *training: Sequence[Record]) -> tuple[list[Record], int]:
-    """The records none of whose (prompt, response) stands in the training records, and how many were dropped."""
+    """The records that share no (prompt, response) with the training records, and the number of the others."""
     seen = set().union(*(answered(t) for t in training)) if training else set()
     kept = [r for r in records if not answered([r]) & seen]
     return kept, len(records) - len(kept)
@@ -44,9 +44,11 @@ def without_leaks(records: Sequence[Record], *training: Sequence[Record]) -> tup
 
 @dataclasses.dataclass(frozen=True)
 class LengthAudit:
-    """How much of the label length tells: best threshold's accuracy, and the share of pairs whose longer side won.
+    """How well the length predicts the label.
 
-    Labelled responses have no sides: their `longer_wins` is None. Equal lengths count one half.
+    Attributes:
+      threshold_accuracy: of the best length threshold.
+      longer_wins: share of pairs whose longer answer is the chosen one (equal lengths count one half); None for labelled responses.
     """
 
     threshold_accuracy: float
@@ -54,14 +56,14 @@ class LengthAudit:
 
 
 def best_length_threshold(lengths: Sequence[int], labels: Sequence[int]) -> float:
-    """Accuracy of the best rule "at least (or less than) t characters is good"; constant rules are among them."""
+    """Accuracy of the best rule "at least (or less than) t characters is good", constant rules included."""
     x, y = np.asarray(lengths), np.asarray(labels)
     accuracies = [np.mean((x >= t) == y) for t in [*np.unique(x), np.max(x) + 1]]
     return float(max(*accuracies, *(1 - a for a in accuracies)))
 
 
 def length_audit(records: Sequence[PreferencePair] | Sequence[LabelledResponse]) -> LengthAudit:
-    """Length give-away of preference pairs or labelled responses, in characters."""
+    """How well the length in characters predicts the label of pairs or labelled responses."""
     if isinstance(records[0], LabelledResponse):
         lengths, labels = [len(r.response) for r in records], [r.label for r in records]
         return LengthAudit(best_length_threshold(lengths, labels), None)
@@ -73,7 +75,7 @@ def length_audit(records: Sequence[PreferencePair] | Sequence[LabelledResponse])
 
 @dataclasses.dataclass(frozen=True)
 class FileAudit:
-    """One file: records, repeated ones, pairs with chosen == rejected, length give-away (None without labels)."""
+    """Counts of one file: records, repeated records, pairs with chosen == rejected; and its length audit (None without labels)."""
 
     records: int
     duplicates: int
@@ -83,11 +85,11 @@ class FileAudit:
 
 @dataclasses.dataclass(frozen=True)
 class Overlap:
-    """What one evaluation file shares with one training file, as counts of the evaluation file's records.
+    """How many records of an evaluation file are also in a training file.
 
-    `leaked` records have a (prompt, response) that stands word for word in training; `known_prompts` a prompt that
-    does. `leak_rule_accuracy` is that of the rule "stands in training as a good answer -> good", on labelled
-    responses; None for other kinds. Much above the share of the larger class, it says that the leak gives labels away.
+    `leaked` records have a (prompt, response) that is also in the training file; `known_prompts` counts those with such a prompt.
+    `leak_rule_accuracy` is the accuracy of the rule "good if it is a good answer in the training file" on labelled responses (None
+    for other records). If it is much above the share of the larger class, the leak reveals the labels.
     """
 
     train: str
@@ -100,7 +102,7 @@ class Overlap:
 
 @dataclasses.dataclass(frozen=True)
 class AuditReport:
-    """Findings per file and per (training, evaluation) pair of files."""
+    """Results per file, and per pair of a training and an evaluation file."""
 
     files: Mapping[str, FileAudit]
     overlaps: Sequence[Overlap]
@@ -110,20 +112,20 @@ class AuditReport:
         return dataclasses.asdict(self)
 
     def lines(self) -> list[str]:
-        """One sentence per finding, for people; files and overlaps without a finding are left out."""
+        """The findings as text, one line per file or overlap; those without findings are left out."""
         out = []
         for name, f in self.files.items():
             found = [f"{f.duplicates} of {f.records} records are repeated"] if f.duplicates else []
             found += [f"{f.same_sides} pairs have chosen == rejected"] if f.same_sides else []
-            found += [f"a length threshold alone scores {f.length.threshold_accuracy:.1%}"] if f.length else []
+            found += [f"a length threshold alone has an accuracy of {f.length.threshold_accuracy:.1%}"] if f.length else []
             if f.length and f.length.longer_wins is not None:
-                found.append(f"the longer answer is the chosen one in {f.length.longer_wins:.1%}")
+                found.append(f"the longer answer is the chosen one in {f.length.longer_wins:.1%} of the pairs")
             out += [f"{name}: " + "; ".join(found)] if found else []
         for o in self.overlaps:
-            found = [f"{o.leaked} of {o.records} records stand word for word in {o.train}"] if o.leaked else []
-            found += [f"{o.known_prompts} prompts stand in {o.train}"] if o.known_prompts else []
+            found = [f"{o.leaked} of {o.records} records are also in {o.train}"] if o.leaked else []
+            found += [f"{o.known_prompts} prompts are also in {o.train}"] if o.known_prompts else []
             if o.leaked and o.leak_rule_accuracy is not None:
-                found.append(f"the rule 'a good answer there is good' scores {o.leak_rule_accuracy:.1%}")
+                found.append(f"the rule 'good if it is a good answer there' has an accuracy of {o.leak_rule_accuracy:.1%}")
             out += [f"{o.eval}: " + "; ".join(found)] if found else []
         return out
 
@@ -131,10 +133,10 @@ class AuditReport:
 def audit(
     train: Mapping[str, Sequence[Record]], eval: Mapping[str, Sequence[Record]], *, prefix: str = ""
 ) -> AuditReport:  # fmt: skip
-    """Audits named training and evaluation files against each other. A file in both mappings is one file.
+    """Audits named training and evaluation files against each other. The same name in both mappings is the same file.
 
-    `prefix` is taken off prompts that begin with it before they are compared: RL prompts often carry an instruction
-    that the other files lack.
+    `prefix` is removed from the beginning of prompts before they are compared: RL prompts often have an instruction that the
+    prompts of other files lack.
     """
     files = {name: _file(records) for name, records in {**train, **eval}.items()}
     train = {name: [_bare(r, prefix) for r in records] for name, records in train.items()}

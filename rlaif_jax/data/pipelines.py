@@ -1,9 +1,9 @@
-"""Batches of tokens: shuffled ones for training, whole passes for evaluation (Grain).
+"""Batches of tokens (Grain): shuffled for training, in order for evaluation.
 
     records --data.rows--> Rows (tokenised once, unpadded) --train_batches / eval_batches--> padded NumPy batches
 
-A training batch is a pure function of (seed, batch number), so an iterator's whole state is one number and restoring it
-continues exactly, packing and buckets included. Rows are right-padded; prompts for sampling are left-padded.
+A training batch is a pure function of seed and batch number. So the state of an iterator is one number, and a restored iterator
+continues exactly, with packing and buckets, too. Rows are right-padded; prompts for sampling are left-padded.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def _collate(rows: Rows, indices: Sequence[int], length: int) -> Batch:
                 tokens[b, side, at:end], segment_ids[b, side, at:end] = ids, number
                 before = len(line[0][0]) if rows.shared_prefix and number > 1 else 0
                 positions[b, side, at:end] = before + np.arange(len(ids))
-                loss_mask[b, side, at + max(start, 1) : end] = 1.0  # nothing comes before a segment's first token
+                loss_mask[b, side, at + max(start, 1) : end] = 1.0  # no logits predict a segment's first token
                 at = end
     batch = {"tokens": tokens, "segment_ids": segment_ids}
     batch |= {} if rows.left else {"positions": positions}
@@ -48,9 +48,9 @@ def _collate(rows: Rows, indices: Sequence[int], length: int) -> Batch:
 
 
 def _shape(rows: Rows, buckets: Sequence[int], batch_size: int, mine: Sequence[int] | None) -> tuple[list[int], np.ndarray]:
-    """Padded lengths, ascending (max_length is one, for rows longer than every bucket), and this process's positions."""
+    """The padded lengths, ascending (the buckets and max_length), and this process's positions in a batch."""
     if any(b < 1 or b > rows.max_length for b in buckets):
-        raise UserError(f"buckets: expected lengths from 1 to max_length {rows.max_length}, found {tuple(buckets)}")
+        raise UserError(f"buckets: expected lengths from 1 to {rows.max_length} (max_length), found {tuple(buckets)}")
     if batch_size < 1:
         raise UserError(f"batch_size: expected a positive number, found {batch_size}")
     positions = np.arange(batch_size) if mine is None else np.asarray(mine)
@@ -62,24 +62,24 @@ def _shape(rows: Rows, buckets: Sequence[int], batch_size: int, mine: Sequence[i
 def _epoch_plan(bucket_of: np.ndarray, batch_size: int, seed: int, epoch: int) -> list[tuple[int, np.ndarray]]:
     """(bucket, row indices) of every batch of an epoch, in order: a pure function of its arguments.
 
-    Of N rows, N % batch_size sit out, others each epoch. What does not fill a batch of its bucket moves up to the next
-    longer one, so there are always N // batch_size batches. Fewer rows than one batch are repeated to fill it.
+    An epoch of N rows always has N // batch_size batches. It leaves out N % batch_size rows, drawn anew each epoch. Rows that do
+    not fill a batch of their bucket go into a batch of the next longer bucket. Fewer rows than one batch are repeated to fill it.
     """
     rng = np.random.default_rng((seed, epoch))
     count = max(len(bucket_of) // batch_size, 1) * batch_size
     order = np.resize(rng.permutation(len(bucket_of)), count)
-    # Shuffled rows sorted by bucket, cut into batches; a batch across a border is as wide as its last row.
+    # Shuffled rows are sorted by bucket and cut into batches. A batch with rows of several buckets is as wide as the longest one.
     batches = order[np.argsort(bucket_of[order], kind="stable")].reshape(-1, batch_size)
     return [(int(bucket_of[batch[-1]]), batch) for batch in rng.permutation(batches)]
 
 
 class Batches:
-    """An iterator of batches whose position is saved and restored exactly; `rows` tells what was dropped."""
+    """An iterator of batches whose position can be saved and restored exactly. `rows` counts the dropped records."""
 
     def __init__(self, data: grain.MapDataset, rows: Rows, identity: dict[str, Any]):
-        """`data` maps a batch number to a batch; `identity` is what must be the same for a state to make sense."""
+        """`data` maps a batch number to a batch. A state can only be restored with the same `identity`."""
         self.rows, self._identity = rows, identity
-        # Collating takes microseconds: threads that read ahead would cost more than they save.
+        # Collating takes microseconds: prefetching threads would cost more than they save.
         self._iterator = iter(data.to_iter_dataset(grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)))
 
     def __iter__(self) -> Batches:
@@ -93,15 +93,15 @@ class Batches:
         return {"position": self._iterator.get_state(), "data": self._identity}
 
     def set_state(self, state: dict[str, Any]) -> None:
-        """Goes on where the state was taken. UserError if the data or the batching has changed since."""
+        """Continues from a saved state. UserError if the data or the batching has changed since."""
         saved = state.get("data", {})
         if changed := [name for name, value in self._identity.items() if saved.get(name) != value]:
-            raise UserError(f"the data position was saved with other data: {', '.join(changed)} changed; start afresh")
+            raise UserError(f"the saved data position is of other data: {', '.join(changed)} changed; start a new run")
         self._iterator.set_state(state["position"])
 
 
 class JoinedBatches:
-    """Several iterators as one: a batch is {name: batch}, a state {name: state}."""
+    """Joins several iterators: a batch is {name: batch}, a state is {name: state}."""
 
     def __init__(self, parts: dict[str, Batches]):
         self._parts = parts
@@ -126,11 +126,11 @@ def train_batches(
     rows: Rows, *, batch_size: int, seed: int, buckets: Sequence[int] = (), epochs: int | None = None,
     mine: Sequence[int] | None = None,
 ) -> Batches:  # fmt: skip
-    """Batches shuffled anew each epoch, endless without `epochs`; see `_epoch_plan` for the order.
+    """Batches, shuffled anew each epoch (see `_epoch_plan`); endless without `epochs`.
 
-    `batch_size` is the global one; with several processes `mine` are the positions that this one feeds (`host_rows`).
-    With `buckets`, rows of like length go together and a batch is padded to its bucket: one compiled
-    shape each. Without, every batch is `rows.max_length` wide.
+    `batch_size` is global. With several processes, `mine` are this process's positions in a batch (`host_rows`).
+    With `buckets`, rows of similar length share a batch, which is padded to its bucket; each bucket compiles once. Without
+    buckets, every batch is `rows.max_length` wide.
     """
     widths, positions = _shape(rows, buckets, batch_size, mine)
     bucket_of = np.searchsorted(widths, [row.length for row in rows])
@@ -148,7 +148,7 @@ def train_batches(
 
 
 def eval_batches(rows: Rows, batch_size: int, *, buckets: Sequence[int] = (), mine: Sequence[int] | None = None) -> Iterator[Batch]:
-    """Every row once, in order; the last batch is filled with copies whose "row_mask" (B,) is 0 (loss_mask, too)."""
+    """Every row once, in order. The last batch is filled up with copies, whose "row_mask" (B,) and loss_mask are 0."""
     widths, positions = _shape(rows, buckets, batch_size, mine)
     for start in range(0, len(rows), batch_size):
         indices = np.minimum(np.arange(start, start + batch_size), len(rows) - 1)

@@ -12,12 +12,12 @@ from rlaif_jax.errors import UserError
 
 
 class RecordError(UserError):
-    """A row that is not a valid record; the message names place, field, what was expected and what was found."""
+    """A row is not a valid record. The message names the place, the field, what was expected and what was found."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Prompt:
-    """A request. `meta` holds what a scorer may want to know of it (JSON-able)."""
+    """A request. `meta` has JSON-able data for rewards, such as the right answer."""
 
     prompt: str
     system: str = ""
@@ -36,7 +36,7 @@ class SftExample:
 
 @dataclasses.dataclass(frozen=True)
 class PreferencePair:
-    """Two answers to one request, the better one first; `margin` >= 0 says by how much, in units of the score."""
+    """Two answers to a request, one better than the other. `margin` >= 0 says by how much, in units of the score."""
 
     prompt: str
     chosen: str
@@ -48,7 +48,7 @@ class PreferencePair:
 
 @dataclasses.dataclass(frozen=True)
 class LabelledResponse:
-    """An answer with a verdict, 1 good or 0 bad."""
+    """An answer with a label, 1 = good, 0 = bad."""
 
     prompt: str
     response: str
@@ -60,16 +60,16 @@ class LabelledResponse:
 Record = Prompt | SftExample | PreferencePair | LabelledResponse
 _TEXTS = ("prompt", "response", "chosen", "rejected")
 _FIELDS = {field.name for kind in (Prompt, SftExample, PreferencePair, LabelledResponse) for field in dataclasses.fields(kind)}
-# As CSV, parquet and JSON spell them.
+# Spellings of CSV, parquet and JSON.
 _LABELS = {"0": 0, "0.0": 0, "False": 0, "false": 0, "1": 1, "1.0": 1, "True": 1, "true": 1}
 
 
 def from_row(kind: type, row: Mapping[str, Any], where: str) -> Record:
-    """A validated record of class `kind` from a mapping of its fields; other columns are ignored, but of a
-    prompt they go into `meta`, where a reward finds them.
+    """A validated record of class `kind` from a mapping of its fields.
 
-    `where` is the place for errors, "file:line". A field that is absent or None takes its default. RecordError if
-    prompt or answer is no text or blank, a label not 0 or 1, a margin no finite number >= 0, or chosen == rejected.
+    Other columns are ignored; those of a `Prompt` go into `meta`, for rewards. `where` is the place for errors, "file:line". A
+    field that is absent or None gets its default. RecordError if a prompt or answer is not text or blank, a label is not 0 or
+    1, a margin is not a finite number >= 0, or chosen == rejected.
     """
     values: dict[str, Any] = {}
     for field in dataclasses.fields(kind):
@@ -82,7 +82,7 @@ def from_row(kind: type, row: Mapping[str, Any], where: str) -> Record:
     if others and kind is Prompt:
         values["meta"] = others | dict(values.get("meta", {}))
     if kind is PreferencePair and values["chosen"] == values["rejected"]:
-        raise RecordError(f"{where}: fields 'chosen' and 'rejected': expected two answers, found twice {_short(values['chosen'])}")
+        raise RecordError(f"{where}: fields 'chosen' and 'rejected': expected two answers, both are {_short(values['chosen'])}")
     return kind(**values)
 
 
@@ -90,7 +90,7 @@ def _required(name: str, value: Any, row: Mapping[str, Any], where: str) -> str 
     expected = "0 or 1" if name == "label" else "text"
     if value is None:
         has = ", ".join(repr(k) for k in row) or "nothing"
-        raise RecordError(f"{where}: field {name!r}: expected {expected}, found no such value (the row has {has})")
+        raise RecordError(f"{where}: field {name!r}: expected {expected}, found no value (the row has {has})")
     if name == "label":
         value = _LABELS.get(str(value), value)
         valid = type(value) is int and value in (0, 1)

@@ -1,4 +1,4 @@
-"""Records, tokenised once, as unpadded rows: what each kind of training reads. `pipelines` makes batches of them."""
+"""Tokenises records once, as unpadded rows, for each kind of training. `pipelines` makes batches of them."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from rlaif_jax.errors import UserError
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """One row before padding: its lines (a pair has two) of packed segments, and its scalars."""
+    """One row before padding: lines of packed segments (one line; two for a pair), and scalars such as a label."""
 
     lines: tuple[tuple[Segment, ...], ...]
     scalars: dict[str, np.generic] = dataclasses.field(default_factory=dict)
@@ -27,9 +27,9 @@ class Row:
 
 @dataclasses.dataclass(frozen=True)
 class Rows(Sequence):
-    """Rows with all that collating needs; `dropped` and `truncated` count the records that were too long.
+    """Rows, and how to collate them. `dropped` and `truncated` count the records that were too long.
 
-    With `shared_prefix` the positions of a line's later segments go on from its first.
+    `left`: pad on the left. `shared_prefix`: positions of the later segments of a line continue those of its first segment.
     """
 
     items: list[Row]
@@ -49,14 +49,15 @@ class Rows(Sequence):
 
 
 def encode_sft(records: Sequence[SftExample], tokenizer: Tokenizer, max_length: int, too_long="drop") -> Encoded:
-    """Prompt and response tokens of every example that fits."""
+    """Tokens of prompt and response of every example that fits into `max_length`."""
     return encode_records(records, lambda r: [conversation(tokenizer, r, r.response)], max_length, too_long, "examples")
 
 
 def pack(lengths: Sequence[int], max_length: int, seed: int) -> list[list[int]]:
-    """Indices grouped so that each group's lengths sum to at most `max_length`: first fit over a seeded order.
+    """Groups of indices whose lengths sum to at most `max_length`: first fit in a seeded order.
 
-    Packed once for the run; each epoch shuffles the groups. Segments don't see each other, so company does not matter.
+    Done once per run; each epoch shuffles the groups. Segments of a row do not attend to each other, so the grouping does not
+    change the loss.
     """
     groups: list[list[int]] = []
     room: list[int] = []
@@ -68,15 +69,16 @@ def pack(lengths: Sequence[int], max_length: int, seed: int) -> list[list[int]]:
             groups.append([])
             room.append(max_length)
             place = len(groups) - 1
-            first_open = max(first_open, len(groups) - 64)  # bounded search: linear time, hardly less full
+            first_open = max(first_open, len(groups) - 64)  # search only 64 groups: linear time, and rows are almost as full
         groups[place].append(int(index))
         room[place] -= size
     return groups
 
 
 def sft_rows(encoded: Encoded, max_length: int, pad_id: int, *, packing: bool, seed: int) -> Rows:
-    """Rows with one example each, or as many as fit, for tokens, segment_ids (0 = padding), positions (B, T) int32 and loss_mask
-    (B, T) float32, 1 on the tokens to predict.
+    """Rows with one example each, or with `packing` as many as fit.
+
+    Batches: tokens, segment_ids (0 = padding), positions (B, T) int32; loss_mask (B, T) float32, 1 on the tokens to predict.
     """
     segments = [lines[0] for _, lines in encoded.items]
     groups = pack([len(ids) for ids, _ in segments], max_length, seed) if packing else np.arange(len(segments))[:, None]
@@ -90,7 +92,7 @@ def _plain_rows(encoded: Encoded, max_length: int, pad_id: int, scalars: Callabl
 
 
 def pair_rows(pairs: Sequence[PreferencePair], tokenizer: Tokenizer, max_length: int, too_long: str = "drop") -> Rows:
-    """Rows for tokens, segment_ids, positions (B, 2, T) int32, chosen first, and margin (B,) float32."""
+    """Rows of pairs, chosen first. Batches: tokens, segment_ids, positions (B, 2, T) int32; margin (B,) float32."""
     encoded = encode_records(
         pairs, lambda p: [conversation(tokenizer, p, text) for text in (p.chosen, p.rejected)],
         max_length, too_long, "pairs",
@@ -99,29 +101,29 @@ def pair_rows(pairs: Sequence[PreferencePair], tokenizer: Tokenizer, max_length:
 
 
 def verdict_rows(pairs: Sequence[Sequence[Sequence[Segment]]], max_length: int, pad_id: int) -> Rows:
-    """Rows of two lines, the good answer first: tokens, segment_ids, positions, loss_mask (B, 2, T).
+    """Rows of two lines, the good answer first. Batches: tokens, segment_ids, positions, loss_mask (B, 2, T).
 
-    A line is one answer with all questions about it: segment 1 is what they begin with, each further one a question and the
-    first token of its answer, the only one with loss_mask 1. It wants `shared_prefix` attention. Padded to the longest row,
-    which is often much shorter than `max_length`.
+    A line is one answer with all questions about it. Segment 1 is the common beginning of these chats. Each further segment is a
+    question and the first token of its reply; only this token has loss_mask 1. The line needs `shared_prefix` attention. Batches
+    are padded to the longest row, which is often much shorter than `max_length`.
     """
     rows = [Row(tuple(_shared(line) for line in pair)) for pair in pairs]
     kept = [row for row in rows if row.length <= max_length]
     if not kept:
-        raise UserError(f"none of {len(rows)} pairs of verdicts fits into {max_length} tokens; raise the length")
+        raise UserError(f"none of {len(rows)} pairs of verdicts fits into {max_length} tokens; raise the limit")
     longest = max(row.length for row in kept)
     return Rows(kept, longest, pad_id, len(rows) - len(kept), with_loss_mask=True, shared_prefix=True)
 
 
 def _shared(questions: Sequence[Segment]) -> tuple[Segment, ...]:
-    """Chats that begin alike, as their common beginning and what is left of each up to its answer's first token."""
+    """The common beginning of these chats, then the rest of each, up to the first token of its reply."""
     first = questions[0][0]
     common = min(common_prefix(first, ids[: start - 1]) for ids, start in questions)
     return (first[:common], common), *((ids[common : start + 1], start - common) for ids, start in questions)
 
 
 def labelled_rows(items: Sequence[LabelledResponse], tokenizer: Tokenizer, max_length: int, too_long: str = "drop") -> Rows:
-    """Rows for tokens, segment_ids, positions (B, T) int32 and label (B,) float32."""
+    """Rows of labelled responses. Batches: tokens, segment_ids, positions (B, T) int32; label (B,) float32."""
     encoded = encode_records(
         items, lambda r: [conversation(tokenizer, r, r.response)], max_length, too_long, "labelled responses"
     )  # fmt: skip
@@ -129,7 +131,7 @@ def labelled_rows(items: Sequence[LabelledResponse], tokenizer: Tokenizer, max_l
 
 
 def prompt_rows(records: Sequence[Prompt], tokenizer: Tokenizer, max_length: int, too_long: str = "drop") -> Rows:
-    """Rows for left-padded tokens, segment_ids (P, Tp) int32 and row (P,) int64, the record's index."""
+    """Rows of prompts, left-padded. Batches: tokens, segment_ids (P, Tp) int32; row (P,) int64, the index of the record."""
 
     def line(record: Prompt) -> list[Segment]:
         tokens = tokenizer.encode_chat_prompt(record.prompt, record.system)

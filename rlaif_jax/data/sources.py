@@ -1,4 +1,4 @@
-"""Records from files: JSON, JSON lines, CSV, parquet, TFDS, and the forms that other tools write."""
+"""Reads records from JSON, JSON lines, CSV, parquet and TFDS, also in the formats of other tools."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Row = Mapping[str, Any]
 
 @dataclasses.dataclass(frozen=True)
 class Loaded:
-    """The records of a file and why rows were left out ("file:line: reason")."""
+    """The records of a file, and a reason for each skipped row ("file:line: reason")."""
 
     records: list[Record]
     skipped: list[str]
@@ -36,13 +36,13 @@ def load(
     kind: type, path: str | Path, *, format: str = "auto", columns: Mapping[str, str] | None = None, prefix: str = "",
     limit: int | None = None, on_error: str = "raise",
 ) -> Loaded:  # fmt: skip
-    """All records of one file (.json, .jsonl, .csv, .parquet) or of "tfds:FOLDER" or "tfds:FOLDER#split".
+    """The records of a file (.json, .jsonl, .csv, .parquet), or of "tfds:FOLDER" or "tfds:FOLDER#split".
 
-    `kind` is a record class. `format` names an adapter: sharegpt_pairs, alpaca, verl, labelled; auto reads the record's
-    own field names. `columns` maps record fields to the file's columns (dots reach into objects and lists) and
-    overrides the adapter. `prefix` goes before every prompt. `limit` ends after so many records; None or 0 takes all.
-    Errors: UserError for a file that cannot be read; RecordError "file:line: ..." for a bad row, or with
-    on_error="skip" the row is left out and its reason kept.
+    `kind` is a record class. `format` is auto (columns are named like the record's fields), sharegpt_pairs, alpaca, verl or
+    labelled. `columns` maps fields to columns of the file and overrides the format; "a.0.b" reaches into objects and lists.
+    `prefix` is put before every prompt. `limit` is the maximum number of records; None or 0 = all.
+    Errors: UserError for a file that cannot be read; RecordError "file:line: ..." for a bad row. With on_error="skip" bad
+    rows are skipped, and their reasons returned.
     """
     if format != "auto" and format not in ADAPTERS:
         raise UserError(f"data format {format!r} is unknown; known: auto, {', '.join(ADAPTERS)}")
@@ -67,7 +67,7 @@ def load(
 
 def _fields(raw: Any, where: str, format: str, columns: Mapping[str, str], prefix: str) -> dict[str, Any]:
     """The record's fields from a raw row."""
-    if isinstance(raw, RecordError):  # a line that is not even JSON is a bad row like any other
+    if isinstance(raw, RecordError):  # a line that is not JSON is handled like any bad row
         raise raw
     if not isinstance(raw, Mapping):
         raise RecordError(f"{where}: expected an object with named fields, found {type(raw).__name__}")
@@ -79,14 +79,14 @@ def _fields(raw: Any, where: str, format: str, columns: Mapping[str, str], prefi
         row[field] = _dig(raw, column)
         if row[field] is None:
             has = ", ".join(repr(k) for k in raw)
-            raise RecordError(f"{where}: column {column!r} for field {field!r}: no such value (the row has {has})")
+            raise RecordError(f"{where}: column {column!r} for field {field!r}: not found (the row has {has})")
     if isinstance(row.get("prompt"), str) and row["prompt"].strip():
         row["prompt"] = prefix + row["prompt"]
     return row
 
 
 def read_rows(path: str | Path) -> Iterator[tuple[str, Any]]:
-    """("file:line" or "file, row n", row) of any readable file; a line that cannot be parsed is a RecordError."""
+    """("file:line" or "file, row n", row) of a file. A line that cannot be parsed is returned as a RecordError."""
     if str(path).startswith("tfds:"):
         yield from read_split(str(path)[len("tfds:") :])
         return
@@ -95,16 +95,16 @@ def read_rows(path: str | Path) -> Iterator[tuple[str, Any]]:
         raise UserError(f"data file {path} does not exist")
     readers = {".json": _json, ".jsonl": _jsonl, ".csv": _csv, ".parquet": _parquet}
     if path.suffix not in readers:
-        raise UserError(f"{path}: cannot read {path.suffix or 'a file without suffix'}; known: {', '.join(readers)}")
+        raise UserError(f"{path}: cannot read {path.suffix or 'a file without suffix'}; expected {', '.join(readers)}")
     try:
         yield from readers[path.suffix](path)
     except UnicodeDecodeError as error:
-        raise UserError(f"{path}: expected UTF-8, found other bytes at {error.start}; convert the file") from error
+        raise UserError(f"{path}: not UTF-8 at byte {error.start}; convert the file to UTF-8") from error
 
 
 def _json(path: Path) -> Iterator[tuple[str, Any]]:
     text = path.read_text(encoding="utf-8-sig")
-    if not text.lstrip().startswith("["):  # JSON lines under the wrong name
+    if not text.lstrip().startswith("["):  # JSON lines with the wrong suffix
         yield from _jsonl(path)
         return
     try:
@@ -150,7 +150,7 @@ def _parquet(path: Path) -> Iterator[tuple[str, Any]]:
 
 
 def _dig(row: Any, dotted: str) -> Any:
-    """The value at "a.b.0", None where there is none; a column whose own name has dots comes first."""
+    """The value at "a.b.0", or None. A column with this very name, dots included, has priority."""
     if isinstance(row, Mapping) and dotted in row:
         return row[dotted]
     for part in dotted.split("."):
@@ -164,35 +164,35 @@ def _dig(row: Any, dotted: str) -> Any:
 
 
 def _turns(turns: Any, column: str, role: str, text: str, users: tuple[str, ...]) -> Row:
-    """Prompt and system text of a conversation. Further turns are refused: a record holds one, they would be lost."""
+    """Prompt and system text of a conversation. RecordError if it has more than one request: a record holds only one."""
     roles = [_dig(turn, role) for turn in turns] if isinstance(turns, list) else []
     if roles[-1:] == [None] or not roles or roles[-1] not in users or roles[:-1] not in ([], ["system"]):
-        expected = f"one {' or '.join(users)} turn, perhaps after a system turn"
+        expected = f"one {' or '.join(users)} turn, optionally after a system turn"
         raise RecordError(f"column {column!r}: expected {expected}, found {roles or type(turns).__name__}")
     return {"prompt": _dig(turns[-1], text), "system": _dig(turns[0], text) if len(turns) > 1 else ""}
 
 
 def _sharegpt_pairs(row: Row) -> Row:
-    """LLaMA-Factory's preference form: conversations, chosen, rejected."""
+    """LLaMA-Factory's preference format: conversations, chosen, rejected."""
     sides = {side: _dig(row, f"{side}.value") for side in ("chosen", "rejected")}
     system = {"system": row["system"]} if row.get("system") else {}
     return {**_turns(row.get("conversations"), "conversations", "from", "value", ("human", "user")), **sides, **system}
 
 
 def _alpaca(row: Row) -> Row:
-    """instruction, optionally input, and output."""
+    """Alpaca's format: instruction, optional input, output."""
     parts = [p for p in (row.get("instruction"), row.get("input")) if p]
     prompt = "\n".join(parts) if all(isinstance(p, str) for p in parts) else parts
     return {"prompt": prompt or None, "response": row.get("output"), "system": row.get("system")}
 
 
 def _verl(row: Row) -> Row:
-    """verl's parquet: `prompt` is a list of chat messages."""
+    """verl's parquet format: `prompt` is a list of chat messages."""
     return _turns(row.get("prompt"), "prompt", "role", "content", ("user",))
 
 
 def _labelled(row: Row) -> Row:
-    """query, response, label."""
+    """Labelled responses with the columns query, response, label."""
     return {"prompt": row.get("query"), "response": row.get("response"), "label": row.get("label")}
 
 
@@ -205,6 +205,6 @@ ADAPTERS: Mapping[str, Callable[[Row], Row]] = {
 
 
 def columns_of(path: Path) -> dict[str, str]:
-    """The paper's files say "query" for the prompt."""
+    """{"prompt": "query"} if the file calls the prompt "query", as the paper's files do; else {}."""
     head = path.open(encoding="utf-8", errors="replace").read(4096) if path.exists() else ""
     return {"prompt": "query"} if '"query"' in head and '"prompt"' not in head else {}

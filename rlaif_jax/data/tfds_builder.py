@@ -1,4 +1,4 @@
-"""Records as a versioned, sharded TFDS dataset in array_record files, written and read without TensorFlow."""
+"""Writes and reads records as a versioned, sharded TFDS dataset (array_record files), without TensorFlow."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from rlaif_jax.data.records import Record
 from rlaif_jax.errors import UserError
 
 _NAMES = {
-    "name": (r"[a-z][a-z0-9_]*", "lower-case letters, digits and _, a letter first"),
+    "name": (r"[a-z][a-z0-9_]*", "lower-case letters, digits and _, beginning with a letter"),
     "version": (r"\d+\.\d+\.\d+", "three numbers like 1.0.0"),
-    "split": (r"[a-z][a-z0-9_]*", "lower-case letters, digits and _, a letter first"),
+    "split": (r"[a-z][a-z0-9_]*", "lower-case letters, digits and _, beginning with a letter"),
 }
 
 
@@ -30,12 +30,12 @@ def build(
     """Writes `out_dir`/`name`/`version` and returns that folder.
 
     `sources.load(kind, "tfds:FOLDER#split")` reads it, and so does `tfds.builder_from_directory(FOLDER)`.
-    Features are the record's fields; `meta` is JSON text, `margin` is rounded to float32. The records' order is kept.
-    The folder appears whole or not at all. UserError if it exists, a split is empty, or kinds are mixed.
+    Features are the fields of the record; `meta` is JSON text, `margin` is rounded to float32. The order of records is kept.
+    The folder is written atomically. UserError if it exists, a split is empty, or the records are of several kinds.
     """
     folder = Path(out_dir).expanduser() / _checked("name", name) / _checked("version", version)
     if folder.exists():
-        raise UserError(f"dataset {folder} exists; versions are never overwritten: choose another version")
+        raise UserError(f"dataset {folder} exists, and versions are never overwritten: choose another version")
     kind = _only_kind(records_by_split)
     if shard_records < 1:
         raise UserError(f"shard_records: expected at least 1, found {shard_records}")
@@ -53,13 +53,13 @@ def build(
 
 
 def read_split(path: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    """("folder#split, row n", record fields) from "FOLDER#split"; the split may be left out if there is but one."""
-    # The library takes seconds to import: only who uses it should wait.
+    """("folder#split, row n", record fields) from "FOLDER#split". "#split" is optional if there is only one."""
+    # The import takes seconds, so it is done only on use.
     import tensorflow_datasets as tfds
 
     folder, _, split = path.partition("#")
     if not (Path(folder).expanduser() / "dataset_info.json").exists():
-        raise UserError(f"dataset {folder}: no dataset_info.json there; expected a folder NAME/VERSION written by TFDS")
+        raise UserError(f"dataset {folder}: it has no dataset_info.json; expected a folder NAME/VERSION written by TFDS")
     builder = tfds.builder_from_directory(str(Path(folder).expanduser()))
     splits = sorted(builder.info.splits)
     if not split and len(splits) == 1:
@@ -74,7 +74,7 @@ def read_split(path: str) -> Iterator[tuple[str, dict[str, Any]]]:
 def _write(records_by_split, kind: type, name: str, version: str, folder: Path, description: str, shard_records: int):
     import tensorflow_datasets as tfds
 
-    # An identity instead of a builder class: the latter looks for its own source code, which a data folder has not.
+    # An identity instead of a builder class: a class would need its source code in the data folder.
     identity = tfds.core.dataset_info.DatasetIdentity(
         name=name, version=tfds.core.Version(version), data_dir=str(folder), module_name=__name__
     )
@@ -119,7 +119,7 @@ def _only_kind(records_by_split: Mapping[str, Sequence[Record]]) -> type:
     kinds = {type(record) for records in records_by_split.values() for record in records}
     if len(kinds) != 1:
         found = ", ".join(sorted(k.__name__ for k in kinds)) or "none"
-        raise UserError(f"a dataset holds one kind of record; found {found}")
+        raise UserError(f"a dataset must have records of one kind; found {found}")
     return kinds.pop()
 
 

@@ -1,1 +1,1 @@
-"""Honest comparison of systems on held-out prompts: figures with intervals, hacking checks, a report to look at."""
+"""Compares systems on held-out prompts: figures with intervals, checks for reward hacking, and a report."""

@@ -1,6 +1,6 @@
 """Agreement of an evaluator with labels, and of a reward model with preference pairs. NumPy only.
 
-Arrays are [n]. `mask` is 1 where the evaluator gave a verdict; the others are left out and counted as missing.
+Arrays are [n]. `mask` is 1 where there is a score. Samples without a score are left out and counted as missing.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ SIMILAR_LENGTH = (0.8, 1.25)  # chosen / rejected, in characters
 
 @dataclass(frozen=True)
 class Confusion:
-    """Counts of (verdict, label), and of the samples without verdict."""
+    """Counts of (predicted, label), and of the samples without a score."""
 
     true_positive: int
     false_positive: int
@@ -27,13 +27,13 @@ class Confusion:
 
     @property
     def n(self) -> int:
-        """Samples with a verdict."""
+        """Number of samples with a score."""
         return self.true_positive + self.false_positive + self.false_negative + self.true_negative
 
 
 @dataclass(frozen=True)
 class Agreement:
-    """How far scores agree with 0/1 labels. None where a figure is undefined (one class only, or no verdict at all)."""
+    """How well scores agree with 0/1 labels. A figure is None if it is undefined: with one class only, or without any score."""
 
     accuracy: Figure
     balanced_accuracy: float | None
@@ -43,7 +43,7 @@ class Agreement:
 
 
 def _known(mask: ArrayLike | None, *arrays: ArrayLike) -> tuple[list[np.ndarray], int]:
-    """The arrays where mask is 1, as float64, and how many were left out. Raises ValueError on shapes and NaN."""
+    """The entries with mask 1, as float64, and the number of the others. ValueError on unequal shapes or NaN."""
     found = [np.asarray(a, dtype=np.float64) for a in arrays]
     keep = np.ones(found[0].shape, bool) if mask is None else np.asarray(mask).astype(bool)
     shapes = {a.shape for a in (*found, keep)}
@@ -51,7 +51,7 @@ def _known(mask: ArrayLike | None, *arrays: ArrayLike) -> tuple[list[np.ndarray]
         raise ValueError(f"expected arrays of one shape [n], got {sorted(shapes)}")
     found = [a[keep] for a in found]
     if not all(np.all(np.isfinite(a)) for a in found):
-        raise ValueError("NaN or infinity where the mask says there is a verdict; set mask = 0 there")
+        raise ValueError("NaN or infinity where mask is 1; set mask = 0 for samples without a score")
     return found, int(keep.size - keep.sum())
 
 
@@ -61,7 +61,7 @@ def _check_labels(labels: np.ndarray) -> None:
 
 
 def confusion(scores: ArrayLike, labels: ArrayLike, mask: ArrayLike | None = None, threshold: float = 0.5) -> Confusion:
-    """Counts with verdict = score >= threshold. labels are 0/1. Raises ValueError on other labels, shapes and NaN."""
+    """The counts, with predicted = score >= threshold. labels are 0/1. ValueError on other labels, unequal shapes or NaN."""
     (s, y), missing = _known(mask, scores, labels)
     _check_labels(y)
     good, said = y == 1, s >= threshold
@@ -70,7 +70,7 @@ def confusion(scores: ArrayLike, labels: ArrayLike, mask: ArrayLike | None = Non
 
 
 def agreement(scores: ArrayLike, labels: ArrayLike, mask: ArrayLike | None = None, threshold: float = 0.5) -> Agreement:
-    """All figures at once. scores: probabilities or 0/1 verdicts; score >= threshold reads as "good".
+    """All figures. scores: probabilities or 0/1 predictions; score >= threshold means "good".
 
     The accuracy has a Wilson 95 % interval.
     """
@@ -82,25 +82,25 @@ def agreement(scores: ArrayLike, labels: ArrayLike, mask: ArrayLike | None = Non
 
 
 def accuracy(predicted: ArrayLike, labels: ArrayLike, mask: ArrayLike | None = None) -> float | None:
-    """Share of right 0/1 verdicts; None without any."""
+    """Share of right 0/1 predictions; None if there are none."""
     return agreement(predicted, labels, mask).accuracy.value
 
 
 def balanced_accuracy(predicted: ArrayLike, labels: ArrayLike, mask: ArrayLike | None = None) -> float | None:
-    """Mean of the shares of good and of bad samples that were recognised; None where a class is empty."""
+    """Mean of two shares: of the good samples predicted good, and of the bad ones predicted bad. None if a class is empty."""
     return _balanced(confusion(predicted, labels, mask))
 
 
 def cohen_kappa(predicted: ArrayLike, labels: ArrayLike, mask: ArrayLike | None = None) -> float | None:
     """Agreement beyond chance of two 0/1 raters (Cohen 1960).
 
-    (observed - expected) / (1 - expected); None where both always say the same one thing, for chance would too.
+    (observed - expected) / (1 - expected). None if both always give the same rating, since expected is then 1.
     """
     return _kappa(confusion(predicted, labels, mask))
 
 
 def auc(scores: ArrayLike, labels: ArrayLike, mask: ArrayLike | None = None) -> float | None:
-    """Area under the ROC curve: P(score of a good one > score of a bad one), ties one half; None with one class only.
+    """Area under the ROC curve: P(score of a good sample > score of a bad one), ties one half. None with one class only.
 
     The rank statistic of Mann and Whitney (Hanley & McNeil 1982) with mid-ranks, O(n log n).
     """
@@ -126,7 +126,7 @@ def pairwise_accuracy(chosen: ArrayLike, rejected: ArrayLike, mask: ArrayLike | 
 
 
 def similar_length(chosen: ArrayLike, rejected: ArrayLike, bounds: tuple[float, float] = SIMILAR_LENGTH) -> np.ndarray:
-    """bool [n]: pairs whose lengths (characters) have a ratio chosen / rejected within bounds, ends included."""
+    """bool [n]: pairs whose ratio of lengths in characters, chosen / rejected, is within bounds (inclusive)."""
     (a, b), _ = _known(None, chosen, rejected)
     return (a >= bounds[0] * b) & (a <= bounds[1] * b) & (b > 0)
 
@@ -135,9 +135,9 @@ def length_matched_accuracy(
     chosen: ArrayLike, rejected: ArrayLike, chosen_chars: ArrayLike, rejected_chars: ArrayLike,
     mask: ArrayLike | None = None, bounds: tuple[float, float] = SIMILAR_LENGTH,
 ) -> Figure:  # fmt: skip
-    """Pairwise accuracy where length does not give the answer away.
+    """Pairwise accuracy on pairs of similar length, where the length does not reveal the better answer.
 
-    missing counts length-matched pairs without verdict; pairs that are not matched are not part of the question.
+    missing counts the pairs of similar length without a score; other pairs are not counted at all.
     """
     matched = similar_length(chosen_chars, rejected_chars, bounds)
     a, b = (np.asarray(x)[matched] for x in (chosen, rejected))

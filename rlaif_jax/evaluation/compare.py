@@ -1,4 +1,4 @@
-"""Systems side by side on the same prompts: figures of each, paired differences between two."""
+"""Compares systems on the same prompts: figures of each system, and paired differences of two."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ from rlaif_jax.evaluation.scores import (
 )
 from rlaif_jax.language import Language, language_of
 
-# Per-sample metrics that need no score, those of a whole set, and which of them are shares of samples.
-_LENGTHS = {"characters": "length_chars", "words": "length_words"}  # by the language's unit
+# Metrics per sample that need no score, metrics of the set of samples, and the metrics that are shares of samples.
+_LENGTHS = {"characters": "length_chars", "words": "length_words"}  # by the language's unit of length
 PLAIN = (*_LENGTHS.values(), "length_tokens", "finished")
 WHOLE_SET = ("distinct_1", "distinct_2", "self_repetition", "unique_responses")
 RATES = ("finished", "self_repetition", "unique_responses")
@@ -30,11 +30,12 @@ RATES = ("finished", "self_repetition", "unique_responses")
 
 @dataclass(frozen=True)
 class GradedSample:
-    """One answer. scores: name -> number, or None for "no verdict"; NaN and infinity raise ValueError.
+    """One answer.
 
     Attributes:
       tokens: length of the response in tokens.
-      finished: whether the response ended by itself, before the token limit.
+      finished: whether the response ended before the token limit.
+      scores: name -> number, or None without a score (invalid, or not applicable). NaN and infinity raise ValueError.
     """
 
     prompt: str
@@ -47,9 +48,9 @@ class GradedSample:
         clean = {name: None if v is None else float(v) for name, v in self.scores.items()}
         for name, v in clean.items():
             if v is not None and not math.isfinite(v):
-                raise ValueError(f"score {name!r} is {v} for prompt {self.prompt[:40]!r}; None means no verdict")
+                raise ValueError(f"score {name!r} is {v} for prompt {self.prompt[:40]!r}; use None for no score")
             if name in PLAIN + WHOLE_SET:
-                raise UserError(f"score {name!r} has the name of a built-in metric; call it something else")
+                raise UserError(f"score {name!r} has the name of a built-in metric; choose another name")
         object.__setattr__(self, "scores", clean)
 
 
@@ -57,7 +58,7 @@ class GradedSample:
 class System:
     """The answers of one policy to the evaluation prompts, one sample per prompt.
 
-    `language` says whether texts are counted in characters or words; None: the language of the prompts.
+    `language` determines whether lengths are in characters or words; None = the language of the prompts.
     """
 
     name: str
@@ -86,11 +87,11 @@ class System:
 
     @property
     def score_names(self) -> tuple[str, ...]:
-        """Names of the scores that any sample has, in order of appearance."""
+        """Names of all scores of the samples, in order of appearance."""
         return tuple(dict.fromkeys(name for s in self.samples for name in s.scores))
 
     def values(self, metric: str) -> list[float | None]:
-        """The per-sample values of a score or of one of `plain`. Raises UserError on others."""
+        """The values per sample of a score, or of a metric of `plain`. UserError on other names."""
         if metric == self.length_metric:
             return [float(self.language.length(s.response)) for s in self.samples]
         if metric == "length_tokens":
@@ -104,7 +105,7 @@ class System:
 
 
 def check_systems(systems: Sequence[System]) -> None:
-    """Raises UserError unless names differ and all systems answer the same prompts, in the same order, at least one."""
+    """UserError unless the systems have different names and one language, and answer the same prompts in the same order."""
     if not systems:
         raise UserError("nothing to compare: no system given")
     names = [s.name for s in systems]
@@ -119,24 +120,23 @@ def check_systems(systems: Sequence[System]) -> None:
 
 
 def check_same_prompts(systems: Sequence[System]) -> None:
-    """Raises UserError, naming the first difference, unless all systems answer the same prompts in the same order."""
+    """UserError with the first difference unless all systems answer the same prompts in the same order."""
     for a, b in itertools.pairwise(systems):
         start = f"systems {a.name!r} and {b.name!r} must answer the same prompts in the same order"
         if len(a.samples) != len(b.samples):
-            raise UserError(f"{start}: {len(a.samples)} against {len(b.samples)} samples")
+            raise UserError(f"{start}: {len(a.samples)} and {len(b.samples)} samples")
         for i, (x, y) in enumerate(zip(a.samples, b.samples, strict=True)):
             if x.prompt != y.prompt:
-                raise UserError(f"{start}; prompt {i} is {x.prompt[:40]!r} against {y.prompt[:40]!r}")
+                raise UserError(f"{start}; prompt {i} is {x.prompt[:40]!r} and {y.prompt[:40]!r}")
 
 
 def figures(system: System, seed: int = 0) -> dict[str, Figure]:
     """Every metric of one system, with 95 % intervals.
 
-    Scores whose verdicts are all 0 or 1 are rates (Wilson); other scores, length_chars or length_words and
-    length_tokens are means (percentile bootstrap, 2,000 resamples, seeded). finished and self_repetition (share of responses with a
-    repeated 4-gram of characters or words) are rates. distinct_1, distinct_2 and unique_responses are ratios of the whole set, with
-    jackknife intervals; they depend on the number of samples, so compare them only between systems with the same
-    number (`check_systems` makes sure of it). Samples are taken as independent.
+    Rates (Wilson): scores whose values are all 0 or 1, finished, and self_repetition (share of responses with a repeated 4-gram
+    of characters or words). Means (percentile bootstrap, 2,000 resamples, seeded): other scores and all lengths. Ratios over the
+    set of samples (jackknife): distinct_1, distinct_2 and unique_responses. These ratios depend on the number of samples; compare
+    only systems with the same number (`check_systems` ensures it). Samples are assumed to be independent.
     """
     found = {}
     for name in system.score_names + system.plain:
@@ -152,7 +152,7 @@ def figures(system: System, seed: int = 0) -> dict[str, Figure]:
 
 
 def paired(a: System, b: System, score: str) -> tuple[np.ndarray, np.ndarray, int]:
-    """Values of both systems [n] on the prompts where both have a verdict, and how many prompts lack one."""
+    """The values [n] of both systems on the prompts where both have a score, and the number of other prompts."""
     check_same_prompts((a, b))
     both = [(x, y) for x, y in zip(a.values(score), b.values(score), strict=True) if x is not None and y is not None]
     array = np.array(both, dtype=np.float64).reshape(-1, 2)
@@ -160,11 +160,10 @@ def paired(a: System, b: System, score: str) -> tuple[np.ndarray, np.ndarray, in
 
 
 def difference(a: System, b: System, score: str, seed: int = 0, resamples: int = RESAMPLES) -> Figure:
-    """Mean of b - a over prompts where both have a verdict, with a paired percentile-bootstrap 95 % interval.
+    """Mean of b - a over prompts where both have a score, with a paired percentile-bootstrap 95 % interval.
 
-    Prompts are resampled, each with both of its answers, so that easy and hard prompts cancel. Without any spread in
-    the differences (or with one pair) there is nothing to resample and no interval. Raises UserError where the systems
-    answer different prompts or lack the score.
+    Prompts are resampled with both of their answers, so that the difficulty of prompts cancels. There is no interval if all
+    differences are equal, or if there is only one. UserError if the systems answer different prompts or lack the score.
     """
     x, y, missing = paired(a, b, score)
     change = y - x
@@ -177,9 +176,9 @@ def difference(a: System, b: System, score: str, seed: int = 0, resamples: int =
 
 
 def intervals_apart(a: Figure, b: Figure) -> bool:
-    """Whether the two 95 % intervals have no point in common; False where one of them is unknown.
+    """Whether the two 95 % intervals do not overlap; False if one of them is unknown.
 
-    Stricter than a test of the difference: intervals that overlap a little may still differ. Use `difference` for that.
+    This is stricter than a test of the difference: with slightly overlapping intervals it may be significant. Use `difference`.
     """
     if not (a.has_interval and b.has_interval):
         return False
@@ -187,13 +186,13 @@ def intervals_apart(a: Figure, b: Figure) -> bool:
 
 
 def is_rate(systems: Sequence[System], metric: str) -> bool:
-    """Whether a metric is a share of samples in every system (and is shown in percent)."""
+    """Whether a metric is a share of samples in every system; shares are shown in percent."""
     if metric in PLAIN + WHOLE_SET:
         return metric in RATES
     return is_binary([v for s in systems if metric in s.score_names for v in s.values(metric)])
 
 
 def metric_names(systems: Sequence[System]) -> tuple[str, ...]:
-    """All metrics of a comparison: scores in order of appearance, then lengths and diversity."""
+    """All metrics of a comparison: scores in order of appearance, then lengths, then diversity."""
     scores = dict.fromkeys(name for s in systems for name in s.score_names)
     return (*scores, *systems[0].plain, *WHOLE_SET)

@@ -1,4 +1,4 @@
-"""What the report shows of the AI feedback: the judge's rounds, its principles before and after, one whole debate."""
+"""Tables of the report about the AI feedback: the rounds of the principle game, the changed principles, and a debate."""
 
 from __future__ import annotations
 
@@ -12,26 +12,26 @@ from rlaif_jax.evaluation.report import Table
 
 _ROUND_COLUMNS = {
     "round": "round", "balanced_accuracy": "balanced accuracy", "accuracy": "accuracy", "kappa": "kappa",
-    "fooled": "generator fooled it", "accepted": "edits accepted", "rolled_back": "rolled back by the gate",
-    "principles": "principles",
+    "fooled": "judge fooled by generator", "accepted": "edits accepted", "rolled_back": "edits rolled back",
+    "principles": "number of principles",
 }  # fmt: skip
 _PLOTTED = ("balanced_accuracy", "kappa", "fooled")
 
 
 def judge_tables(folder: Path) -> tuple[Table, ...]:
-    """The rounds of the game with the figures on the validation part, before and after on the test part, the diff."""
+    """Three tables: rounds of the game (validation labels), judge before and after it (test labels), changed principles."""
     result = json.loads((folder / "result.json").read_text(encoding="utf-8"))
     rows = tuple(tuple(_cell(row[name]) for name in _ROUND_COLUMNS) for row in result["rounds"])
     rounds = Table(
         "The judge's principles, round by round", tuple(_ROUND_COLUMNS.values()), rows,
-        "Agreement with the labels of the validation part that the gate uses. Round 0 is the start.",
+        "Agreement of the judge with labelled validation answers. Edits that lower it are rolled back. Round 0: before any edit.",
     )  # fmt: skip
     names = ("balanced_accuracy", "accuracy", "kappa", "n")
     test = Table(
-        "The judge on labelled answers that neither the game nor the gate saw",
+        "The judge on labelled test answers, which the game did not use",
         ("principles", *(_ROUND_COLUMNS.get(n, n) for n in names)),
         tuple((which, *(_cell(result[key][n]) for n in names))
-              for which, key in (("at the start", "test_before"), ("optimised", "test_after"))),
+              for which, key in (("before the game", "test_before"), ("after the game", "test_after"))),
     )  # fmt: skip
     lines = (folder / "diff.txt").read_text(encoding="utf-8").rstrip("\n").split("\n")
     change = Table("How the principles changed", ("", "principle"), tuple((line[:1].strip(), line[2:]) for line in lines))
@@ -39,7 +39,7 @@ def judge_tables(folder: Path) -> tuple[Table, ...]:
 
 
 def judge_curves(folder: Path) -> tuple[Curve, ...]:
-    """Balanced accuracy, kappa and the generator's success over the rounds."""
+    """Balanced accuracy, kappa and the generator's rate of success, by round."""
     rows = json.loads((folder / "result.json").read_text(encoding="utf-8"))["rounds"]
     curves = []
     for name in _PLOTTED:
@@ -50,7 +50,7 @@ def judge_curves(folder: Path) -> tuple[Curve, ...]:
 
 
 def debate_table(items: Sequence[Mapping[str, Any]]) -> Table | None:
-    """One debate to read: the first prompt with an accepted and a rejected candidate."""
+    """An example of a debate: the first prompt with an accepted and a rejected answer."""
     item = next((i for i in items if i["pairs"]), None)
     if item is None:
         return None
@@ -58,7 +58,7 @@ def debate_table(items: Sequence[Mapping[str, Any]]) -> Table | None:
     sides = [next(d for d in item["debates"] if d["response"] == pair[side]) for side in ("chosen", "rejected")]
     labels = {
         "response": "answer", "positive": "positive agent", "negative": "negative agent", "verdict": "judge's verdict",
-        "reason": "judge's reason", "final": "after reflection", "final_reason": "reason of the reflection",
+        "reason": "judge's reason", "final": "verdict after review", "final_reason": "reason of the review",
     }  # fmt: skip
     rows = tuple((label, *(str(d[name]) for d in sides)) for name, label in labels.items())
     return Table(f"One debate: {item['prompt']}", ("", "accepted", "rejected"), rows)

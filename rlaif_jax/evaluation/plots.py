@@ -1,4 +1,4 @@
-"""Plots of a report as SVG text. Figure objects only: no pyplot, no global state; matplotlib is imported on use."""
+"""Plots of a report as SVG text. Without pyplot and global state; matplotlib is imported on first use."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from rlaif_jax.evaluation.text import number
 from rlaif_jax.language.fonts import cjk_font, has_cjk
 
 COLOURS = ("#8d949e", "#3f83c9", "#e0722f", "#3e9b63", "#9566b8", "#c2a028")
-INK = "#7d838c"  # legible on white and on near-black, for the background is left transparent
-HELD_OUT = "eval/"  # what names of held-out curves start with
-MAX_POINTS = 400  # of a curve; longer ones are thinned by averaging neighbours
+INK = "#7d838c"  # readable on white and on black, since the background is transparent
+HELD_OUT = "eval/"  # prefix of the names of held-out curves
+MAX_POINTS = 400  # longer curves are thinned by averaging neighbours
 
 
 @dataclass(frozen=True)
 class Curve:
-    """One line of a learning curve. steps and values have the same length; None and NaN values show as gaps."""
+    """One line of a learning curve. steps and values have the same length; None and NaN are gaps."""
 
     name: str
     steps: Sequence[float]
@@ -41,21 +41,21 @@ class Curve:
 
 @dataclass(frozen=True)
 class Plot:
-    """An SVG document with transparent background, and text for readers who can't see it."""
+    """An SVG document with a transparent background, and its alternative text."""
 
     svg: str
     alt: str
 
 
 def plot_label(text: str, fallback: str, font: Path | None) -> str:
-    """text, or the ASCII fallback where its glyphs would be empty boxes."""
+    """The text, or the ASCII fallback if no font has its characters."""
     return fallback if has_cjk(text) and font is None else text
 
 
 def bar_plot(names: Sequence[str], panels: Mapping[str, Sequence[Figure]], percent: Sequence[bool]) -> Plot:
     """Bars with 95 % error bars, one panel per metric (title -> a figure per system), one colour per system.
 
-    percent: for each panel whether its values are shares, drawn on 0-100 %. A metric without value shows no bar.
+    percent: for each panel, whether its values are shares (axis from 0 to 100 %). A missing value has no bar.
     """
     font = cjk_font() if has_cjk("".join((*names, *panels))) else None
     labels = [plot_label(name, f"system {i + 1}", font) for i, name in enumerate(names)]
@@ -95,9 +95,9 @@ def _bar(ax: Any, x: int, figure: Figure, scale: float, colour: str) -> None:
 
 
 def curve_plot(stage: str, curves: Sequence[Curve]) -> Plot | None:
-    """Small multiples, one panel per metric; a curve "eval/x" is drawn on the panel of "x". None without any value.
+    """One panel per metric; a curve "eval/x" is drawn in the panel of "x". None if there are no values.
 
-    Long curves are faint with their running mean on top.
+    Long curves are drawn faintly, with their running mean on top.
     """
     drawn = [c for c in curves if any(math.isfinite(v) for _, v in c.points)]
     if not drawn:
@@ -138,7 +138,7 @@ def _line(ax: Any, curve: Curve) -> None:
 
 
 def thinned(points: Sequence[tuple[float, float]], limit: int = MAX_POINTS) -> list[tuple[float, float]]:
-    """At most `limit` points: means of neighbours (gaps left out of them); unchanged if there are few enough."""
+    """At most `limit` points: means of neighbours, without gaps. Fewer points are returned unchanged."""
     size = -(-len(points) // limit)
     if size <= 1:
         return list(points)
@@ -147,7 +147,7 @@ def thinned(points: Sequence[tuple[float, float]], limit: int = MAX_POINTS) -> l
 
 
 def running_mean(values: Sequence[float], half: int) -> list[float]:
-    """Centred mean over 2 * half + 1 values, fewer at the ends; a gap stays a gap."""
+    """Centred mean over 2 * half + 1 values, fewer at the ends. Gaps stay gaps."""
     near = (values[max(0, i - half) : i + half + 1] for i in range(len(values)))
     return [_mean(part) if math.isfinite(v) else math.nan for v, part in zip(values, near, strict=True)]
 
@@ -171,7 +171,7 @@ def _title(ax: Any, text: str) -> None:
 
 
 def _dress(axes: Sequence[Any], font: Path | None) -> None:
-    """One ink, no box; the CJK font on every text where one is asked for."""
+    """Sets one colour and removes the box; sets the CJK font, if any, for CJK texts."""
     from matplotlib.text import Text
 
     for ax in axes:
@@ -183,7 +183,7 @@ def _dress(axes: Sequence[Any], font: Path | None) -> None:
         ax.yaxis.label.set(color=INK, fontsize=8)
         ax.title.set_color(INK)
         for text in ax.findobj(Text):
-            text.set_parse_math(False)  # a "$" in a name is a dollar, not mathematics
+            text.set_parse_math(False)  # a "$" in a name does not begin a formula
             if font is not None and has_cjk(text.get_text()):
                 text.set_fontproperties(_sized(font, text.get_fontsize()))
 

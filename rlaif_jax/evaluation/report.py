@@ -1,4 +1,4 @@
-"""The report of an experiment: one self-contained HTML page, the same in Markdown, and the numbers as JSON."""
+"""The report of a run: a self-contained HTML page, the same as Markdown, and the numbers as JSON."""
 
 from __future__ import annotations
 
@@ -24,19 +24,19 @@ from rlaif_jax.evaluation.hacking import Flag, hack_flags
 from rlaif_jax.evaluation.headline import HEADLINE_ORDER, headline
 from rlaif_jax.evaluation.plots import Curve, Plot, bar_plot, curve_plot
 from rlaif_jax.evaluation.scores import Figure
-from rlaif_jax.evaluation.text import cell, cell_parts, escape_markdown, label
+from rlaif_jax.evaluation.text import ABOUT, BADGES, cell, cell_parts, escape_markdown, label
 from rlaif_jax.language.fonts import cjk_font, has_cjk
 
 if TYPE_CHECKING:
     from rich.table import Table as RichTable
 
 PLOTTED = (*HEADLINE_ORDER, "length_chars", "length_words", "distinct_2", "finished", "unique_responses")
-NO_FONT = "No font with Chinese glyphs was found on this machine: plots show numbered labels instead of Chinese names."
+NO_FONT = "No font with Chinese characters was found: plots show numbered labels instead of Chinese names."
 
 
 @dataclass(frozen=True)
 class Table:
-    """An extra table. Cells are text, numbers, Figures, or None for an empty one; every row is as long as columns."""
+    """An extra table. Cells are texts, numbers, Figures, or None (empty). Every row has one cell per column."""
 
     title: str
     columns: tuple[str, ...]
@@ -51,16 +51,16 @@ class Table:
 
 @dataclass(frozen=True)
 class Report:
-    """What a report shows.
+    """The content of a report.
 
     Attributes:
-      systems: all answer the same prompts; shown in this order.
+      systems: in the order of the columns; all must answer the same prompts.
       curves: stage -> its learning curves.
-      facts: config, seed, model sizes, wall time per stage, versions.
-      reference, candidate: names of the systems that the headline, the differences and the checks compare. With one
-        system alone there is no comparison.
-      baseline_flags: checks made elsewhere, such as stock texts against the reward model; shown below the others.
-      shown: how many prompts are shown with their answers, evenly spaced over the set.
+      facts: seed, model size, seconds per stage, versions and so on.
+      reference, candidate: names of the two systems that headline, differences and checks compare. A single system is not
+        compared.
+      baseline_flags: more checks, shown below those of the pair.
+      shown: number of prompts shown with their answers, evenly spaced.
       seed: of the bootstrap.
     """
 
@@ -77,7 +77,7 @@ class Report:
     seed: int = 0
 
     def pair(self) -> tuple[System, System] | None:
-        """(reference, candidate), or None with one system alone. Raises UserError where a name is not among systems."""
+        """(reference, candidate), or None if there is one system only. UserError if a name is not among the systems."""
         if len(self.systems) < 2:
             return None
         known = {s.name: s for s in self.systems}
@@ -89,7 +89,7 @@ class Report:
 
 @dataclass(frozen=True)
 class ReportPaths:
-    """Where the three files of a report are."""
+    """Paths of the three files of a report."""
 
     html: Path
     markdown: Path
@@ -97,9 +97,9 @@ class ReportPaths:
 
 
 def write_report(folder: Path, report: Report) -> ReportPaths:
-    """Writes report.html, report.md and report.json into folder, each at once or not at all.
+    """Writes report.html, report.md and report.json into folder, each atomically.
 
-    Raises UserError where the systems do not answer the same prompts or a compared name is unknown.
+    UserError if the systems do not answer the same prompts, or reference or candidate is unknown.
     """
     check_systems(report.systems)
     content = _content(report)
@@ -112,14 +112,14 @@ def write_report(folder: Path, report: Report) -> ReportPaths:
     folder.mkdir(parents=True, exist_ok=True)
     for path, text in texts.items():
         part = path.with_name(f".{path.name}.{os.getpid()}.part")
-        # a lone surrogate in a model's text must not cost the whole report
+        # an invalid character (a lone surrogate) in an answer must not stop the report
         part.write_text(text, encoding="utf-8", errors="replace")
         os.replace(part, path)
     return paths
 
 
 def _content(report: Report) -> dict[str, Any]:
-    """Everything that the templates show; they escape it."""
+    """The values of the templates, which escape them."""
     pair = report.pair()
     rows = {s.name: figures(s, report.seed) for s in report.systems}
     flags = hack_flags(*pair, report.seed) if pair else []
@@ -146,14 +146,14 @@ def _content(report: Report) -> dict[str, Any]:
 
 
 def _metric_rows(report: Report, rows: Mapping[str, Mapping[str, Figure]]) -> list[dict[str, Any]]:
-    """One row of the comparison per metric: label, a figure per system, the paired difference where it has one."""
+    """One row of the comparison per metric: label, explanation, a figure per system, and the paired difference if there is one."""
     pair, found = report.pair(), []
     for name in metric_names(report.systems):
         rate, change = is_rate(report.systems, name), None
         if pair and (name in PLAIN or all(name in s.score_names for s in pair)):
             change = difference(*pair, name, report.seed)
         found.append({
-            "label": label(name, report.systems[0].language.unit),
+            "label": label(name, report.systems[0].language.unit), "about": ABOUT.get(name, ""),
             "cells": [cell_parts(rows[s.name].get(name), rate) for s in report.systems],
             "change": cell_parts(change, rate, sign=True),
         })  # fmt: skip
@@ -170,14 +170,14 @@ def _bars(systems: Sequence[System], rows: Mapping[str, Mapping[str, Figure]]) -
 def _missing_notes(systems: Sequence[System], rows: Mapping[str, Mapping[str, Figure]]) -> list[str]:
     found = []
     for s in systems:
-        lost = [f"{label(m)} {f.missing}" for m, f in rows[s.name].items() if f.missing]
+        lost = [f"{label(m)} {f.missing} of {len(s.samples)}" for m, f in rows[s.name].items() if f.missing]
         if lost:
-            found.append(f"{s.name}: samples without verdict, left out of {len(s.samples)}: {', '.join(lost)}.")
+            found.append(f"{s.name}, answers without a score: {', '.join(lost)}.")
     return found
 
 
 def _shown_samples(systems: Sequence[System], shown: int) -> list[dict[str, Any]]:
-    """Evenly spaced prompts, so that nobody picked them, with every system's answer."""
+    """Evenly spaced prompts (not selected by hand) with the answers of every system."""
     total = len(systems[0].samples)
     rates = {m: is_rate(systems, m) for m in metric_names(systems)}
     count = min(shown, total)
@@ -188,13 +188,13 @@ def _shown_samples(systems: Sequence[System], shown: int) -> list[dict[str, Any]
 
 
 def _answer(system: System, i: int, rates: Mapping[str, bool]) -> dict[str, Any]:
-    """The text and its badges, each (text, kind)."""
+    """The text of an answer and its badges, each (text, kind)."""
     sample, badges = system.samples[i], []
     for name, value in sample.scores.items():
         if value is None:
-            badges.append((f"{name}: no verdict", "none"))
+            badges.append((f"{name}: no score", "none"))
         elif rates[name]:
-            badges.append((f"{name}: {'yes' if value else 'no'}", "good" if value else "bad"))
+            badges.append((f"{BADGES.get(name, name)}: {'yes' if value else 'no'}", "good" if value else "bad"))
         else:
             badges.append((f"{name} {value:.2f}", "plain"))
     badges.append((f"{system.language.length(sample.response)} {system.language.unit}", "plain"))
@@ -204,7 +204,7 @@ def _answer(system: System, i: int, rates: Mapping[str, bool]) -> dict[str, Any]
 
 
 def _numbers(report: Report, content: Mapping[str, Any]) -> dict[str, Any]:
-    """The content of report.json: finite numbers and text only."""
+    """The content of report.json: only finite numbers and text."""
     systems, changes = report.systems, {}
     for i, a in enumerate(systems):
         for b in systems[i + 1 :]:
@@ -223,7 +223,7 @@ def _numbers(report: Report, content: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _environment(html: bool) -> Any:
-    """Templates in which every value is escaped: model text is data. The Markdown one escapes in `finalize`."""
+    """Templates that escape every value, since texts of models are data. For Markdown, `finalize` escapes."""
     import jinja2
 
     options = {
@@ -244,20 +244,20 @@ def _data_uri(svg: str) -> str:
 def console_table(systems: Sequence[System], seed: int = 0) -> RichTable:
     """The comparison for the terminal: a row per metric, a column per system, with 95 % intervals.
 
-    Raises UserError where the systems do not answer the same prompts.
+    UserError if the systems do not answer the same prompts.
     """
     from rich.table import Table as RichTable
     from rich.text import Text
 
     check_systems(systems)
     rows = {s.name: figures(s, seed) for s in systems}
-    table = RichTable(title=f"{len(systems[0].samples)} prompts, 95 % intervals")
+    table = RichTable(title=f"{len(systems[0].samples)} prompts, with 95 % intervals")
     table.add_column("metric")
     for system in systems:
         table.add_column(Text(system.name), justify="right")
     for name in metric_names(systems):
         rate = is_rate(systems, name)
-        # Text objects: a "[" in a cell is no markup
+        # Text objects, so that "[" in a cell is not markup
         cells = (Text(cell(rows[s.name].get(name), rate, brief=True)) for s in systems)
         table.add_row(Text(label(name, systems[0].language.unit)), *cells)
     return table

@@ -1,4 +1,4 @@
-"""A figure with its interval: rates (Wilson), means (bootstrap), statistics of a whole set (jackknife). NumPy only."""
+"""Figures with intervals: rates (Wilson), means (bootstrap), statistics of a set (jackknife). NumPy only."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ import numpy as np
 
 Z95 = 1.959963984540054  # two-sided 95 % point of the normal distribution
 RESAMPLES = 2000
-_CHUNK = 4_000_000  # most elements drawn at once: bounds the memory of a bootstrap over a large set
+_CHUNK = 4_000_000  # elements drawn at a time, to bound the memory of a bootstrap
 
 
 @dataclass(frozen=True)
 class Figure:
-    """One number of a report and how far to trust it.
+    """One number of a report with its uncertainty.
 
     Attributes:
-      value: the estimate in the unit of its metric; None where nothing could be measured.
-      low, high: ends of the 95 % interval; None where there is too little data for one.
-      n: how many samples the value rests on.
-      missing: samples left out for want of a verdict; they count neither as 0 nor as failures.
+      value: the estimate, in the unit of its metric; None if there is no data.
+      low, high: ends of the 95 % interval; None if there is too little data.
+      n: number of samples in the value.
+      missing: number of samples without a score; they are left out, not counted as 0.
     """
 
     value: float | None
@@ -34,27 +34,27 @@ class Figure:
         for name in ("value", "low", "high"):
             number = getattr(self, name)
             if number is not None and not math.isfinite(number):
-                raise ValueError(f"Figure.{name} is {number}: a number that is not finite is never reported")
+                raise ValueError(f"Figure.{name} is {number}; expected a finite number or None")
 
     @property
     def has_interval(self) -> bool:
-        """Whether both ends of the interval are known."""
+        """Whether there is an interval."""
         return self.low is not None and self.high is not None
 
 
 def split_missing(values: Sequence[float | None]) -> tuple[np.ndarray, int]:
-    """The verdicts as a float64 [n] array, and how many were None. Raises ValueError on NaN and infinity."""
+    """The scores as a float64 [n] array, and the number of None. ValueError on NaN and infinity."""
     known = np.array([v for v in values if v is not None], dtype=np.float64)
     if not np.all(np.isfinite(known)):
         bad = next(i for i, v in enumerate(values) if v is not None and not math.isfinite(v))
-        raise ValueError(f"value {bad} is {values[bad]}; write None where there is no verdict")
+        raise ValueError(f"value {bad} is {values[bad]}; use None for no score")
     return known, len(values) - known.size
 
 
 def wilson(successes: float, n: int) -> tuple[float, float]:
-    """The 95 % score interval of a rate (Wilson 1927, JASA 22:209), inside [0, 1] also at 0 % and 100 %.
+    """The 95 % score interval of a rate (Wilson 1927, JASA 22:209), within [0, 1] even at 0 % and 100 %.
 
-    successes may be fractional (a tie counts one half). Raises ValueError unless n >= 1 and 0 <= successes <= n.
+    successes may be fractional (a tie counts one half). ValueError unless n >= 1 and 0 <= successes <= n.
     """
     if n < 1 or not 0 <= successes <= n:
         raise ValueError(f"Wilson interval needs 0 <= successes <= n and n >= 1, got {successes} of {n}")
@@ -65,7 +65,7 @@ def wilson(successes: float, n: int) -> tuple[float, float]:
 
 
 def bootstrap_means(values: np.ndarray, seed: int = 0, resamples: int = RESAMPLES) -> np.ndarray:
-    """Means of [resamples] samples drawn with replacement from values [n] (Efron 1979). Same seed, same draws."""
+    """Means of [resamples] samples drawn with replacement from values [n] (Efron 1979). The same seed gives the same samples."""
     if values.size == 0:
         raise ValueError("cannot resample an empty set")
     rng = np.random.default_rng(seed)
@@ -78,7 +78,7 @@ def bootstrap_means(values: np.ndarray, seed: int = 0, resamples: int = RESAMPLE
 
 
 def mean_figure(values: Sequence[float | None], seed: int = 0, resamples: int = RESAMPLES) -> Figure:
-    """The mean with its percentile-bootstrap 95 % interval; one value alone has no interval."""
+    """The mean with its percentile-bootstrap 95 % interval; a single value has no interval."""
     known, missing = split_missing(values)
     if known.size == 0:
         return Figure(None, None, None, 0, missing)
@@ -100,8 +100,8 @@ def rate_figure(values: Sequence[float | None]) -> Figure:
 def jackknife_figure(value: float | None, left_out: np.ndarray) -> Figure:
     """value with a normal 95 % interval from the delete-one jackknife (Tukey 1958), cut to [0, 1].
 
-    For statistics of a whole set, such as distinct-n, where resampling with replacement would count its own duplicates
-    as loss of diversity. left_out [n]: the statistic without sample i; NaN where it is undefined (then no interval).
+    For statistics of a set, such as distinct-n: a bootstrap would draw duplicates and so lower the diversity. left_out [n]: the
+    statistic without sample i; with any NaN (undefined) there is no interval.
     """
     n = left_out.size
     if value is None or n < 2 or not np.all(np.isfinite(left_out)):
@@ -111,6 +111,6 @@ def jackknife_figure(value: float | None, left_out: np.ndarray) -> Figure:
 
 
 def is_binary(values: Sequence[float | None]) -> bool:
-    """Whether there is at least one verdict and all of them are 0 or 1."""
+    """Whether there is a score, and all scores are 0 or 1."""
     known = [v for v in values if v is not None]
     return bool(known) and all(v in (0, 1) for v in known)

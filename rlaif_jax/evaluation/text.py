@@ -1,4 +1,4 @@
-"""How numbers and names of a report are written, in HTML, Markdown and the terminal alike."""
+"""Formats numbers and names of a report, for HTML, Markdown and the terminal."""
 
 from __future__ import annotations
 
@@ -9,46 +9,57 @@ from typing import Any
 from rlaif_jax.evaluation.scores import Figure
 
 LABELS = {
-    "excellent": "gold excellence rate", "compliance": "compliance with the request", "reward": "reward model score",
-    "grader": "independent grader", "length_chars": "length, characters", "length_words": "length, words",
-    "length_tokens": "length, tokens", "finished": "finished by itself", "distinct_1": "distinct-1", "distinct_2": "distinct-2",
-    "self_repetition": "repeats a 4-gram", "unique_responses": "unique responses",
+    "excellent": "rate of flawless answers", "compliance": "rate of met constraints", "reward": "reward model's score",
+    "grader": "grader's score", "judge": "judge's score", "length_chars": "length, characters", "length_words": "length, words",
+    "length_tokens": "length, tokens", "finished": "ended before the limit", "distinct_1": "distinct-1",
+    "distinct_2": "distinct-2", "self_repetition": "repeated 4-grams", "unique_responses": "unique answers",
 }  # fmt: skip
+ABOUT = {
+    "excellent": "the gold scorer finds no flaw", "compliance": "gold scorer; only prompts with an explicit constraint",
+    "reward": "may be a training signal, so not independent", "grader": "trained on separate data, only for evaluation",
+    "judge": "an LLM rates by principles; may be a training signal", "length_chars": "mean", "length_words": "mean",
+    "length_tokens": "mean",
+    "finished": "share of answers with an end-of-sequence token", "distinct_1": "different / all 1-grams",
+    "distinct_2": "different / all 2-grams", "self_repetition": "share of answers with a 4-gram more than once",
+    "unique_responses": "different / all answers",
+}  # fmt: skip
+# Names of scores that are yes or no, beside a sample.
+BADGES = {"excellent": "flawless", "compliance": "constraint met", "grader": "good (grader)", "judge": "good (judge)"}
 _COUNTED = ("distinct_1", "distinct_2", "self_repetition")  # on n-grams of characters or words
 _MARKDOWN = re.compile(r"([\\`*_{}\[\]#|~$!])")
 
 
 def label(metric: str, unit: str = "") -> str:
-    """A metric's name in words, with the unit of its n-grams where it has them; a score of the user's own keeps its name."""
+    """The name of a metric in words, with the unit of its n-grams if it has them. Other scores keep their name."""
     return LABELS.get(metric, metric) + (f", {unit}" if unit and metric in _COUNTED else "")
 
 
 def display(system: str) -> str:
-    """A system's name as it stands in a sentence."""
+    """The name of a system in a sentence."""
     return system.upper() if system in ("rl", "sft", "rlaif") else system
 
 
 def number(value: float, rate: bool) -> str:
-    """67.3 % for a rate, else one digit after the point for large numbers and three for small ones."""
+    """67.3 % for a rate; else one decimal from 10 on, and three decimals below."""
     if rate:
         return f"{100 * value:.1f} %"
     return f"{value:.1f}" if abs(value) >= 10 else f"{value:.3f}"
 
 
 def signed(value: float, rate: bool) -> str:
-    """A difference with its sign: in points for a rate (without the unit), else as `number` writes it."""
+    """A difference with its sign: in points (without unit) for a rate, else like `number`."""
     if rate:
         return f"{100 * value:+.1f}"
     return f"{value:+.1f}" if abs(value) >= 10 else f"{value:+.3f}"
 
 
 def cell_parts(figure: Figure | None, rate: bool, sign: bool = False) -> dict[str, str]:
-    """{"value", "interval", "note"} of a figure, empty where there is nothing. Intervals of rates are in percent."""
+    """{"value", "interval", "note"} of a figure; "" if there is none. Intervals of rates are in percent."""
     if figure is None:
         return {"value": "", "interval": "", "note": ""}
-    note = f"n = {figure.n}, {figure.missing} without verdict" if figure.missing else ""
+    note = f"{figure.n} of {figure.n + figure.missing} scored" if figure.missing else ""
     if figure.value is None:
-        return {"value": "no verdict", "interval": "", "note": note}
+        return {"value": "no score", "interval": "", "note": note}
     value = signed(figure.value, rate) if sign else number(figure.value, rate)
     interval = ""
     if figure.has_interval:
@@ -58,9 +69,9 @@ def cell_parts(figure: Figure | None, rate: bool, sign: bool = False) -> dict[st
 
 
 def cell(content: Any, rate: bool = False, brief: bool = False) -> str:
-    """One table cell as text: a Figure with its interval, a number, None as nothing, anything else as it is.
+    """A table cell as text: a Figure with its interval, a number, "" for None, else str(content).
 
-    brief: of a figure with missing verdicts, only n.
+    brief: for a figure with missing scores, show only n.
     """
     if content is None:
         return ""
@@ -74,7 +85,7 @@ def cell(content: Any, rate: bool = False, brief: bool = False) -> str:
 
 
 def escape_markdown(content: Any) -> str:
-    """Text that stays text in a Markdown table: markup characters escaped, "<" and "&" as entities, one line."""
+    """Escapes text for a Markdown table: markup characters, "<" and "&" (as entities), and line breaks."""
     text = str(content).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
     text = _MARKDOWN.sub(r"\\\1", text)
     return re.sub(r"\r\n|[\r\n\x0b\x0c\x85\u2028\u2029]", "<br>", text)

@@ -1,1 +1,1 @@
-"""Decoder-only transformers as pure functions over parameter dicts, with scalar heads for rewards and values."""
+"""Decoder-only transformers as pure functions of parameter dicts, with scalar heads for rewards and values."""

@@ -1,4 +1,4 @@
-"""Scalar heads: one number per token (value) or per row (reward), on a decoder's hidden states."""
+"""Scalar heads on a decoder's hidden states: one number per token (a value) or per row (a reward)."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class _ScalarHead(nn.Module):
 
 
 def init(cfg: ModelConfig, key: jax.Array) -> dict:
-    """{"model": decoder, "head": {"score": (D,)}}; the head starts at zero, so that every score starts equal."""
+    """{"model": decoder, "head": {"score": (D,)}}. The head starts at zero, so every first score is 0."""
     return {"model": transformer.init(cfg, key), "head": zero_head(cfg)}
 
 
@@ -32,7 +32,7 @@ def zero_head(cfg: ModelConfig) -> dict:
 
 
 def logical_axes(cfg: ModelConfig) -> dict:
-    """Logical axis names in the tree of `init`."""
+    """Logical axis names, as a tree like that of `init`."""
     return {"model": transformer.logical_axes(cfg), "head": {"score": ("norm",)}}
 
 
@@ -49,7 +49,7 @@ def scores(
     params: dict, cfg: ModelConfig, tokens: jax.Array, segment_ids: jax.Array, positions: jax.Array,
     place: Placement | None = None,
 ) -> jax.Array:  # fmt: skip
-    """One number per row, (B,) float32: the head at the row's last real token (the end of the response)."""
+    """One number per row, (B,) float32: the head at the row's last token that is not padding (the end of the response)."""
     hidden = transformer.forward(params["model"], cfg, tokens, segment_ids, positions, place)
     last = jnp.max(jnp.where(segment_ids > 0, jnp.arange(tokens.shape[1]), 0), axis=1)
     final = jnp.take_along_axis(hidden, last[:, None, None], axis=1)[:, 0]

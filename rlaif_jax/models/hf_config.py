@@ -1,4 +1,4 @@
-"""config.json of a Hugging Face folder <-> `ModelConfig`: Qwen2/2.5, Qwen3, Llama and Mistral."""
+"""Converts config.json of a Hugging Face folder to `ModelConfig` and back, for Qwen2/2.5, Qwen3, Llama and Mistral."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from rlaif_jax.models.model_config import ModelConfig, RopeScaling
 
 @dataclasses.dataclass(frozen=True)
 class Family:
-    """What tells one Llama-like family of Hugging Face models from another: what its config.json leaves out.
+    """One Llama-like family of Hugging Face models: the facts that its config.json leaves out.
 
     Attributes:
-      name: of its classes in transformers: "Qwen2" of Qwen2ForCausalLM.
-      positions: max_position_embeddings where the file has none.
-      qkv_bias, qk_norm: biases on queries, keys and values; RMS norms on queries and keys.
-      head_dim: where the file has none; 0: width / heads.
-      window: whether attention is limited to `sliding_window`: "always", "never", or "flag" (`use_sliding_window` says).
-      default_window: sliding_window where the file has none; 0: no window.
+      name: the prefix of its classes in transformers, such as "Qwen2" in Qwen2ForCausalLM.
+      positions: default of max_position_embeddings.
+      qkv_bias, qk_norm: whether it has biases on queries, keys and values; whether it has RMS norms on queries and keys.
+      head_dim: default of head_dim; 0 means width / heads.
+      window: when attention is limited to `sliding_window`: "always", "never", or "flag" (if `use_sliding_window` is true).
+      default_window: default of sliding_window; 0 means no window.
     """
 
     name: str
@@ -35,7 +35,7 @@ class Family:
     default_window: int = 0
 
 
-# model_type -> family. A family of the same architecture is one more entry (docs/extending.md).
+# model_type -> family. To add a family of the same architecture, add an entry (docs/extending.md).
 FAMILIES: dict[str, Family] = {
     "qwen2": Family("Qwen2", 32_768, qkv_bias=True),
     "qwen3": Family("Qwen3", 32_768, qk_norm=True, head_dim=128),
@@ -43,12 +43,19 @@ FAMILIES: dict[str, Family] = {
     "mistral": Family("Mistral", 131_072, window="always", default_window=4096),
 }
 _HEADS = {"ForCausalLM": False, "ForSequenceClassification": True}
-_DTYPES = {"float32": "float32", "bfloat16": "bfloat16", "float16": "float32"}  # as stored -> exact in ours
+_DTYPES = {"float32": "float32", "bfloat16": "bfloat16", "float16": "float32"}  # stored dtype -> param_dtype
 
 
 @dataclasses.dataclass(frozen=True)
 class HfConfig:
-    """What a config.json says: our config, whether it is a scalar model (one label), the stored dtype, and all of it."""
+    """The content of a config.json.
+
+    Attributes:
+      model: the decoder as our config.
+      scalar: whether it is a sequence classifier with one label.
+      dtype: of the stored weights.
+      raw: the file as it is.
+    """
 
     model: ModelConfig
     scalar: bool
@@ -57,10 +64,10 @@ class HfConfig:
 
 
 def read_config(folder: str | Path) -> HfConfig:
-    """Reads FOLDER/config.json. UserError if it is missing, no JSON, or describes a model that is not supported."""
+    """Reads FOLDER/config.json. UserError if it is missing, is not JSON, or describes an unsupported model."""
     path = Path(folder) / "config.json"
     if not path.exists():
-        raise UserError(f"{folder}: no config.json there; expected the folder of a Hugging Face model")
+        raise UserError(f"{folder}: it has no config.json; expected the folder of a Hugging Face model")
     try:
         raw = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
@@ -71,9 +78,9 @@ def read_config(folder: str | Path) -> HfConfig:
 
 
 def from_hf(raw: Mapping[str, Any], where: str = "config.json") -> HfConfig:
-    """The config of a checkpoint; `model.param_dtype` is one that holds the stored weights exactly.
+    """Our config for a config.json. `model.param_dtype` holds the stored weights exactly.
 
-    Errors: UserError for another architecture, or anything that would change the arithmetic and is not computed here.
+    Errors: UserError for another architecture, and for every option that changes the arithmetic and is not implemented.
     """
     kind = raw.get("model_type")
     if kind not in FAMILIES:
@@ -93,11 +100,11 @@ def from_hf(raw: Mapping[str, Any], where: str = "config.json") -> HfConfig:
             kv_heads=_integer(raw, "num_key_value_heads", where, heads),
             head_dim=_integer(raw, "head_dim", where, family.head_dim or width // heads), rope_theta=theta,
             rope_scaling=scaling, norm_eps=_number(raw, "rms_norm_eps", where, 1e-6), qkv_bias=family.qkv_bias,
-            # A scalar model has no output matrix, whatever the config says of it.
+            # A scalar model has no output matrix, even if the config says that it is untied.
             qk_norm=family.qk_norm, tied_embeddings=scalar or bool(raw.get("tie_word_embeddings", False)),
             max_positions=_integer(raw, "max_position_embeddings", where, family.positions), param_dtype=_DTYPES[dtype],
         )  # fmt: skip
-    except UserError as error:  # of the dataclasses, which speak of our fields and know no file
+    except UserError as error:  # the dataclasses name our field, not the file
         raise UserError(str(error) if str(error).startswith(where) else f"{where}: {error}") from error
     return HfConfig(model, scalar, dtype, raw)
 
@@ -107,8 +114,8 @@ def to_hf(
 ) -> dict[str, Any]:  # fmt: skip
     """The config.json of an exported model, in the spelling that transformers 4 and 5 and vLLM read.
 
-    `source` is the config.json that the weights once came from: what it says beyond ours (initialiser, token numbers
-    ...) is kept. UserError for a decoder that no supported family has (`qkv_bias` with `qk_norm`).
+    `source` is the config.json that the weights were loaded from, if any. Its fields that we do not set (initialiser,
+    token ids ...) are kept. UserError for `qkv_bias` with `qk_norm`, which no supported family has.
     """
     if cfg.qkv_bias and cfg.qk_norm:
         raise UserError("model.qkv_bias with model.qk_norm: no Hugging Face family has both; this model cannot be exported")
@@ -157,13 +164,13 @@ def _number(raw: Mapping[str, Any], field: str, where: str, default: float | Non
 
 
 def _is_scalar(raw: Mapping[str, Any], kind: str, where: str) -> bool:
-    """Whether the folder holds a sequence classifier; one with other than one label is refused."""
+    """Whether the folder holds a sequence classifier. UserError if it has more than one label."""
     names = raw.get("architectures") or [FAMILIES[kind].name + "ForCausalLM"]
     known = {FAMILIES[kind].name + suffix: scalar for suffix, scalar in _HEADS.items()}
     if not isinstance(names, list) or names[0] not in known:
         raise UserError(f"{where}: architectures is {names!r}; expected one of {', '.join(known)} for {kind}")
     scalar = known[names[0]]
-    labels = raw.get("num_labels") or len(raw.get("id2label") or (0, 1))  # transformers' own default is two
+    labels = raw.get("num_labels") or len(raw.get("id2label") or (0, 1))  # transformers' default is two
     if scalar and labels != 1:
         raise UserError(f"{where}: a sequence classifier with {labels} labels; a reward model has exactly one")
     return scalar
@@ -177,7 +184,7 @@ def _rope_parameters(raw: Mapping[str, Any], where: str) -> dict[str, Any]:
 
 
 def _rope(raw: Mapping[str, Any], where: str) -> tuple[float, RopeScaling | None]:
-    """Base and scaling, from transformers 5's `rope_parameters` or the older `rope_theta` and `rope_scaling`."""
+    """Base and scaling, read from `rope_parameters` (transformers 5) or from `rope_theta` and `rope_scaling` (older)."""
     parameters = _rope_parameters(raw, where)
     theta = _number(parameters if parameters.get("rope_theta") else raw, "rope_theta", where, 10_000.0)
     kind = parameters.get("rope_type") or parameters.get("type") or "default"
@@ -205,7 +212,7 @@ def _rope_scaling(cfg: ModelConfig) -> dict[str, Any] | None:
 
 
 def _refuse_unsupported(raw: Mapping[str, Any], kind: str, where: str) -> None:
-    """UserError for what would change the arithmetic and is not computed here."""
+    """UserError for every option that changes the arithmetic and is not implemented."""
     family = FAMILIES[kind]
     partial = _rope_parameters(raw, where).get("partial_rotary_factor", raw.get("partial_rotary_factor", 1.0))
     wrong = (
@@ -230,7 +237,7 @@ def _refuse_unsupported(raw: Mapping[str, Any], kind: str, where: str) -> None:
         used &= _integer(raw, "num_hidden_layers", where) > (raw.get("max_window_layers", 28) or 0)
     if used and window is not None and window < positions:
         raise UserError(
-            f"{where}: sliding_window is {window} with {positions} positions; attention to a window is not supported. For "
-            f"texts of at most {window} tokens it changes nothing: set sliding_window to null and max_position_embeddings "
-            f"to {window} in that file"
+            f"{where}: sliding_window is {window} with {positions} positions; sliding-window attention is not supported. Texts of "
+            f"at most {window} tokens do not need it: for these, set sliding_window to null and max_position_embeddings to "
+            f"{window} in that file"
         )

@@ -1,4 +1,4 @@
-"""The safetensors files of a Hugging Face folder: which tensors there are, and their contents in slices."""
+"""The safetensors files of a Hugging Face folder: lists their tensors and reads slices of them."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
 
 
 class Checkpoint:
-    """The tensors of a folder by name, read in slices; one file is open at a time, for one tensor."""
+    """The tensors of a folder by name, read in slices. Only one file is open at a time, for one tensor."""
 
     def __init__(self, folder: str | Path):
         self.folder = Path(folder)
@@ -27,7 +27,7 @@ class Checkpoint:
         return set(self._file_of)
 
     def slices(self, name: str) -> Any:
-        """The tensor as an object with get_shape(), get_dtype() and `[slices] -> NumPy array` (a context manager)."""
+        """A context manager for one tensor: an object with get_shape(), get_dtype() and `[slices] -> NumPy array`."""
         return _Slices(self._file_of[name], name)
 
     def _inventory(self) -> dict[str, Path]:
@@ -40,7 +40,7 @@ class Checkpoint:
             except (SafetensorError, OSError) as error:
                 raise UserError(f"{file}: cannot be read as safetensors: {error}") from error
             if twice := sorted(found.keys() & set(names)):
-                raise UserError(f"{self.folder}: tensors stand in two files: {listed(twice)}")
+                raise UserError(f"{self.folder}: tensors are in two files: {listed(twice)}")
             found |= dict.fromkeys(names, file)
         self._check_index(index, found)
         return found
@@ -60,28 +60,28 @@ class Checkpoint:
     def _files(self, index: dict[str, str] | None) -> list[Path]:
         if index is None:
             if not (self.folder / SINGLE).exists():
-                raise UserError(f"{self.folder}: neither {SINGLE} nor {INDEX} there; only safetensors are read")
+                raise UserError(f"{self.folder}: found neither {SINGLE} nor {INDEX}; only safetensors are read")
             return [self.folder / SINGLE]
         files = sorted(set(index.values()))
         if wrong := [name for name in files if Path(name).name != name or not (self.folder / name).is_file()]:
-            raise UserError(f"{self.folder / INDEX}: it names files that are not in the folder: {listed(map(repr, wrong))}")
+            raise UserError(f"{self.folder / INDEX}: names files that are not in the folder: {listed(map(repr, wrong))}")
         return [self.folder / name for name in files]
 
     def _check_index(self, index: dict[str, str] | None, found: dict[str, Path]) -> None:
-        """An index that is not true of its files speaks of shards of different checkpoints."""
+        """UserError if index and files differ: then they come from different checkpoints."""
         if index is None:
             return
         problems = []
         if absent := sorted(name for name, file in index.items() if found.get(name) != self.folder / file):
-            problems.append("not in the file that it names: " + listed(f"{name} ({index[name]})" for name in absent))
+            problems.append("not in the file that the index names: " + listed(f"{name} ({index[name]})" for name in absent))
         if unlisted := sorted(found.keys() - index.keys()):
-            problems.append("in a file, and not named: " + listed(f"{name} ({found[name].name})" for name in unlisted))
+            problems.append("in a file, but not in the index: " + listed(f"{name} ({found[name].name})" for name in unlisted))
         if problems:
-            raise UserError(f"{self.folder / INDEX}: it does not fit the files: {'; '.join(problems)}")
+            raise UserError(f"{self.folder / INDEX}: does not fit the files: {'; '.join(problems)}")
 
 
 class _Slices:
-    """A tensor of a file that is open only inside the `with` block, so that its pages do not stay in memory."""
+    """One tensor. Its file is open only inside the `with` block, so that its pages do not stay in memory."""
 
     def __init__(self, file: Path, name: str):
         self._context, self._name = safe_open(file, "numpy"), name
@@ -94,6 +94,6 @@ class _Slices:
 
 
 def listed(names: Iterable[str], separator: str = ", ", most: int = 24) -> str:
-    """The names, or the first of them and how many more there are."""
+    """The names as text; after `most` of them, only how many more there are."""
     names = list(names)
     return separator.join(names[:most]) + (f" ... and {len(names) - most} more" if len(names) > most else "")

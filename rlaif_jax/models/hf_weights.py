@@ -1,6 +1,6 @@
-"""Weights of a Hugging Face folder <-> our parameter tree, tensor by tensor, straight into and out of the mesh.
+"""Loads the weights of a Hugging Face folder onto the mesh, and writes them back, tensor by tensor.
 
-Hugging Face keeps one tensor per layer with the output axis first; ours are stacked over L with the input axis first:
+Hugging Face has one tensor per layer, output axis first. We stack the layers (L) and put the input axis first:
 
     model.layers.{0 .. L-1}.self_attn.q_proj.weight (N * H, D)   <->   params["layers"]["q"] (L, D, N * H)
 """
@@ -33,16 +33,21 @@ LAYER_NAMES = {
     **{n: f"self_attn.{n}_proj.weight" for n in "qkvo"}, **{f"{n}_bias": f"self_attn.{n}_proj.bias" for n in "qkv"},
     **{f"{n}_norm": f"self_attn.{n}_norm.weight" for n in "qk"}, **{n: f"mlp.{n}_proj.weight" for n in ("gate", "up", "down")},
 }  # fmt: skip
-_DERIVED = re.compile(r"model\.layers\.\d+\.self_attn\.rotary_emb\.inv_freq")  # computed from the config; old files hold it
+_DERIVED = re.compile(r"model\.layers\.\d+\.self_attn\.rotary_emb\.inv_freq")  # old files contain it; we compute it from the config
 _READABLE = {"F32", "BF16", "F16"}
 
 
 @dataclasses.dataclass(frozen=True)
 class Entry:
-    """One parameter of ours and the tensors that form it.
+    """One of our parameters and its tensors in the checkpoint.
 
-    Attributes: `path` in our tree; `names`, one per layer where `stacked`; `shape` and logical `axes` of one tensor as
-    the checkpoint has it; `transposed`: ours has its two axes swapped; `row`: the checkpoint's has a leading axis of 1.
+    Attributes:
+      path: of the parameter in our tree.
+      names: of the tensors; one per layer if `stacked`.
+      shape, axes: shape and logical axes of one tensor in the checkpoint.
+      stacked: our parameter stacks one tensor per layer.
+      transposed: the two axes are swapped in ours.
+      row: the checkpoint's tensor has an extra leading axis of 1.
     """
 
     path: tuple[str, ...]
@@ -54,7 +59,7 @@ class Entry:
     row: bool = False
 
     def ours(self, x: jax.Array) -> jax.Array:
-        """One tensor of the checkpoint in our layout."""
+        """Converts one tensor of the checkpoint to our layout."""
         return x.T if self.transposed else x[0] if self.row else x
 
     def theirs(self, x: jax.Array) -> jax.Array:
@@ -63,7 +68,7 @@ class Entry:
 
 
 def name_table(cfg: ModelConfig, scalar: bool) -> list[Entry]:
-    """Every parameter of a decoder (causal LM), or of {"model", "head"} without output matrix (one label)."""
+    """Every parameter of a decoder; if `scalar`, of {"model", "head"}, which has no output matrix."""
     table, prefix = [], ("model",) if scalar else ()
     for name, (shape, axes, _) in transformer.top_table(cfg).items():
         if not (scalar and name == "lm_head"):
@@ -79,7 +84,7 @@ def name_table(cfg: ModelConfig, scalar: bool) -> list[Entry]:
 
 
 def check(checkpoint: Checkpoint, table: Sequence[Entry], tied: bool) -> None:
-    """UserError that lists every tensor that is missing, left over, of another shape or of a dtype that is not read."""
+    """UserError that lists every tensor that is missing, unexpected, of a wrong shape or of an unsupported dtype."""
     wanted = {name: entry for entry in table for name in entry.names}
     extra = {n for n in checkpoint.names - wanted.keys() if not _DERIVED.fullmatch(n)}
     if tied and _TOP["lm_head"] in extra:
@@ -102,7 +107,7 @@ def check(checkpoint: Checkpoint, table: Sequence[Entry], tied: bool) -> None:
 
 
 def _check_same(checkpoint: Checkpoint, first: str, second: str, rows: int = 4096) -> None:
-    """Some folders with tied embeddings store the output matrix again; another one would be dropped in silence."""
+    """UserError if a folder with tied embeddings stores an output matrix of its own: it would be ignored silently."""
     if first not in checkpoint.names:
         return  # reported as missing
     with checkpoint.slices(first) as a, checkpoint.slices(second) as b:
@@ -116,8 +121,8 @@ def _check_same(checkpoint: Checkpoint, first: str, second: str, rows: int = 409
 def load_params(folder: str | Path, cfg: ModelConfig, place: Placement, scalar: bool = False, int8: bool = False) -> dict:
     """The parameters in `cfg.param_dtype` (a scalar head in float32), in the shardings of `place`.
 
-    `int8`: the blocks' matrices in 8 bits; one at a time is on the devices as it was stored, too. The host holds one tensor
-    at a time, or its part for this process's devices. UserError as in `check`.
+    `int8`: the matrices of the blocks are quantised to 8 bits, so the devices hold only one of them unquantised at a time.
+    The host holds one tensor at a time, or the slices of it for this process's devices. UserError: see `check`.
     """
     table, checkpoint = name_table(cfg, scalar), Checkpoint(folder)
     check(checkpoint, table, cfg.tied_embeddings and not scalar)
@@ -135,7 +140,7 @@ def load_params(folder: str | Path, cfg: ModelConfig, place: Placement, scalar: 
 
 
 def _read(checkpoint: Checkpoint, name: str, entry: Entry, place: Placement) -> jax.Array:
-    """One tensor on the mesh as the checkpoint has it; every device reads its own slice."""
+    """One tensor on the mesh, in the checkpoint's layout. Every device reads only its own slice."""
     with checkpoint.slices(name) as tensor:
         return jax.make_array_from_callback(entry.shape, place.array(entry.axes, entry.shape), lambda index: tensor[index])
 
@@ -148,7 +153,7 @@ def _load_one(checkpoint: Checkpoint, entry: Entry, dtype: jnp.dtype, place: Pla
 
 
 def _load_stacked(checkpoint: Checkpoint, entry: Entry, dtype: jnp.dtype, place: Placement) -> jax.Array:
-    """Layer by layer into one array that is allocated once and updated in place."""
+    """Loads layer by layer into one stacked array, which is allocated once and updated in place."""
     one = jax.eval_shape(entry.ours, jax.ShapeDtypeStruct(entry.shape, dtype))
     shape = (len(entry.names), *one.shape)
     sharding = place.array(("layers", *_our_axes(entry)), shape)
@@ -158,7 +163,7 @@ def _load_stacked(checkpoint: Checkpoint, entry: Entry, dtype: jnp.dtype, place:
         return jax.lax.dynamic_update_index_in_dim(stack, entry.ours(x).astype(dtype), i, 0)
 
     stack = jax.jit(lambda: jnp.zeros(shape, dtype), out_shardings=sharding)()
-    for i, name in enumerate(entry.names):  # waiting bounds the memory: the host would read ahead of the device
+    for i, name in enumerate(entry.names):  # blocking bounds the memory: else the host reads ahead of the device
         stack = put(stack, _read(checkpoint, name, entry, place), np.int32(i)).block_until_ready()
     return stack
 
@@ -168,7 +173,7 @@ def _our_axes(entry: Entry) -> tuple[str | None, ...]:
 
 
 def _tensors(params: Mapping[str, Any], table: Sequence[Entry], dtype: str, place: Placement) -> Iterator[tuple[str, Any]]:
-    """(name, function that fetches the tensor to the host), in the order of a forward pass, layer by layer."""
+    """(name, function that copies the tensor to the host), in the order of a forward pass, layer by layer."""
 
     def taker(entry: Entry):
         return jax.jit(
@@ -183,7 +188,7 @@ def _tensors(params: Mapping[str, Any], table: Sequence[Entry], dtype: str, plac
             x = x[key]
         out = np.ascontiguousarray(takers[entry.path](x, np.int32(i)).addressable_data(0))
         if dtype == "float16" and not np.isfinite(out).all():
-            raise UserError(f"{entry.names[i]} holds numbers that float16 cannot; export with --dtype bfloat16 or float32")
+            raise UserError(f"{entry.names[i]} has values too large for float16; export with --dtype bfloat16 or float32")
         return out
 
     layers = max(len(e.names) for e in table)
@@ -198,10 +203,10 @@ def save_params(
     params: Mapping[str, Any], cfg: ModelConfig, folder: str | Path, place: Placement, *, dtype: str, scalar: bool = False,
     max_shard_bytes: int = 5 * 10**9,
 ) -> list[Path]:  # fmt: skip
-    """Writes model.safetensors, or shards of at most that many bytes with their index; gives the files.
+    """Writes model.safetensors, or shards of at most `max_shard_bytes` with their index. Returns the files.
 
-    Every process takes part, the first one writes. A tensor larger than the bound gets a shard of its own. The output
-    matrix of a scalar model, which nothing reads, is left out. UserError where float16 cannot hold a weight.
+    Every process must call it; the first one writes. A tensor above the limit gets a shard of its own. The unused output
+    matrix of a scalar model is left out. UserError if a weight does not fit into float16.
     """
     folder, table = Path(folder), name_table(cfg, scalar)
     size_of = {name: int(np.prod(e.shape)) * jnp.dtype(dtype).itemsize for e in table for name in e.names}

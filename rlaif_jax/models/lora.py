@@ -1,10 +1,10 @@
-"""LoRA (arXiv 2106.09685) as functions on parameter trees; nothing in the model knows of it but `ops.linear`.
+"""LoRA (arXiv 2106.09685) as functions on parameter trees. In the model, only `ops.linear` handles it.
 
     adapter = init(cfg, lora, key)                 # {"layers": {"q": {"a": (L, D, R), "b": (L, R, F)}, ...}}
-    hidden = transformer.forward(apply_lora(base, adapter, lora), cfg, ...)      # gradients flow to what is differentiated
-    plain = merge(base, adapter, lora)             # for sampling, export and whoever comes after
+    hidden = transformer.forward(apply_lora(base, adapter, lora), cfg, ...)      # differentiable in base and adapter
+    plain = merge(base, adapter, lora)             # full weights, for sampling and export
 
-The base alone is the model without its adapter, so one base in memory is policy and reference.
+The base without the adapter is the KL reference, so policy and reference share one base in memory.
 """
 
 from __future__ import annotations
@@ -25,11 +25,12 @@ from rlaif_jax.models.model_config import ModelConfig
 
 @dataclasses.dataclass(frozen=True)
 class LoraConfig:
-    """Which matrices get an update, and of which rank.
+    """Which matrices get a low-rank update, and of which rank.
 
     Attributes:
-      targets: regular expression on a parameter's full name ("layers/q") -> rank; the first match counts, 0 or no match: no update.
-      alpha: the update is scaled by alpha / rank. There is no dropout.
+      targets: regular expression -> rank. A pattern must match the full name of a parameter, such as "layers/q"; the first match
+        counts. Rank 0 or no match: no update.
+      alpha: scales the update by alpha / rank. There is no dropout.
     """
 
     targets: dict[str, int] = dataclasses.field(default_factory=lambda: {"layers/(q|k|v|o|gate|up|down)": 16})
@@ -40,7 +41,7 @@ class LoraConfig:
             try:
                 re.compile(pattern)
             except re.error as error:
-                raise UserError(f"lora.targets: {pattern!r} is no regular expression: {error}") from error
+                raise UserError(f"lora.targets: {pattern!r} is not a regular expression: {error}") from error
             if rank < 0:
                 raise UserError(f"lora.targets: the rank of {pattern!r} is {rank}; expected 0 (none) or more")
         if self.alpha <= 0:
@@ -48,28 +49,28 @@ class LoraConfig:
 
 
 def ranks(cfg: ModelConfig, lora: LoraConfig) -> dict[str, int]:
-    """Matrix of a block -> rank, for those with one.
+    """Matrix of a block -> rank, for every matrix with an update.
 
-    UserError if there is none, a rank exceeds a matrix's sides, or a pattern matches no matrix (a slip of the pen).
+    UserError if no matrix has one, a rank exceeds a side of its matrix, or a pattern matches no matrix (likely a typo).
     """
     found = {}
     matrices = [f"layers/{n}" for n, (s, _, _) in transformer.layer_table(cfg).items() if len(s) == 2]
     for pattern in lora.targets:
         if not any(re.fullmatch(pattern, name) for name in matrices):
-            raise UserError(f"lora.targets: {pattern!r} matches no matrix; they are {', '.join(matrices)}")
+            raise UserError(f"lora.targets: {pattern!r} matches no matrix; the matrices are {', '.join(matrices)}")
     for name, (shape, _, _) in transformer.layer_table(cfg).items():
         rank = next((r for p, r in lora.targets.items() if re.fullmatch(p, f"layers/{name}")), 0)
         if rank and len(shape) == 2:
             if rank > min(shape):
-                raise UserError(f"lora.targets: rank {rank} for layers/{name}, whose shape is {shape}")
+                raise UserError(f"lora.targets: rank {rank} is too large for layers/{name} of shape {shape}")
             found[name] = rank
     if not found:
-        raise UserError(f"lora.targets gives no matrix a rank; they are {', '.join(matrices)}")
+        raise UserError(f"lora.targets gives no matrix a rank; the matrices are {', '.join(matrices)}")
     return found
 
 
 def init(cfg: ModelConfig, lora: LoraConfig, key: jax.Array) -> dict:
-    """A fresh adapter in float32: a uniform in +-1/sqrt(D), b zero, so that it changes nothing yet (as PEFT begins)."""
+    """A fresh adapter in float32: `a` uniform in +-1/sqrt(D), `b` zero, so the update starts at zero (as in PEFT)."""
     table, adapter = transformer.layer_table(cfg), {}
     for number, (name, rank) in enumerate(ranks(cfg, lora).items()):
         inputs, outputs = table[name][0]
@@ -81,16 +82,19 @@ def init(cfg: ModelConfig, lora: LoraConfig, key: jax.Array) -> dict:
 
 
 def logical_axes(cfg: ModelConfig, lora: LoraConfig) -> dict:
-    """Logical axis names in the tree of `init`: the outer sides lie as those of the matrix, the rank is whole."""
+    """Logical axis names, as a tree like that of `init`: `a` is sharded like the matrix's input axis, `b` like its output axis.
+
+    The rank axis is replicated.
+    """
     table = transformer.layer_table(cfg)
     sides = {name: table[name][1] for name in ranks(cfg, lora)}
     return {"layers": {n: {"a": ("layers", i, None), "b": ("layers", None, o)} for n, (i, o) in sides.items()}}
 
 
 def apply_lora(base: Any, trained: Any, lora: LoraConfig) -> Any:
-    """The base's tree with an `LoraMatrix` for every matrix that has an update; both trees may be nested in the same dicts.
+    """The base's tree with a `LoraMatrix` in place of every matrix that has an update.
 
-    What stands only in `trained` (a scalar head beside the decoder) is taken from there.
+    Both trees may be nested in the same dicts. Entries that only `trained` has (a scalar head) are taken from there.
     """
     if not isinstance(trained, dict):
         return trained
@@ -101,5 +105,5 @@ def apply_lora(base: Any, trained: Any, lora: LoraConfig) -> Any:
 
 
 def merge(base: Any, trained: Any, lora: LoraConfig) -> Any:
-    """The plain tree in which every update is added to its matrix (under jit, with the base's shardings)."""
+    """The base's tree with every update added to its matrix. Under jit, the shardings are those of the base."""
     return dense(apply_lora(base, trained, lora))

@@ -1,7 +1,7 @@
-"""What may stand in a parameter tree where a matrix is expected: one with a low-rank update, or one in 8 bits.
+"""Two replacements for a matrix in a parameter tree: a matrix with a low-rank update, and a matrix in 8 bits.
 
-Both hold the matrix as their first leaf, so that its shape is found where Linen looks for it, and are stacked, sliced and
-sharded leaf by leaf like any other tree.
+Both are trees with the matrix as their first leaf, where Linen looks for the shape. They are stacked, sliced and sharded leaf
+by leaf, like any other tree.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import jax.numpy as jnp
 
 
 def product(x: jax.Array, weight: jax.Array) -> jax.Array:
-    """(..., D) times (D, F), as one 2-D product: on CPU its gradient is 1.4 times faster than that of the 3-D form."""
+    """(..., D) times (D, F), computed as one 2-D product: on CPU its gradient is 1.4 times faster than in 3-D."""
     out = x.reshape(-1, x.shape[-1]) @ weight.astype(x.dtype)
     return out.reshape(*x.shape[:-1], weight.shape[-1])
 
@@ -23,7 +23,7 @@ def product(x: jax.Array, weight: jax.Array) -> jax.Array:
 @partial(jax.tree_util.register_dataclass, data_fields=["weight", "a", "b"], meta_fields=["scale"])
 @dataclasses.dataclass(frozen=True)
 class LoraMatrix:
-    """A matrix (..., D, F) with a low-rank update beside it: weight + scale * a (..., D, R) @ b (..., R, F)."""
+    """A matrix (..., D, F) plus a low-rank update, kept apart: weight + scale * a (..., D, R) @ b (..., R, F)."""
 
     weight: jax.Array
     a: jax.Array
@@ -31,11 +31,11 @@ class LoraMatrix:
     scale: float
 
     def matmul(self, x: jax.Array) -> jax.Array:
-        """(..., D) times the sum, which is never formed (arXiv 2106.09685, equation 3)."""
+        """(..., D) times the sum, without computing the sum (arXiv 2106.09685, equation 3)."""
         return product(x, self.weight) + self.scale * product(product(x, self.a), self.b)
 
     def dense(self) -> jax.Array:
-        """The sum, computed in float32, in the matrix's dtype."""
+        """The sum, computed in float32 and rounded to the matrix's dtype."""
         a, b = (x.astype(jnp.float32) for x in (self.a, self.b))
         return (self.weight.astype(jnp.float32) + self.scale * (a @ b)).astype(self.weight.dtype)
 
@@ -61,10 +61,10 @@ Matrix = jax.Array | LoraMatrix | Int8
 
 
 def is_wrapped(node: Any) -> bool:
-    """Whether a node of a tree is one of the classes here."""
+    """Whether a node of a tree is a `LoraMatrix` or an `Int8`."""
     return isinstance(node, (LoraMatrix, Int8))
 
 
 def dense(params: Any) -> Any:
-    """A tree with plain matrices in place of all others."""
+    """The tree with a plain matrix in place of every `LoraMatrix` and `Int8`."""
     return jax.tree.map(lambda x: x.dense() if is_wrapped(x) else x, params, is_leaf=is_wrapped)

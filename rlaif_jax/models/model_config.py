@@ -9,15 +9,15 @@ from rlaif_jax.errors import UserError
 
 @dataclasses.dataclass(frozen=True)
 class RopeScaling:
-    """How rotary frequencies are stretched for long texts; see `ops.rope_frequencies`.
+    """How rotary frequencies are scaled for long texts; see `ops.rope_frequencies`.
 
-    "linear" divides all by `factor`. "llama3" divides those whose wavelength exceeds original_positions /
-    low_freq_factor, keeps those below original_positions / high_freq_factor, and goes smoothly from one to the other.
+    "linear" divides every frequency by `factor`. "llama3" divides frequencies with a wavelength above original_positions /
+    low_freq_factor, keeps those below original_positions / high_freq_factor, and interpolates between the two.
 
     Attributes:
       type: "linear" or "llama3".
-      factor: by how much long wavelengths are stretched.
-      low_freq_factor, high_freq_factor, original_positions: of llama3, see above.
+      factor: divisor of the frequencies.
+      low_freq_factor, high_freq_factor, original_positions: bounds for "llama3", see above.
     """
 
     type: str = "llama3"
@@ -40,28 +40,28 @@ class ModelConfig:
     Qwen2/2.5 sets `qkv_bias`, Qwen3 sets `qk_norm`, Llama 3 and Mistral neither.
 
     Attributes:
-      vocab_size: tokens; 0: as many as the tokenizer has, rounded up to a multiple of 64.
-      width: of the residual stream (hidden_size in Hugging Face configs).
+      vocab_size: number of tokens; 0 = the tokenizer's size, rounded up to a multiple of 64.
+      width: width of the residual stream (hidden_size in Hugging Face configs).
       ffn: width inside the feed-forward layers (intermediate_size).
-      layers: blocks (num_hidden_layers).
-      heads, kv_heads: query heads and key/value heads (num_attention_heads, num_key_value_heads).
+      layers: number of blocks (num_hidden_layers).
+      heads, kv_heads: number of query heads and of key/value heads (num_attention_heads, num_key_value_heads).
       head_dim: width of one head.
       rope_theta: base of the rotary frequencies.
       norm_eps: added to the variance in RMSNorm (rms_norm_eps).
-      qkv_bias: biases on queries, keys and values.
+      qkv_bias: queries, keys and values have biases.
       qk_norm: RMSNorm on queries and keys.
-      tied_embeddings: the output matrix is the embedding (tie_word_embeddings).
-      rope_scaling: stretching of the rotary frequencies; None: none.
-      max_positions: written into an exported model (max_position_embeddings); nothing here depends on it.
-      param_dtype: of the stored weights, float32 or bfloat16.
-      compute_dtype: of activations and matrix products, float32 or bfloat16.
-      remat: which activations the backward pass recomputes: "none", "full", or "dots" (all but matrix products).
-      attention: "xla", or "cudnn" (GPU only).
-      logit_chunk: tokens per row whose logits are in memory at the same time.
-      rollout_quant: "float", or "int8": the copy of the blocks' matrices that sampling reads is in 8 bits.
-      kv_cache: "float", or "int8" with a scale per token and head.
-      init_from: a Hugging Face folder (or an imported one) whose shapes, weights and tokenizer the policy starts from; dtypes and
-        the fields after them are still this config's.
+      tied_embeddings: the embedding is also the output matrix (tie_word_embeddings).
+      rope_scaling: scaling of the rotary frequencies for long texts; None = none.
+      max_positions: only written into exported models (max_position_embeddings).
+      param_dtype: dtype of the stored weights, float32 or bfloat16.
+      compute_dtype: dtype of activations and matrix products, float32 or bfloat16.
+      remat: activations that the backward pass recomputes: "none", "full" (all), or "dots" (all but matrix products).
+      attention: implementation of attention: "xla", or "cudnn" (GPU only).
+      logit_chunk: tokens per row whose logits are in memory at the same time; fewer need less memory.
+      rollout_quant: weights for sampling: "float" (compute_dtype), or "int8" (the matrices of the blocks in 8 bits).
+      kv_cache: KV cache for sampling: "float" (compute_dtype), or "int8" with one scale per token and head.
+      init_from: a Hugging Face folder, or one from `rlaif import`, whose shapes, weights and tokenizer the policy starts from.
+        From this config it takes only the fields from param_dtype to kv_cache. Empty = train from random weights.
     """
 
     vocab_size: int = 0
@@ -91,7 +91,7 @@ class ModelConfig:
         if self.heads % self.kv_heads:
             raise UserError(f"model.heads ({self.heads}) must be a multiple of model.kv_heads ({self.kv_heads})")
         if self.head_dim % 2:
-            raise UserError(f"model.head_dim ({self.head_dim}) must be even: rotary positions turn pairs")
+            raise UserError(f"model.head_dim ({self.head_dim}) must be even: rotary positions rotate pairs")
         choices = {
             "remat": ("none", "full", "dots"), "attention": ("xla", "cudnn"), "rollout_quant": ("float", "int8"),
             "kv_cache": ("float", "int8"),
@@ -104,7 +104,7 @@ class ModelConfig:
                 raise UserError(f"model.{field} is {getattr(self, field)!r}; expected float32 or bfloat16")
 
     def with_vocab(self, tokenizer_size: int) -> ModelConfig:
-        """This config with `vocab_size` filled in; an explicit size smaller than the tokenizer's is refused."""
+        """This config with `vocab_size` filled in. UserError if a given size is smaller than the tokenizer's."""
         if self.vocab_size == 0:
             return dataclasses.replace(self, vocab_size=-(-tokenizer_size // 64) * 64)
         if self.vocab_size < tokenizer_size:
@@ -157,7 +157,7 @@ PRESETS: dict[str, ModelConfig] = {
 
 
 def preset(name: str) -> ModelConfig:
-    """The named preset; an unknown name is refused with the list."""
+    """The preset of this name. UserError with the list of presets if there is none."""
     if name not in PRESETS:
         raise UserError(f"unknown model preset {name!r}; known: {', '.join(PRESETS)}")
     return PRESETS[name]

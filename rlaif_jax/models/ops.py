@@ -1,7 +1,7 @@
 """The arithmetic of a decoder: plain functions, no state.
 
 Axes: B rows, T tokens, S cache slots, N query heads, K kv heads, H head dim, D width, F ffn, V vocab.
-float32 for norms' statistics, softmax and log-probs whatever the compute dtype.
+Statistics of norms, softmax and log-probs are float32 in every compute dtype.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ def rms_norm(x: jax.Array, scale: jax.Array, eps: float) -> jax.Array:
 
 
 def rope_frequencies(cfg: ModelConfig) -> jax.Array:
-    """(H/2,) float32 radians per position (arXiv 2104.09864), scaled as `cfg.rope_scaling` says.
+    """(H/2,) float32 radians per position (arXiv 2104.09864), scaled by `cfg.rope_scaling`.
 
-    "llama3" is the rule of Llama 3.1's reference code: low frequencies are divided by the factor, high ones kept, those
-    between interpolated by how many wavelengths fit into the original context.
+    "llama3" is the rule of Llama 3.1's reference code: low frequencies are divided by the factor, high ones are kept. Between
+    them it interpolates by the number of wavelengths that fit into the original context.
     """
     frequency = cfg.rope_theta ** (-jnp.arange(0, cfg.head_dim, 2, dtype=jnp.float32) / cfg.head_dim)
     scaling = cfg.rope_scaling
@@ -59,15 +59,16 @@ def rotate(x: jax.Array, angles: tuple[jax.Array, jax.Array]) -> jax.Array:
 def attention(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array, implementation: str = "xla") -> jax.Array:
     """Grouped-query attention: q (B, T, N, H), k and v (B, S, K, H), mask (B, T, S) bool -> (B, T, N, H).
 
-    A row whose mask is empty (padding) gets a finite value that nothing may read.
+    A query whose mask is empty (padding) gets a finite value, which must not be used.
     """
     return jax.nn.dot_product_attention(q, k, v, mask=mask[:, None], implementation=implementation)
 
 
 def causal_mask(segment_ids: jax.Array, shared_prefix: bool = False) -> jax.Array:
-    """(B, T, T) bool: a token sees earlier tokens of its own segment; segment 0 is padding and is seen by none.
+    """(B, T, T) bool: a token attends to itself and to earlier tokens of its segment. Segment 0 is padding.
 
-    With `shared_prefix` segment 1 is seen by all others, too: several endings of one beginning in one row.
+    No token attends to padding. With `shared_prefix` every segment also attends to segment 1: one row then holds several
+    continuations of one beginning.
     """
     same = segment_ids[:, :, None] == segment_ids[:, None, :]
     if shared_prefix:
@@ -76,12 +77,12 @@ def causal_mask(segment_ids: jax.Array, shared_prefix: bool = False) -> jax.Arra
 
 
 def positions_of(segment_ids: jax.Array) -> jax.Array:
-    """(B, T) int32: 0, 1, 2 ... over the real tokens of each unpacked row, wherever its padding is."""
+    """(B, T) int32: 0, 1, 2 ... over the tokens of each unpacked row, with padding on either side."""
     return jnp.maximum(jnp.cumsum(segment_ids > 0, axis=1) - 1, 0).astype(jnp.int32)
 
 
 def linear(x: jax.Array, weight: Matrix) -> jax.Array:
-    """(..., D) times (D, F): a plain matrix, or one of `weights` that stands in its place."""
+    """(..., D) times (D, F): a plain matrix, a `LoraMatrix` or an `Int8`."""
     return weight.matmul(x) if is_wrapped(weight) else product(x, weight)
 
 
@@ -97,8 +98,8 @@ def layer(
 ) -> tuple[jax.Array, object]:
     """One decoder block, x (B, T, D) -> (B, T, D).
 
-    `attend(q, k, v)` gives the context (B, T, N, H) and whatever the caller keeps of this layer (its cache).
-    Training, prefill and decode differ in `attend` alone.
+    `attend(q, k, v)` returns the context (B, T, N, H) and a value for the caller, such as the layer's KV cache.
+    Training, prefill and decode differ only in `attend`.
     """
     h = rms_norm(x, weights["attn_norm"], cfg.norm_eps)
     q, k, v = (_project(h, weights, n, c) for n, c in (("q", cfg.heads), ("k", cfg.kv_heads), ("v", cfg.kv_heads)))
@@ -126,10 +127,9 @@ def logits(hidden: jax.Array, matrix: jax.Array) -> jax.Array:
 def token_logprob(logits: jax.Array, tokens: jax.Array, temperature: jax.Array | float) -> tuple[jax.Array, jax.Array]:
     """log P(token) and the entropy, both (...) float32 nats, under softmax(logits / temperature).
 
-    The one owner of "log-prob of these tokens": the sampler and the old, reference and current policy all call it,
-    so identical weights give a ratio of exactly one. top-k, top-p and min-p choose what is sampled and are not part of
-    it (as in TRL and verl): a truncated distribution would give tokens at its edge an infinite ratio by rounding.
-    Temperature 0 (greedy) reports the log-prob at temperature 1.
+    Sampler, old policy, reference and current policy all call this function, so identical weights give a ratio of exactly 1.
+    top-k, top-p and min-p are not applied here (as in TRL and verl): in a truncated distribution, rounding can give a token
+    at the edge an infinite ratio. Temperature 0 (greedy) reports the log-prob at temperature 1.
     """
     temperature = jnp.where(temperature > 0, temperature, 1.0)
     scaled = logits.astype(jnp.float32) / temperature

@@ -1,4 +1,4 @@
-"""LoRA adapters in PEFT's format: adapter_config.json and adapter_model.safetensors, under the names that PEFT writes."""
+"""LoRA adapters in PEFT's format: adapter_config.json and adapter_model.safetensors, with PEFT's tensor names."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _SCORE = "base_model.model.score.weight"
 def save_adapter(
     adapter: Mapping[str, Any], cfg: ModelConfig, lora: LoraConfig, folder: str | Path, *, base: str, score: Any = None
 ) -> None:
-    """Writes the adapter over the model `base` (its name or folder); `score` (D,) is the head of a reward model."""
+    """Writes the adapter of the model `base` (its name or folder). `score` (D,) is the head of a reward model, if it is one."""
     tensors = {}
     for name, node in adapter["layers"].items():
         a, b = (np.asarray(jax.device_get(node[side])) for side in "ab")
@@ -49,7 +49,7 @@ def _name(layer: int, name: str, side: str) -> str:
 
 
 def _config(cfg: ModelConfig, lora: LoraConfig, base: str, scalar: bool) -> dict[str, Any]:
-    """PEFT's config; matrices whose rank is not the first one's are listed in rank_pattern."""
+    """PEFT's config. `r` is the rank of the first matrix; rank_pattern lists the matrices with another rank."""
     found = ranks(cfg, lora)
     first = next(iter(found.values()))
     return {
@@ -68,7 +68,7 @@ def _module(name: str) -> str:
 def load_adapter(folder: str | Path, cfg: ModelConfig) -> tuple[dict, LoraConfig, np.ndarray | None]:
     """(adapter, its config, the score head (D,) of a reward model or None), as NumPy arrays in float32.
 
-    UserError for a variant that is computed differently, or tensors that are missing, left over or of another shape.
+    UserError for an unsupported variant of LoRA, and for tensors that are missing, unexpected or of a wrong shape.
     """
     folder = Path(folder)
     lora = _read_config(folder, cfg)
@@ -101,7 +101,7 @@ def _check_shapes(folder: Path, layers: dict, cfg: ModelConfig, lora: LoraConfig
 def _read_config(folder: Path, cfg: ModelConfig) -> LoraConfig:
     path = folder / _CONFIG
     if not path.exists():
-        raise UserError(f"{folder}: no {_CONFIG} there; expected the folder of a PEFT adapter")
+        raise UserError(f"{folder}: it has no {_CONFIG}; expected the folder of a PEFT adapter")
     try:
         raw = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
@@ -114,7 +114,7 @@ def _read_config(folder: Path, cfg: ModelConfig) -> LoraConfig:
             raise UserError(f"{path}: {field} is {raw[field]!r}, which is not supported; expected {expected!r}")
     if raw.get("alpha_pattern") or raw.get("layers_to_transform") is not None:
         raise UserError(f"{path}: alpha_pattern and layers_to_transform are not supported")
-    if raw.get("init_lora_weights", True) not in (True, False, "gaussian"):  # these change the base's weights, too
+    if raw.get("init_lora_weights", True) not in (True, False, "gaussian"):  # other methods change the base's weights
         raise UserError(f"{path}: init_lora_weights is {raw['init_lora_weights']!r}, which is not supported; expected true")
     ranks_of = {} if raw.get("rank_pattern") is None else raw["rank_pattern"]
     if not isinstance(ranks_of, dict):
@@ -128,14 +128,17 @@ def _read_config(folder: Path, cfg: ModelConfig) -> LoraConfig:
 
 
 def _targets(modules: Any, path: Path) -> list[str]:
-    """The matrices that PEFT's `target_modules` means: "all-linear", a regular expression on whole paths, or a list of modules."""
+    """The matrices that PEFT's `target_modules` selects.
+
+    It is "all-linear", a regular expression that must match a full path, or a list of modules.
+    """
     if modules == "all-linear":
         return list(_MODULES)
     if isinstance(modules, str):
         try:
             found = [name for name, full in _MODULES.items() if re.fullmatch(modules, f"model.layers.0.{full}")]
         except re.error as error:
-            raise UserError(f"{path}: target_modules is {modules!r}, no regular expression: {error}") from error
+            raise UserError(f"{path}: target_modules is {modules!r}, which is not a regular expression: {error}") from error
         if not found:
             raise UserError(f"{path}: target_modules {modules!r} matches no matrix of this model's blocks")
         return found
@@ -147,6 +150,6 @@ def _targets(modules: Any, path: Path) -> list[str]:
 
     if wrong := [str(m) for m in modules if not meant(m)]:
         names = ", ".join(map(_module, _MODULES))
-        raise UserError(f"{path}: target_modules names what is no matrix of this model's blocks: {listed(wrong)}; they are {names}")
+        raise UserError(f"{path}: target_modules has unknown modules: {listed(wrong)}; this model's blocks have {names}")
     found = set().union(*map(meant, modules))
     return [name for name in _MODULES if name in found]

@@ -1,7 +1,7 @@
-"""Models that were trained elsewhere: a Hugging Face folder, or one that `rlaif import` made of it.
+"""Loads pretrained models from a Hugging Face folder, or from a folder that `rlaif import` made from one.
 
-An imported folder is the same folder with its weights as an Orbax checkpoint (`params/`), already in the wanted dtype:
-every process of a large mesh reads only its own part of it.
+An imported folder holds the weights as an Orbax checkpoint (`params/`), already in the right dtype. Every process of a large
+mesh reads only its own shards.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ _NUMERICS = ("param_dtype", "compute_dtype", "remat", "attention", "logit_chunk"
 
 
 def resolve(cfg: ModelConfig) -> ModelConfig:
-    """The config with the shapes of `cfg.init_from`, if it names a folder; numerics stay as they are.
+    """The config with the shapes of the folder `cfg.init_from`, if it is set. The numerics of `cfg` are kept.
 
-    UserError where a shape is given beside it and differs, or the folder holds a sequence classifier.
+    UserError if `cfg` sets a shape that differs from the folder's, or if the folder holds a sequence classifier.
     """
     if not cfg.init_from:
         return cfg
@@ -38,17 +38,17 @@ def resolve(cfg: ModelConfig) -> ModelConfig:
     for field in dataclasses.fields(ModelConfig):
         given, there = getattr(cfg, field.name), getattr(found.model, field.name)
         if field.name not in (*_NUMERICS, "init_from") and given != there and given != field.default:
-            raise UserError(f"model.{field.name} is {given!r}, but {cfg.init_from} has {there!r}; leave it out or mend it")
+            raise UserError(f"model.{field.name} is {given!r}, but {cfg.init_from} has {there!r}; remove or correct the field")
     return with_numerics(found.model, cfg)
 
 
 def with_numerics(shapes: ModelConfig, numerics: ModelConfig) -> ModelConfig:
-    """The first config with dtypes, remat, attention and logit chunk of the second."""
+    """The config `shapes` with the dtypes, remat, attention, logit chunk and rollout quantisation of `numerics`."""
     return dataclasses.replace(shapes, **{name: getattr(numerics, name) for name in _NUMERICS})
 
 
 def policy_config(folder: str | Path) -> HfConfig:
-    """The config of a folder with a causal language model; UserError if it holds anything else."""
+    """The config of a folder with a causal language model. UserError if it holds another kind of model."""
     found = read_config(folder)
     if found.scalar:
         raise UserError(f"{folder} holds a sequence classifier; a policy starts from a causal language model")
@@ -56,16 +56,16 @@ def policy_config(folder: str | Path) -> HfConfig:
 
 
 def load_policy(folder: str | Path, cfg: ModelConfig, place: Placement, int8: bool = False) -> dict:
-    """The weights of a causal language model as `cfg` (see `resolve`) says, in the shardings of `place`.
+    """The weights of a causal language model for `cfg` (see `resolve`), in the shardings of `place`.
 
-    `int8`: see `load_params`; not for weights that are trained.
+    `int8`: see `load_params`; weights in 8 bits cannot be trained.
     """
     policy_config(folder)
     return load_weights(Path(folder), cfg, place, scalar=False, int8=int8)
 
 
 def foreign_config(folder: str | Path, numerics: ModelConfig, scalar: bool) -> ModelConfig:
-    """The config of a judge or reward model from a folder: its shapes and dtype, computed as the run computes."""
+    """The config of a judge or reward model from a folder: its shapes and param_dtype, and all other numerics of the run."""
     found = read_config(folder)
     if found.scalar != scalar:
         kinds = ("a causal language model", "a sequence classifier")
@@ -74,12 +74,12 @@ def foreign_config(folder: str | Path, numerics: ModelConfig, scalar: bool) -> M
 
 
 def load_scalar(folder: str | Path, cfg: ModelConfig, place: Placement) -> dict:
-    """{"model", "head"} of a sequence classifier with one label."""
+    """The weights {"model", "head"} of a sequence classifier with one label."""
     return load_weights(Path(folder), cfg, place, scalar=True)
 
 
 def load_weights(folder: Path, cfg: ModelConfig, place: Placement, scalar: bool, int8: bool = False) -> dict:
-    """The weights of a folder (see `load_policy`, `load_scalar`), from its sharded checkpoint where it has one."""
+    """The weights of a folder (see `load_policy`, `load_scalar`), from its Orbax checkpoint if it has one."""
     if not (folder / ORBAX_FOLDER).exists():
         return load_params(folder, cfg, place, scalar, int8)
     axes = heads.logical_axes(cfg) if scalar else transformer.logical_axes(cfg)
@@ -91,7 +91,7 @@ def load_weights(folder: Path, cfg: ModelConfig, place: Placement, scalar: bool,
 
 
 def source_of(folder: str | Path) -> Mapping[str, Any]:
-    """The config.json of a folder, as it stands there."""
+    """The config.json of a folder, unchanged."""
     return read_config(folder).raw
 
 

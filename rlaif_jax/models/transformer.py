@@ -20,7 +20,7 @@ _HIDDEN = ("batch", "context", "activation")
 
 
 def layer_table(cfg: ModelConfig) -> Table:
-    """Every weight of one block: name -> (shape, logical axes, std of its normal initialiser; None = ones)."""
+    """Every weight of one block: name -> (shape, logical axes, std of the normal initialiser; None = ones)."""
     q, kv, d, f = cfg.heads * cfg.head_dim, cfg.kv_heads * cfg.head_dim, cfg.width, cfg.ffn
     residual = 0.02 / (2 * cfg.layers) ** 0.5  # GPT-2's: keeps the residual stream's variance flat in depth
     table: Table = {
@@ -97,7 +97,7 @@ class _Transformer(nn.Module):
 
 
 def _remat(cfg: ModelConfig) -> type[nn.Module]:
-    """The block, with its activations kept, recomputed, or kept for matmuls only."""
+    """The block class for `cfg.remat`: activations are stored, recomputed, or stored only for matrix products."""
     if cfg.remat == "none":
         return _Layer
     policy = jax.checkpoint_policies.dots_with_no_batch_dims_saveable if cfg.remat == "dots" else None
@@ -105,7 +105,7 @@ def _remat(cfg: ModelConfig) -> type[nn.Module]:
 
 
 def init(cfg: ModelConfig, key: jax.Array) -> dict:
-    """Fresh parameters (unboxed dict, `param_dtype`). Call it under jit with `out_shardings` for a sharded init."""
+    """Random initial parameters (unboxed dict, `param_dtype`). For a sharded init, call it under jit with `out_shardings`."""
     dummy = jnp.zeros((1, 2), jnp.int32)
     return nn.meta.unbox(_Transformer(cfg).init(key, dummy, dummy + 1, dummy)["params"])
 
@@ -120,8 +120,10 @@ def forward(
     params: dict, cfg: ModelConfig, tokens: jax.Array, segment_ids: jax.Array, positions: jax.Array,
     place: Placement | None = None, *, shared_prefix: bool = False,
 ) -> jax.Array:  # fmt: skip
-    """tokens, segment_ids (0 = padding), positions, all (B, T) int32 -> normed hidden states (B, T, D); `shared_prefix` as
-    in `ops.causal_mask`."""
+    """tokens, segment_ids (0 = padding), positions, all (B, T) int32 -> normed hidden states (B, T, D).
+
+    `shared_prefix`: see `ops.causal_mask`.
+    """
     return _Transformer(cfg, place, shared_prefix).apply({"params": params}, tokens, segment_ids, positions)
 
 
@@ -130,8 +132,8 @@ def logprobs(
 ) -> tuple[jax.Array, jax.Array]:
     """log P(target) and entropy, (B, T) float32 nats: hidden (B, T, D) at t predicts targets (B, T) at t.
 
-    The logits exist for `cfg.logit_chunk` tokens per row at a time and are recomputed in the backward pass: at 152k
-    entries the full float32 logits would be the memory peak of the whole step.
+    Logits are computed for `cfg.logit_chunk` tokens per row at a time, and recomputed in the backward pass. With a vocabulary
+    of 152k tokens, all logits in float32 would be the memory peak of the training step.
     """
     matrix = ops.output_matrix(params, cfg)
     length, chunk = targets.shape[1], cfg.logit_chunk

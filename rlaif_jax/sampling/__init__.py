@@ -1,1 +1,1 @@
-"""Sampling from the policy: filters, the jitted prefill and decode loop, and rollouts."""
+"""Sampling from the policy: token filters, and the jitted loop of prefill and decode."""

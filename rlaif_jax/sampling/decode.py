@@ -1,6 +1,6 @@
-"""One jitted program: prefill each prompt once, repeat its cache for G samples, decode in a while loop.
+"""One jitted program: prefill each prompt once, repeat its KV cache for G samples, decode in a while loop.
 
-Cache of one layer, K and V apart, (B, S = Tp + R, K, H); prompts are left-padded, so all rows write at one slot:
+Each layer has one cache for K and one for V, (B, S = Tp + R, K, H). Prompts are left-padded, so all rows write to the same slot:
 
     slot      0 ........ Tp-1 | Tp ........... S-1
     row b     pad pad a  b    | c  d  <eos> -
@@ -21,8 +21,14 @@ from rlaif_jax.sharding.placement import Placement, constrain
 
 @chex.dataclass(frozen=True)
 class Decoded:
-    """tokens (B, R) int32, pad after the end; mask (B, R) float32, 1 up to and with EOS; logprobs (B, R) float32 nats
-    under the temperature (see `ops.token_logprob`), 0 where masked; finished (B,) bool: an EOS was sampled."""
+    """Sampled responses.
+
+    Attributes:
+      tokens: (B, R) int32, padding after the end.
+      mask: (B, R) float32, 1 up to and including EOS.
+      logprobs: (B, R) float32 nats at the sampling temperature (see `ops.token_logprob`), 0 where masked.
+      finished: (B,) bool, whether EOS was sampled.
+    """
 
     tokens: jax.Array
     mask: jax.Array
@@ -32,7 +38,7 @@ class Decoded:
 
 @chex.dataclass(frozen=True)
 class Prompted:
-    """What stays the same while rows are decoded: keys (B,), visible (B, S) bool, the prompt's slots; lengths (B,)."""
+    """What decoding does not change: random keys (B,); visible (B, S) bool, the slots of the prompt; prompt lengths (B,)."""
 
     keys: jax.Array
     visible: jax.Array
@@ -41,11 +47,11 @@ class Prompted:
 
 @chex.dataclass(frozen=True)
 class DecodeState:
-    """Rows after `step` tokens. The slots of `caches` are those of the prompt, then one per token of `tokens`."""
+    """Rows after `step` tokens. The caches have the slots of the prompt, then one slot per response token."""
 
     step: jax.Array
-    logits: jax.Array  # (B, V) of the next token
-    caches: tuple  # per layer (K, V), each (B, S, K, H), or in 8 bits with its scales (B, S, K)
+    logits: jax.Array  # (B, V), of the next token
+    caches: tuple  # per layer (K, V), each (B, S, K, H); with int8 also scales (B, S, K)
     tokens: jax.Array
     mask: jax.Array
     logprobs: jax.Array
@@ -53,7 +59,7 @@ class DecodeState:
 
 
 def unstack(params: dict, cfg: ModelConfig) -> tuple[ops.Weights, ...]:
-    """Per-layer weights as a tuple. Done once, outside the loop: slicing stacked weights inside it copies them."""
+    """The weights of each layer as a tuple. Call it outside the loop: slicing stacked weights inside copies them every step."""
     return tuple(jax.tree.map(lambda w, i=i: w[i], params["layers"]) for i in range(cfg.layers))
 
 
@@ -80,7 +86,7 @@ def _last_logits(params, cfg, x):
 
 
 def _written(cache, x, slot, cfg):
-    """The cache with x (B, 1, K, H) at this slot."""
+    """The cache with x (B, 1, K, H) written to this slot."""
     return jax.tree.map(lambda c, new: jax.lax.dynamic_update_slice_in_dim(c, new, slot, axis=1), cache, to_cache(x, cfg.kv_cache))
 
 
@@ -105,7 +111,7 @@ def begin(
     params: dict, layers: tuple, cfg: ModelConfig, prompts: jax.Array, segment_ids: jax.Array, keys: jax.Array, *,
     group: int, max_tokens: int, pad_id: int, place: Placement | None = None,
 ) -> tuple[Prompted, DecodeState]:  # fmt: skip
-    """Prefills P left-padded prompts (P, Tp) and repeats each `group` times: rows B = P * group, a prompt's together."""
+    """Prefills P left-padded prompts (P, Tp) and repeats each `group` times: rows B = P * group, a prompt's samples adjacent."""
     logits, caches = _prefill(params, layers, cfg, prompts, segment_ids, place)
     rows = prompts.shape[0] * group
 
@@ -128,13 +134,13 @@ def advance(
     params: dict, layers: tuple, cfg: ModelConfig, prompted: Prompted, state: DecodeState, sampling: SamplingParams,
     *, until: jax.Array | int, pad_id: int,
 ) -> DecodeState:  # fmt: skip
-    """Decodes up to step `until` (traced, at most R), or until all rows have ended."""
+    """Decodes up to step `until` (traced, at most R), or until every row has sampled EOS."""
     slots = jnp.arange(prompted.visible.shape[1])
     prompt_length = len(slots) - state.tokens.shape[1]
 
     def body(s: DecodeState) -> DecodeState:
         token = jnp.where(s.done, pad_id, sample_token(s.logits, prompted.keys, s.step, sampling))
-        # No token is below 0: the log-prob waits for it, so that devices sample one thing after the other.
+        # Adds 0, since tokens are >= 0. It only makes the log-prob depend on `token`, so that all devices run both in this order.
         logprob, _ = ops.token_logprob(s.logits, token, sampling.temperature + jnp.minimum(token, 0)[:, None])
         slot = prompt_length + s.step
         visible = prompted.visible | ((slots >= prompt_length) & (slots <= slot))
@@ -157,9 +163,10 @@ def decode(
     params: dict, cfg: ModelConfig, prompts: jax.Array, segment_ids: jax.Array, keys: jax.Array,
     sampling: SamplingParams, *, group: int, max_tokens: int, pad_id: int, place: Placement | None = None,
 ) -> Decoded:  # fmt: skip
-    """Samples `group` responses for each of P left-padded prompts (P, Tp); rows B = P * group, a prompt's together.
+    """Samples `group` responses for each of P left-padded prompts (P, Tp). Rows B = P * group; samples of a prompt are adjacent.
 
-    `keys` (B,) from `row_keys`. Static: cfg, group, max_tokens, pad_id, place. The loop ends early once all rows have.
+    `keys` (B,) from `row_keys`. Static: cfg, group, max_tokens, pad_id, place. The loop stops early once every row has sampled
+    EOS.
     """
     layers = unstack(params, cfg)
     prompted, start = begin(

@@ -1,4 +1,4 @@
-"""From prompt rows to sampled responses, on the mesh."""
+"""Samples responses to rows of prompts, on the mesh."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from rlaif_jax.sharding.placement import Placement
 
 @dataclasses.dataclass(frozen=True)
 class Sampler:
-    """Samples responses; made by `make_sampler`. `program` is the jitted function that each call runs."""
+    """Samples responses; made by `make_sampler`. `program` is its jitted function."""
 
     program: Callable[..., Decoded]
     place: Placement
@@ -30,19 +30,20 @@ class Sampler:
     def __call__(
         self, params: Any, prompts: Any, segment_ids: Any, seed: int, step: int, sampling: SamplingParams, first_row: int = 0
     ) -> Decoded:
-        """prompts, segment_ids (P, Tp) -> P * group rows. Prompts are the whole batch, the same on every process.
+        """prompts, segment_ids (P, Tp) -> P * group rows. Every process passes the same prompts: the global batch.
 
-        Seed, step, first_row (the place of the first of these rows in the whole batch) and sampling values are traced.
+        seed, step, first_row and the sampling values are traced. `first_row` is the index of the first row in a larger batch, if
+        this call samples only a part of it.
         """
         prompts, segment_ids = shard((prompts, segment_ids), self.place.rows(prompts.shape[0]))
         return self.program(params, prompts, segment_ids, np.uint32(seed), np.uint32(step), sampling, np.int32(first_row))
 
 
 def for_sampling(params: Any, cfg: ModelConfig, axes: Any, place: Placement) -> Any:
-    """Parameters in the compute dtype and gathered over fsdp (under jit): once per rollout, not once per token.
+    """Parameters for sampling: in the compute dtype, gathered over fsdp once per rollout and not once per token. Under jit.
 
-    Adapters are merged into their weights; with `cfg.rollout_quant` int8, the matrices of the blocks are in 8 bits, as they
-    stay where they were already.
+    Adapters are merged into their weights. With `cfg.rollout_quant` int8 the matrices of the blocks are quantised to 8 bits;
+    matrices that are in 8 bits already stay so in any case.
     """
     gathered = place.without("fsdp")
 
@@ -58,13 +59,13 @@ def for_sampling(params: Any, cfg: ModelConfig, axes: Any, place: Placement) -> 
         w = (w.dense() if is_wrapped(w) else w).astype(cfg.compute_dtype)
         if cfg.rollout_quant == "float" or len(axes) < 3:
             return constrained(w, axes)
-        return in_8_bits(quantised(w), axes)  # before the gathering, which then moves half the bytes
+        return in_8_bits(quantised(w), axes)  # quantise before gathering, which then moves half the bytes
 
     return jax.tree.map(one, axes, params, is_leaf=lambda a: isinstance(a, tuple))
 
 
 def make_sampler(cfg: ModelConfig, axes: Any, place: Placement, *, group: int, max_tokens: int, pad_id: int) -> Sampler:
-    """A sampler of `group` responses per prompt, of up to `max_tokens` tokens each; `axes` are the weights' logical axes."""
+    """A sampler of `group` responses per prompt, each up to `max_tokens` tokens. `axes` are the logical axes of the weights."""
 
     def run(params, prompts, segment_ids, seed, step, sampling, first_row):
         params = for_sampling(params, cfg, axes, place)
@@ -79,7 +80,7 @@ def make_sampler(cfg: ModelConfig, axes: Any, place: Placement, *, group: int, m
 
 @dataclasses.dataclass(frozen=True)
 class Sequences:
-    """Prompt and response as one sequence: tokens, segment_ids, positions (B, Tp + R), to be scored by the trainer."""
+    """Prompt and response as one sequence for the trainer: tokens, segment_ids, positions (B, Tp + R)."""
 
     tokens: jax.Array
     segment_ids: jax.Array
@@ -87,7 +88,7 @@ class Sequences:
 
 
 def sequences(prompts: jax.Array, segment_ids: jax.Array, decoded: Decoded, group: int) -> Sequences:
-    """Rows as the trainer sees them: the left-padded prompt repeated for its group, then the response."""
+    """The rows that the trainer scores: the left-padded prompt, repeated for its group, then the response."""
     tokens = jnp.concatenate([jnp.repeat(prompts, group, axis=0), decoded.tokens], axis=1)
     segments = jnp.concatenate(
         [jnp.repeat(segment_ids, group, axis=0) > 0, decoded.mask > 0], axis=1

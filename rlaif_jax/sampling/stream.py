@@ -1,4 +1,4 @@
-"""Sampling in pieces, for a reader who is waiting: the loop of `decode`, interrupted every few tokens."""
+"""Streams a response to a reader: the loop of `decode`, interrupted every few tokens."""
 
 from __future__ import annotations
 
@@ -24,7 +24,8 @@ def make_stream(
 ) -> Stream:
     """stream(prompt (1, Tp), segment_ids, seed, step, sampling) yields new tokens, up to `chunk` at a time.
 
-    They are those of `make_sampler` for the same arguments with group 1, EOS included. The weights are prepared once.
+    The tokens, EOS included, are the same as from `make_sampler` with the same arguments and group 1. The weights are prepared
+    once.
     """
     top, layers = jax.jit(lambda p: _prepared(for_sampling(p, cfg, axes, place), cfg))(params)
 
@@ -53,5 +54,5 @@ def make_stream(
 
 
 def _prepared(params: dict, cfg: ModelConfig) -> tuple[dict, tuple]:
-    """The weights outside the blocks, and those of each block apart."""
+    """The weights outside the blocks, and a tuple with the weights of each block."""
     return {name: w for name, w in params.items() if name != "layers"}, unstack(params, cfg)

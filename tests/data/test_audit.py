@@ -37,7 +37,7 @@ def test_overlaps_between_files():
     found = {o.train: (o.leaked, o.known_prompts, o.leak_rule_accuracy) for o in report.overlaps}
     # "stands there as good -> good": of PAIRS, right on rows 0, 1, 2 and wrong on 3; of SFT, right on the two bad ones.
     assert found == {"pairs": (2, 2, 0.75), "sft": (0, 1, 0.5)}
-    assert any("2 of 4 records stand word for word in pairs" in line for line in report.lines())
+    assert any("2 of 4 records are also in pairs" in line for line in report.lines())
     json.dumps(report.to_dict())
 
 

@@ -227,7 +227,7 @@ def test_buckets_bound_the_shapes(tokenizer):
     assert widths == [longest for _, longest in smallest]
     assert sum(a != b for a, b in smallest) <= 4 * 2  # like goes with like: one batch per border and epoch mixes
     assert {b["tokens"].shape for b in makers(tokenizer, epochs=4)["sft"]()} == {(4, 64)}
-    with pytest.raises(UserError, match=r"1 to max_length 64, found \(16, 65\)"):
+    with pytest.raises(UserError, match=r"1 to 64 \(max_length\), found \(16, 65\)"):
         makers(tokenizer, buckets=(16, 65))["sft"]()
 
 
@@ -289,7 +289,7 @@ def test_truncation_keeps_what_can_be_learned(tokenizer, caplog):
 
 
 def test_mistakes_are_named(tokenizer):
-    with pytest.raises(UserError, match="none of 41 examples fits into 3 tokens; raise max_length"):
+    with pytest.raises(UserError, match="none of 41 examples fits into 3 tokens; raise the limit"):
         sft(tokenizer, max_length=3)
     with pytest.raises(UserError, match="there are no pairs"):
         pair_rows([], tokenizer, 64)

@@ -151,7 +151,7 @@ def test_files_that_cannot_be_read(tmp_path):
         load(Prompt, tmp_path / "none.json")
     assert "cannot read .txt" in failing("a.txt", b"x")
     assert "b.json:2: not JSON" in failing("b.json", b'[{"prompt": "x"},\n oops]')
-    assert "expected UTF-8" in failing("c.jsonl", '{"prompt": "祝福"}'.encode("gbk"))
+    assert "not UTF-8 at byte 14" in failing("c.jsonl", '{"prompt": "祝福"}'.encode("gbk"))
     assert "not a parquet file" in failing("d.parquet", b"PAR?")
     assert "no usable record" in failing("e.json", b"[]")
     assert "no usable record; first problem: " in failing("f.json", b'[{"prompt": ""}]', on_error="skip")

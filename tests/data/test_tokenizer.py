@@ -198,7 +198,7 @@ def test_mistakes_are_named(tmp_path):
         Tokenizer.train([], 600, tmp_path / "empty")
     refusal = "{%- if messages[0]['role'] == 'system' %}{{ raise_exception('no system') }}{%- endif %}"
     refusing = Tokenizer.load(foreign(tmp_path / "refusing", refusal + FOREIGN_TEMPLATE))
-    with pytest.raises(UserError, match="refuses the roles system, user: no system"):
+    with pytest.raises(UserError, match="does not accept the roles system, user: no system"):
         refusing.encode_chat_prompt("写", "系")
 
 

@@ -51,7 +51,7 @@ def test_a_binary_length_is_still_a_mean():
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, np.float32("nan")])
 def test_nan_raises(bad):
-    with pytest.raises(ValueError, match="no verdict"):
+    with pytest.raises(ValueError, match="use None for no score"):
         GradedSample("请求", "好", 1, True, {"reward": bad})
 
 
@@ -66,7 +66,7 @@ def test_different_prompts_are_refused():
     a = system("sft", [{"reward": 1.0}] * 3)
     with pytest.raises(UserError, match="prompt 1"):
         difference(a, system("rl", [{"reward": 1.0}] * 3, prompts=["请求0", "请求2", "请求1"]), "reward")
-    with pytest.raises(UserError, match="3 against 2"):
+    with pytest.raises(UserError, match="3 and 2 samples"):
         check_systems([a, system("rl", [{"reward": 1.0}] * 2)])
     with pytest.raises(UserError, match="same name"):
         check_systems([a, a])

@@ -46,7 +46,7 @@ def test_longer_answers_fail_length():
 
 def test_reward_without_quality_fails():
     found = flags(excellent=0.4, reward=1.5)
-    assert found["reward against excellent"] is False and found["length"] is True
+    assert found["reward against rate of flawless answers"] is False and found["length"] is True
 
 
 def test_one_stock_line_fails_diversity_and_duplicates():

@@ -130,7 +130,7 @@ def test_same_input_same_numbers(written, tmp_path):
 def test_headline_says_which_way_it_went():
     sft, better, same = system("sft", 12), system("rl", 30), system("rl", 13)
     up = headline((sft, better), (sft, better))
-    assert up.startswith("RL raises the gold excellence rate from 30.0 % to 75.0 % (+45.0 points, 95 % interval +")
+    assert up.startswith("RL raises the rate of flawless answers from 30.0 % to 75.0 % (+45.0 points, 95 % interval +")
     assert "SFT lowers" in headline((sft, better), (better, sft))
     assert "does not measurably change" in headline((sft, same), (sft, same))
     assert headline((sft, better), (sft, better), [Flag("length", False, "")]).endswith("fail: length.")

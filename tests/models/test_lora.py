@@ -39,15 +39,15 @@ def test_targets_are_an_ordered_table(small_model):
     assert axes["layers"]["down"] == {"a": ("layers", "mlp", None), "b": ("layers", None, "embed")}
     assert adapter["layers"]["down"]["a"].shape == (2, 64, 3) and adapter["layers"]["k"]["b"].shape == (2, 2, 16)
     for targets, message in (
-        ({"layers/embed": 4}, "'layers/embed' matches no matrix; they are layers/q"),
-        ({"layers/q": 4, "layers/gaet": 4}, "'layers/gaet' matches no matrix; they are layers/q"),
+        ({"layers/embed": 4}, "'layers/embed' matches no matrix; the matrices are layers/q"),
+        ({"layers/q": 4, "layers/gaet": 4}, "'layers/gaet' matches no matrix; the matrices are layers/q"),
         ({"layers/q": 0}, "gives no matrix a rank"),
         ({}, "gives no matrix a rank"),
-        ({"layers/k": 17}, r"rank 17 for layers/k, whose shape is \(32, 16\)"),
+        ({"layers/k": 17}, r"rank 17 is too large for layers/k of shape \(32, 16\)"),
     ):
         with pytest.raises(UserError, match=message):
             lora.ranks(small_model, LoraConfig(targets))
-    for wrong, message in (({"q(": 4}, "no regular expression"), ({"q": -1}, "expected 0")):
+    for wrong, message in (({"q(": 4}, "not a regular expression"), ({"q": -1}, "expected 0")):
         with pytest.raises(UserError, match=message):
             LoraConfig(wrong)
 
@@ -182,8 +182,8 @@ def test_adapters_that_do_not_fit_are_refused(small_model, tmp_path):
     refused("target_modules is 7", config | {"target_modules": 7})
     refused(r"target_modules is 'q_\('", config | {"target_modules": "q_("})
     refused("expected an object, found list", [])
-    refused(r"what is no matrix of this model's blocks: c_attn; they are q_proj", config | {"target_modules": ["c_attn"]})
-    refused("blocks: qq_proj, lm_head", config | {"target_modules": [*config["target_modules"], "qq_proj", "lm_head"]})
+    refused(r"unknown modules: c_attn; this model's blocks have q_proj", config | {"target_modules": ["c_attn"]})
+    refused("unknown modules: qq_proj, lm_head", config | {"target_modules": [*config["target_modules"], "qq_proj", "lm_head"]})
     refused("matches no matrix", config | {"target_modules": "c_attn"})
     refused("lacks .*layers.1.self_attn.v_proj.lora_B", tensors={n: t for n, t in tensors.items() if n != name})
     refused("not part of the adapter: extra", tensors=tensors | {"extra": np.ones(2, np.float32)})

@@ -1,4 +1,4 @@
-"""The corpus: lists of rows for each stage, and the files that hold them."""
+"""Generates the corpus, a list of rows for each part, and writes its files."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ _TRIES = 200
 
 @dataclasses.dataclass(frozen=True)
 class CorpusConfig:
-    """Number of rows of each part of the bundled corpus, and how flawed they are.
+    """Number of rows of each part of the bundled corpus, and their flaws.
 
     Attributes:
-      sft, pairs, labelled, rl_prompts, eval_prompts: rows of each part.
-      sft_flaw_rate: share of SFT answers that carry a flaw.
-      sft_visible: share of those whose flaw can be seen without the request (stock phrases, adverts, no wish ...), as in
-        texts collected from the web.
-      visible: the same share among the bad answers of pairs and labelled rows.
+      sft, pairs, labelled, rl_prompts, eval_prompts: number of rows of this part.
+      sft_flaw_rate: share of SFT answers with a flaw.
+      sft_visible: share of the flawed SFT answers whose flaw can be seen without the request (stock phrases, adverts, no wish
+        ...), as in texts from the web.
+      visible: share of the bad answers of pairs and labelled rows whose flaw can be seen without the request.
     """
 
     sft: int = 12000
@@ -42,7 +42,7 @@ class CorpusConfig:
 
 @dataclasses.dataclass(frozen=True)
 class Corpus:
-    """Rows as plain dicts, held-out ones apart; no held-out request text stands in a training part.
+    """Rows as dicts. No request text of a held-out part occurs in a training part.
 
     Attributes:
       sft, sft_val: {"prompt", "response", "meta"}.
@@ -70,7 +70,7 @@ FILES = {
 
 
 def sample_flaw(rng: random.Random, request: Request, visible: float) -> str:
-    """A flaw that fits the request; a share of `visible` can be seen without it."""
+    """A random flaw that this request allows. A share `visible` of the flaws can be seen without the request."""
     weights = applicable_flaws(request)
     only = {f: w for f, w in weights.items() if f in RESPONSE_ONLY}
     relative = {f: w for f, w in weights.items() if f not in only}
@@ -79,7 +79,7 @@ def sample_flaw(rng: random.Random, request: Request, visible: float) -> str:
 
 
 def bad_response(rng: random.Random, request: Request, visible: float, *, second: bool = False) -> str:
-    """An answer with a sampled flaw, or sometimes two where `second` is set."""
+    """An answer with a random flaw; if `second`, sometimes with two."""
     for _ in range(_TRIES):
         flaw, extra = sample_flaw(rng, request, visible), ""
         if second and flaw not in RESPONSE_ONLY and rng.random() < SECOND_FLAW_SHARE:
@@ -92,7 +92,7 @@ def bad_response(rng: random.Random, request: Request, visible: float, *, second
 
 
 def generate(seed: int, sizes: CorpusConfig | None = None) -> Corpus:
-    """The corpus of a seed; the same arguments give the same rows."""
+    """The corpus for a seed. The same arguments give the same rows."""
     sizes = sizes or CorpusConfig()
     held_out: set[str] = set()
     fifth = sizes.labelled // 5
@@ -117,7 +117,7 @@ def generate(seed: int, sizes: CorpusConfig | None = None) -> Corpus:
 
 
 def write(corpus: Corpus, folder: str | Path) -> None:
-    """Writes the parts as JSON lines (UTF-8), named as in `FILES`, into `folder`, which is made where it is missing."""
+    """Writes the parts as JSON lines (UTF-8) into `folder`, which is created if needed. `FILES` has their names."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     for part, name in FILES.items():
@@ -126,13 +126,13 @@ def write(corpus: Corpus, folder: str | Path) -> None:
 
 
 class _Requests:
-    """Draws requests: fresh ones, or training ones that avoid the texts of `held_out`."""
+    """Draws new requests, or training requests whose texts are not in `held_out`."""
 
     def __init__(self, rng: random.Random, held_out: set[str]):
         self._rng, self._held_out, self._seen = rng, held_out, set()
 
     def fresh(self, count: int) -> list[Request]:
-        """`count` requests with texts that were not drawn before."""
+        """`count` requests with new texts."""
         found = []
         while len(found) < count:
             request = sample_request(self._rng)
@@ -142,7 +142,7 @@ class _Requests:
         return found
 
     def training(self, count: int) -> list[Request]:
-        """`count` requests outside the held-out texts; texts may recur."""
+        """`count` requests whose texts are not held out; a text may occur twice."""
         found = []
         while len(found) < count:
             request = sample_request(self._rng)

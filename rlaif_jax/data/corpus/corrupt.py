@@ -1,7 +1,7 @@
 """Answers with a planted flaw.
 
-A request-relative flaw is planted by answering a slightly different request, so that the text alone gives nothing away;
-a flaw of the text itself by editing the plan or the text of a good answer, at about the same length.
+For a request-relative flaw, a slightly different request is answered, so the text alone does not show the flaw. For a flaw of
+the text itself, the plan or the text of a good answer is edited, at about the same length.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ from rlaif_jax.data.corpus.responses import TRIES, Piece, Plan, Style, acceptabl
 
 
 def flawed_response(rng: random.Random, request: Request, flaw: str, second: str = "") -> str:
-    """A text that has `flaw` for the request and, as far as the grammar allows, no other.
+    """A text with `flaw` for the request and, if the grammar allows it, no other flaw.
 
     Args:
       rng: source of randomness.
       request: the request.
       flaw: a flaw of `applicable_flaws(request)`.
-      second: one more flaw, one of the text itself (not request-relative), or "".
+      second: a second flaw, which must be one of the text itself (not request-relative), or "".
 
     Raises:
       ValueError: the flaw does not apply to this request.
@@ -80,7 +80,7 @@ def _neighbour(rng: random.Random, request: Request, flaw: str) -> tuple[Request
             tone = rng.choice(("幽默", "文艺"))
         return dataclasses.replace(request, tone=tone), Style(say, address=False if fixed and say == "您" else None)
     if flaw == "taboo":
-        bare = None if request.relation else False  # what does not suit the group must not stand beside its name
+        bare = None if request.relation else False  # next to the group's address or wish, the text alone would show the flaw
         return request, Style(topic=rng.choice(taboo_topics(request)), address=bare, group=bare)
     return _other_form(rng, request, flaw)
 
@@ -117,7 +117,7 @@ def _other_form(rng: random.Random, request: Request, flaw: str) -> tuple[Reques
 
 
 def _edit_plan(rng: random.Random, request: Request, plan: Plan, flaw: str) -> Plan:
-    """The plan with a flaw of the text itself, where that flaw is made of whole clauses."""
+    """The plan with a flaw of the text itself, for flaws that consist of clauses."""
     say, row = pronoun(request.recipient, request.tone), OCCASIONS[request.occasion]
     short = plan[0][0].kind == "four"
     pieces = [piece for item in plan for piece in item]
@@ -150,7 +150,7 @@ def _edit_plan(rng: random.Random, request: Request, plan: Plan, flaw: str) -> P
 
 
 def _rebuilt(plan: Plan, pieces: list[Piece]) -> Plan:
-    """`pieces` in the items of `plan`; what is left over goes to the last item."""
+    """`pieces` distributed over the items of `plan`; the last item gets the rest."""
     rest, items = list(pieces), []
     for item in plan:
         items.append(rest[: len(item)])

@@ -1,4 +1,4 @@
-"""The kinds of flaw that an answer can have, and which of them a given request allows."""
+"""The kinds of flaws, and which of them an answer to a given request can have."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ class Flaw:
     Attributes:
       id: its name in data files.
       name_zh: its name in Chinese.
-      principle_zh: the judging principle that forbids it, in a few words: a small judge reads a list of them each time.
-      request_relative: whether the same text would do for another request.
+      principle_zh: the judge's principle against it; short, since a small judge reads a list of them for every answer.
+      request_relative: whether the same text can be a good answer to another request.
     """
 
     id: str
@@ -64,12 +64,12 @@ RESPONSE_ONLY = tuple(f.id for f in FLAWS.values() if not f.request_relative)
 
 
 def other_occasions(request: Request) -> list[str]:
-    """Other occasions on which one greets the recipient."""
+    """Other occasions that fit the recipient."""
     return [o for o in OCCASIONS if o != request.occasion and fits(request.recipient, o)]
 
 
 def other_recipients(request: Request, *, same_group: bool | None = None) -> list[str]:
-    """Other recipients whom one greets on the occasion."""
+    """Other recipients that fit the occasion."""
     group = group_of(request.recipient)
     return [
         r for r in RECIPIENTS
@@ -78,7 +78,7 @@ def other_recipients(request: Request, *, same_group: bool | None = None) -> lis
 
 
 def taboo_topics(request: Request) -> list[str]:
-    """Touchy topics that must not be raised: what the request tells of, else what does not suit group or occasion."""
+    """Topics to avoid: the one that the request implies, else those that do not suit the group or the occasion."""
     if request.relation:
         return [RELATIONS[request.relation]]
     group = group_of(request.recipient)
@@ -86,9 +86,9 @@ def taboo_topics(request: Request) -> list[str]:
 
 
 def applicable_flaws(request: Request) -> dict[str, float]:
-    """Flaw -> weight for the flaws that an answer to this request can have while being right in all else.
+    """Flaw -> weight, for every flaw that an answer to this request can have as its only flaw.
 
-    The weights make the texts of bad answers look like those of good ones: as many lists, short lines and so on.
+    The weights make bad answers look like good ones: the same share of lists, short lines and so on.
     """
     kind = request.constraint[0] if request.constraint else ""
     short, group = kind in ("chars", "four"), group_of(request.recipient)

@@ -1,7 +1,7 @@
 """The gold scorer: which flaws a text has as an answer to a request.
 
-It knows the grammar from which the corpus is made, so it serves evaluation and labels only. Never use it as a training
-reward: a policy trained on it would only show that the scorer can be climbed.
+It knows the grammar of the corpus, so it is for evaluation and labels only. Never use it as a training reward: that would only
+show that its score can be optimised.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ class _Clause:
     text: str
     key: str
     roles: tuple[Role, ...]
-    first: bool  # stands at the beginning of its item
-    broken: bool  # stands at the end, with no mark after it
+    first: bool  # it begins its item
+    broken: bool  # it ends the text without a punctuation mark
 
 
 @dataclasses.dataclass
@@ -46,12 +46,12 @@ class _Parsed:
 
 
 def count_chars(text: str) -> int:
-    """Number of Chinese characters; punctuation, digits and blanks don't count."""
+    """Number of Chinese characters; punctuation, digits and blanks are not counted."""
     return sum("一" <= char <= "鿿" for char in text)
 
 
 def gold_flaws(request: Request, response: str) -> tuple[str, ...]:
-    """The flaws of `response` as an answer to `request`, in the order of `FLAWS`; any text is allowed.
+    """The flaws of `response` as an answer to `request`, in the order of `FLAWS`. Any text is allowed.
 
     For evaluation and labels only, never a training reward (see the module's docstring).
     """
@@ -61,7 +61,7 @@ def gold_flaws(request: Request, response: str) -> tuple[str, ...]:
     flaws |= _surface_flaws(parsed)
     flaws |= _relative_flaws(request, parsed)
     flaws |= _constraint_flaws(request, parsed, short)
-    if not flaws & {"cliche", "unfinished"}:  # what is missing from those is a consequence
+    if not flaws & {"cliche", "unfinished"}:  # in those texts, missing parts are only a consequence
         flaws |= _missing(request, parsed, short)
     if not parsed.clauses:
         flaws |= {"too_short", "unfinished"}
@@ -74,7 +74,7 @@ def is_excellent(request: Request, response: str) -> bool:
 
 
 def is_compliant(request: Request, response: str) -> bool | None:
-    """Whether the explicit constraint is met, None where the request has none. For evaluation and labels only."""
+    """Whether the explicit constraint is met; None if the request has none. For evaluation and labels only."""
     if request.constraint is None:
         return None
     parsed = _parse(response)
@@ -96,8 +96,8 @@ def _parse(response: str) -> _Parsed:
 
 
 def _clauses(body: str, flaws: set[str]) -> list[_Clause]:
-    """The clauses of one item; notes wrong or missing marks in `flaws`."""
-    parts = _MARKS.split(body)  # clause, marks, clause, marks, ..., what follows the last mark
+    """The clauses of one item. Adds flaws of punctuation to `flaws`."""
+    parts = _MARKS.split(body)  # clause, marks, clause, marks, ..., text after the last mark
     tail = parts[-1]
     if tail or len(parts) < 2 or parts[-2][-1] not in "。！～!~":
         flaws.add("unfinished")
@@ -112,12 +112,12 @@ def _clauses(body: str, flaws: set[str]) -> list[_Clause]:
 
 
 def _is_short_form(parsed: _Parsed) -> bool:
-    """Whether the text is nothing but four-character lines."""
+    """Whether all lines have four characters."""
     return bool(parsed.clauses) and all(len(c.text) == 4 and c.roles for c in parsed.clauses)
 
 
 def _surface_flaws(parsed: _Parsed) -> set[str]:
-    """What is wrong with the text whatever was asked for."""
+    """Flaws of the text itself, for any request."""
     flaws = set()
     for clause in parsed.clauses:
         kinds = {role.kind for role in clause.roles}
@@ -139,7 +139,7 @@ def _surface_flaws(parsed: _Parsed) -> set[str]:
 
 
 def _relative_flaws(request: Request, parsed: _Parsed) -> set[str]:
-    """What is wrong because of whom, what and how was asked for."""
+    """Flaws relative to the recipient, occasion and tone of the request."""
     flaws = {flaw for clause in parsed.clauses if (flaw := _clause_flaw(request, clause))}
     wrong = "你" if pronoun(request.recipient, request.tone) == "您" else "您"
     if wrong in parsed.text:
@@ -148,7 +148,7 @@ def _relative_flaws(request: Request, parsed: _Parsed) -> set[str]:
 
 
 def _clause_flaw(request: Request, clause: _Clause) -> str:
-    """The flaw of one clause, "" where at least one of its roles fits the request."""
+    """The flaw of one clause; "" if at least one of its roles fits the request."""
     flaw = ""
     for role in clause.roles:
         flaw = _role_flaw(request, role)
@@ -181,14 +181,14 @@ def closings_for(request: Request) -> tuple[str, ...]:
 
 
 def may_say(request: Request, topic: str) -> bool:
-    """Whether a clause of a touchy topic is kind to this recipient on this occasion."""
+    """Whether a sensitive topic suits this recipient and this occasion."""
     row = TOPICS[topic]
     told = RELATIONS.get(request.relation) == topic
     return not told and group_of(request.recipient) in row.groups and request.occasion not in row.never
 
 
 def _constraint_flaws(request: Request, parsed: _Parsed, short: bool) -> set[str]:
-    """Breaches of the explicit constraint, and of the form that an answer has when none is asked for."""
+    """Violations of the explicit constraint, or of the usual form if the request has none."""
     kind = request.constraint[0] if request.constraint else ""
     flaws = set()
     count = count_chars(parsed.text)
@@ -221,7 +221,7 @@ def _meets(request: Request, parsed: _Parsed) -> bool:
 
 
 def _missing(request: Request, parsed: _Parsed, short: bool) -> set[str]:
-    """Parts that an answer must have: an image, a wish, a clause in the tone that was asked for."""
+    """Flaws of missing parts: an image, a wish, or a clause in the requested tone."""
     found = {role.kind for clause in parsed.clauses for role in clause.roles}
     if short or (request.constraint and request.constraint[0] in ("chars", "four")):
         return set() if found & _OCCASION_KINDS else {"empty_template"}

@@ -1,7 +1,7 @@
-"""The words of each occasion. "{你}" stands for 你 or 您, whichever the request calls for.
+"""The phrases of each occasion. "{你}" is replaced by 你 or 您, depending on the request.
 
-A row holds openings | images (each tells of one thing that a request may ask for) | wishes | four-character lines.
-All four lists are separated by blanks; an image is written `thing:clause`, and the clause holds the thing's name.
+A row has openings, images (each about a thing that a request may ask for), wishes, and four-character lines. The entries of
+each list are separated by blanks. An image is written `thing:clause`; the clause contains the name of the thing.
 """
 
 from __future__ import annotations
@@ -15,16 +15,16 @@ GROUPS = (
 
 @dataclasses.dataclass(frozen=True)
 class Occasion:
-    """What belongs to one occasion.
+    """The phrases and recipients of one occasion.
 
     Attributes:
       openings: clauses that name it.
       images: thing -> clause that shows it.
-      wishes: clauses that wish something that only this occasion calls for.
+      wishes: wishes for this occasion only.
       fours: four-character lines.
-      groups: groups of recipients whom one greets on it.
-      event: "过生日" where it is something that befalls the recipient, "" for a festival.
-      only: the single recipient of the occasion, "" where any of `groups` fits.
+      groups: groups of recipients that fit.
+      event: for an event of the recipient, a phrase such as "过生日"; "" for a festival.
+      only: the only recipient that fits; "" = any of `groups`.
     """
 
     openings: tuple[str, ...]

@@ -1,4 +1,4 @@
-"""Which clauses the grammar knows, and what each can mean: the ground on which the gold scorer stands."""
+"""The clauses of the grammar and their possible roles. The gold scorer is based on them."""
 
 from __future__ import annotations
 
@@ -19,28 +19,28 @@ from rlaif_jax.data.corpus.recipients import (
 )
 
 WISH_HEADS = ("愿", "祝", "盼", "希望")
-# Dropping or adding one of these leaves a clause as it was.
+# Adding or removing one of these does not change the meaning of a clause.
 _PARTICLES = str.maketrans("", "", "的了啦也都")
 _HEAD = re.compile(r"^(?:祝愿|希望|愿|祝|盼)(?=你)")
 
 
 @dataclasses.dataclass(frozen=True)
 class Role:
-    """One thing a clause can be: `kind` (address, opening, image, wish, group, four, closing, topic, cliche, advert,
-    placeholder) for an `owner` (recipient, occasion, group, tone or topic; "" for nobody's)."""
+    """A possible role of a clause: `kind` (address, opening, image, wish, group, four, closing, topic, cliche, advert,
+    placeholder) for an `owner` (recipient, occasion, group, tone or topic; "" = none)."""
 
     kind: str
     owner: str = ""
 
 
 def canonical(clause: str) -> str:
-    """The clause with 你 for 您, 愿 for every head of a wish, and without particles."""
+    """The normalised clause: 你 for 您, 愿 for every beginning of a wish, no particles."""
     return _HEAD.sub("愿", clause.replace("您", "你")).translate(_PARTICLES)
 
 
 @functools.cache
 def roles() -> dict[str, tuple[Role, ...]]:
-    """Canonical clause -> what it can be."""
+    """Canonical clause -> its possible roles."""
     found: dict[str, list[Role]] = {}
 
     def add(clauses, kind: str, owner: str = "") -> None:
@@ -69,5 +69,5 @@ def roles() -> dict[str, tuple[Role, ...]]:
 
 @functools.cache
 def beginnings() -> frozenset[str]:
-    """Every proper beginning of a known clause, to tell a broken-off clause from nonsense."""
+    """Every proper prefix of a known clause, to distinguish an unfinished clause from nonsense."""
     return frozenset(key[:n] for key in roles() for n in range(1, len(key)))

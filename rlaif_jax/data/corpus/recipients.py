@@ -1,4 +1,4 @@
-"""Whom one greets, how one speaks to them, and what belongs to a group of recipients, a tone or a touchy topic."""
+"""The recipients, how they are addressed, and the phrases of each group of recipients, tone and sensitive topic."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import dataclasses
 
 from rlaif_jax.data.corpus.occasions import OCCASIONS
 
-# recipient -> (group, how a greeting to them begins)
+# recipient -> (group, how a greeting addresses them)
 RECIPIENTS: dict[str, tuple[str, tuple[str, ...]]] = {
     "爷爷": ("elder", ("亲爱的爷爷", "敬爱的爷爷")),
     "奶奶": ("elder", ("亲爱的奶奶", "敬爱的奶奶")),
@@ -73,7 +73,7 @@ GROUP_FOURS: dict[str, tuple[str, ...]] = {
     "sibling": ("手足情深", "闯出天地", "一路同心", "血浓于水"),
 }
 
-# "" no tone asked for; 敬语 and 亲切 settle the pronoun; 幽默 and 文艺 ask for a clause of that kind
+# "" = no tone requested; 敬语 and 亲切 determine the pronoun; 幽默 and 文艺 require a clause of that kind
 TONES = ("", "敬语", "亲切", "幽默", "文艺")
 CLOSINGS: dict[str, tuple[str, ...]] = {
     "温馨": ("这份牵挂一直都在", "隔着山水也送来暖意", "想把最好的都给{你}", "这份心意请{你}收好", "惦记从没断过"),
@@ -88,15 +88,15 @@ FORMAL_BY_DEFAULT = FIXED_FORMAL | {"elder", "teacher", "parent"}
 
 @dataclasses.dataclass(frozen=True)
 class Topic:
-    """Clauses about one thing that are kind to some and hurt others.
+    """Clauses about a sensitive topic, which please some recipients and hurt others.
 
     Attributes:
-      clauses: what one may say, on any occasion but those of `never`.
-      groups: to whom one may say it.
-      never: occasions on which nobody wants to hear it.
-      relation: the word in a request which tells that this recipient must not hear it.
-      told_of: groups of whom a request may tell that.
-      clash: occasions with which that word makes no sense.
+      clauses: for any occasion except those in `never`.
+      groups: groups of recipients that they suit.
+      never: occasions that they do not suit.
+      relation: the word in a request that forbids the topic.
+      told_of: groups whose requests may contain that word.
+      clash: occasions that the word does not fit.
     """
 
     clauses: tuple[str, ...]
@@ -150,13 +150,13 @@ def group_of(recipient: str) -> str:
 
 
 def fits(recipient: str, occasion: str) -> bool:
-    """Whether one greets this recipient on this occasion."""
+    """Whether this recipient fits this occasion."""
     row = OCCASIONS[occasion]
     return recipient == row.only if row.only else group_of(recipient) in row.groups
 
 
 def tones_of(recipient: str) -> tuple[str, ...]:
-    """Tones that a request for this recipient may ask for: one does not joke with a client, nor is stiff to a child."""
+    """Tones that a request for this recipient may have: no jokes for a client, no formal tone for a child."""
     group = group_of(recipient)
     if group in FIXED_FORMAL:
         return ("", "敬语", "文艺")
@@ -166,7 +166,7 @@ def tones_of(recipient: str) -> tuple[str, ...]:
 
 
 def pronoun(recipient: str, tone: str) -> str:
-    """您 or 你: what the tone says, else what is usual for the recipient."""
+    """您 or 你: determined by the tone, else by the recipient."""
     if tone in ("敬语", "亲切"):
         return "您" if tone == "敬语" else "你"
     return "您" if group_of(recipient) in FORMAL_BY_DEFAULT else "你"

@@ -1,4 +1,4 @@
-"""Requests: what is asked for, for whom, how, and the many ways in which people put it."""
+"""Requests: occasion, recipient, tone and constraint, and many ways to phrase them."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ CONSTRAINT_WORDS: dict[str, tuple[str, ...]] = {
     "chars": ("只要{值}个字", "正好{值}字", "{值}个字"),
     "four": ("四个字一句", "每句四个字"),
 }
-# Where a constraint fixes the whole form there is no room for a tone.
+# These constraints fix the form, so the request has no tone.
 _FORMS = frozenset({"chars", "four", "items", "max_chars"})
 
 
@@ -67,7 +67,7 @@ class Request:
       text: the request in Chinese.
       occasion: a key of `OCCASIONS`.
       recipient: a key of `RECIPIENTS`.
-      relation: what the request tells of the recipient ("正在减肥的"), a key of `RELATIONS` or "".
+      relation: a fact about the recipient ("正在减肥的"), a key of `RELATIONS`, or "".
       tone: "" or one of 敬语, 亲切, 幽默, 文艺.
       constraint: (kind, value) with a kind of `CONSTRAINTS`, or None.
     """
@@ -87,7 +87,7 @@ class Request:
 
     @classmethod
     def from_meta(cls, meta: Mapping[str, Any]) -> Request:
-        """The request that `to_meta` wrote; other keys are ignored."""
+        """The request from the dict of `to_meta`; other keys are ignored."""
         values = {f.name: meta[f.name] for f in dataclasses.fields(cls)}
         if values["constraint"] is not None:
             kind, value = values["constraint"]
@@ -96,13 +96,13 @@ class Request:
 
 
 def relation_fits(relation: str, recipient: str, occasion: str) -> bool:
-    """Whether a request may tell this of the recipient on this occasion."""
+    """Whether this fact fits the recipient and the occasion."""
     topic = next(t for t in TOPICS.values() if t.relation == relation)
     return group_of(recipient) in topic.told_of and occasion not in topic.clash
 
 
 def sample_request(rng: random.Random) -> Request:
-    """A request that makes sense; about half of them have a constraint."""
+    """A random, sensible request; about half have a constraint."""
     occasion = rng.choice(list(OCCASIONS))
     recipient = rng.choice([r for r in RECIPIENTS if fits(r, occasion)])
     constraint = sample_constraint(rng, occasion) if rng.random() < 0.5 else None
@@ -118,14 +118,14 @@ def sample_request(rng: random.Random) -> Request:
 
 
 def sample_constraint(rng: random.Random, occasion: str) -> tuple[str, str | int]:
-    """A constraint, by the weights of `CONSTRAINTS`."""
+    """A random constraint, with the weights of `CONSTRAINTS`."""
     kinds = list(CONSTRAINTS)
     kind = rng.choices(kinds, [CONSTRAINTS[k][0] for k in kinds])[0]
     return kind, rng.choice(CONSTRAINTS[kind][1] or list(OCCASIONS[occasion].images))
 
 
 def phrase(rng: random.Random, request: Request) -> str:
-    """One of the ways to put the request (its `text` is not read)."""
+    """A random phrasing of the request (its `text` is not read)."""
     event = OCCASIONS[request.occasion].event
     template = rng.choice(TEMPLATES["any"] + TEMPLATES["event" if event else "festival"])
     parts, amount = [], rng.choice(("一条", "一句", "一段")) if rng.random() < 0.5 else "一句"

@@ -1,4 +1,4 @@
-"""Answers: plans made of pieces, good for a request, and how a plan becomes text."""
+"""Answers: makes a plan of pieces for a request, and renders it as text."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from rlaif_jax.data.corpus.recipients import CLICHES, CLOSINGS, GROUP_FOURS, GRO
 from rlaif_jax.data.corpus.requests import Request
 
 TRIES = 400
-LONGEST = 44  # Chinese characters of an answer that is no list
+LONGEST = 44  # in Chinese characters, of an answer that is not a list
 _HEAD_WEIGHTS = (5, 2, 2, 1)
 
 
@@ -25,19 +25,19 @@ class Piece:
     text: str
 
 
-Plan = list[list[Piece]]  # items of pieces; an answer that is no list has one item
+Plan = list[list[Piece]]  # a list of items, each a list of pieces; an answer that is not a list has one item
 
 
 @dataclasses.dataclass(frozen=True)
 class Style:
-    """What the plan of a flawed answer does otherwise than that of a good one.
+    """Changes to a plan that make its answer flawed.
 
     Attributes:
-      say: 你 or 您, "" for what the request calls for.
-      address: True always, False never, None as usual.
-      group: the same for the wish that belongs to the recipient's group.
-      topic: a touchy topic that must be raised, "" for none in particular.
-      long: prefer many parts, so that a limit is passed.
+      say: 你 or 您; "" = as the request requires.
+      address: whether the recipient is addressed; None = as usual.
+      group: whether there is a wish for the recipient's group; None = as usual.
+      topic: a sensitive topic to include; "" = none in particular.
+      long: use many parts, to exceed a length limit.
     """
 
     say: str = ""
@@ -48,10 +48,10 @@ class Style:
 
 
 def good_response(rng: random.Random, request: Request) -> str:
-    """A text without flaws for the request.
+    """A text that has no flaw as an answer to the request.
 
     Raises:
-      ValueError: the request has fields that no answer can satisfy (`sample_request` makes no such request).
+      ValueError: the request has fields that no answer can satisfy (`sample_request` never returns such a request).
     """
     for _ in range(TRIES):
         text = render(rng, make_plan(rng, request, Style()))
@@ -61,12 +61,12 @@ def good_response(rng: random.Random, request: Request) -> str:
 
 
 def acceptable_size(text: str) -> bool:
-    """Whether the text has the size that the corpus keeps to."""
+    """Whether the text is within the size limits of the corpus."""
     return count_chars(text) <= LONGEST or text.startswith("1")
 
 
 def make_plan(rng: random.Random, request: Request, style: Style) -> Plan:
-    """A plan in the form that the request asks for; whether it satisfies the rest is for the caller to check."""
+    """A plan in the requested form. The caller must check the other parts of the request."""
     kind, value = request.constraint or ("", 0)
     if kind in ("chars", "four"):
         return [_short(rng, request, value // 4 if kind == "chars" else rng.choice((3, 4, 4)))]
@@ -76,13 +76,13 @@ def make_plan(rng: random.Random, request: Request, style: Style) -> Plan:
 
 
 def render(rng: random.Random, plan: Plan) -> str:
-    """The text of a plan: every clause is followed by one mark, items are numbered."""
+    """The text of a plan. Every clause is followed by one punctuation mark; items are numbered."""
     texts = []
     for pieces in plan:
         end = "。" if len(plan) > 1 or rng.random() < 0.75 else "！"
         text = ""
         for i, piece in enumerate(pieces):
-            # Within the text "！" stands after a leading opening only, so that no good text begins with a shorter one.
+            # Before the end, "！" is only used after a leading opening, so that no good text is the beginning of another.
             early = piece.kind == "opening" and all(p.kind == "address" for p in pieces[:i])
             text += piece.text
             text += end if i == len(pieces) - 1 else "！" if early and rng.random() < 0.6 else "，"
@@ -91,7 +91,7 @@ def render(rng: random.Random, plan: Plan) -> str:
 
 
 def speak(rng: random.Random, clause: str, say: str, head: str = "") -> str:
-    """The clause with its pronoun set; the head of a wish varies unless it is given."""
+    """The clause with its pronoun. The beginning of a wish is random unless `head` is given."""
     if clause.startswith("愿{你}"):
         clause = (head or rng.choices(WISH_HEADS, _HEAD_WEIGHTS)[0]) + clause[1:]
     return clause.replace("{你}", say)
@@ -165,7 +165,7 @@ def _wishes(rng: random.Random, request: Request, style: Style, both: bool) -> l
 
 
 def _extras(rng: random.Random, request: Request, style: Style, chance: Callable[[float], bool]) -> list[Piece]:
-    """A touchy topic that is harmless here, one stock line at most, and a closing in the tone."""
+    """A sensitive topic that suits this request, at most one stock phrase, and a closing in the tone."""
     pieces = []
     topics = [style.topic] if style.topic else [t for t in TOPICS if may_say(request, t)]
     if style.topic or (topics and chance(0.22)):
