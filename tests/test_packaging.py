@@ -30,6 +30,6 @@ def test_the_configs_are_installed_inside_the_package():
     assert installed == {file.name for file in (ROOT / "configs").glob("*.py")}
 
 
-@pytest.mark.parametrize("file", ["py.typed", "evaluation/templates/report.html.j2", "feedback/rules/principles.txt"])
+@pytest.mark.parametrize("file", ["py.typed", "evaluation/templates/report.html.j2", "feedback/rules/zh/principles.txt"])
 def test_what_is_no_code_is_installed_too(file):
     assert (importlib.resources.files("rlaif_jax") / file).is_file()

@@ -1,37 +1,72 @@
 """`--set a.b=value`: all of them are applied to the plain form of a config, which is then checked once.
 
-So their order matters for one field only (its last value counts), and two sections that need one another can be set together.
+A section is set before its fields, so the order of items matters for one field only: its last value counts.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import typing
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from rlaif_jax.config import old_names
 from rlaif_jax.config.run_config import RunConfig
 from rlaif_jax.config.values import Text, default_of, fields_of, from_dict, known_field, parsed, plain, section_type
 from rlaif_jax.errors import UserError
+from rlaif_jax.rewards.function import FunctionConfig
+from rlaif_jax.trainers.config import RlConfig
+
+_MISSING = object()
 
 
 def overridden(cfg: RunConfig, items: Sequence[str], say: Callable[[str], None] | None = None) -> RunConfig:
-    """The config with these fields changed. UserError names the field."""
+    """The config with these fields changed. UserError names the field.
+
+    A field of `rl` is changed in each arm's own `rl` too, unless the config gives the arm another value; `say` gets a note then.
+    """
     if not items:
         return cfg
     say = say or (lambda _: None)
     values = plain(cfg)
+    split = []
     for item in items:
         name, equals, text = item.partition("=")
         if not equals:
             raise UserError(f"--set {item!r}: expected field=value, for example --set sft.train.steps=100")
-        path = old_names.upgraded_path(name, say).split(".")
+        split.append((old_names.upgraded_path(name, say).split("."), _Override(name, text, values, say)))
+    for path, override in sorted(split, key=lambda pair: len(pair[0])):
         if path[0] == "arms" and not values["arms"]:
             values["arms"] = plain(cfg.all_arms())
-        _set(values, RunConfig, path, _Override(name, text, values, say))
+        _set(values, RunConfig, path, override)
+        if path[0] == "rl" and len(path) > 1:
+            _set_in_arms(cfg, values, path, override)
     _drop_arms(values, say)
     return from_dict(RunConfig, values)
+
+
+def _set_in_arms(cfg: RunConfig, values: dict[str, Any], path: Sequence[str], item: _Override) -> None:
+    """Changes a field of `rl` in the arms that have their own `rl` with the same value of that field."""
+    quiet = dataclasses.replace(item, say=lambda _: None)
+    for name, arm in cfg.arms.items():
+        if arm.rl is None or not isinstance(values["arms"], Mapping) or name not in values["arms"]:
+            continue
+        own = _find(plain(arm.rl), RlConfig, path[1:])
+        if own == _find(plain(cfg.rl), RlConfig, path[1:]):
+            _set(values, RunConfig, ["arms", name, *path], quiet)
+        else:
+            field = ".".join(["arms", name, *path])
+            item.say(f"note: {field} keeps its own value, {own!r}; to change it: --set {field}={item.text}")
+
+
+def _find(values: Any, kind: Any, path: Sequence[str]) -> Any:
+    """The value at a path of a section's plain form, _MISSING where there is none."""
+    for name in path:
+        if kind is None or not isinstance(values, Mapping):
+            return _MISSING
+        name = old_names.current_name(kind, name, lambda _: None)
+        values, kind = values.get(name, _MISSING), section_type(fields_of(kind).get(name))
+    return values
 
 
 def _drop_arms(values: dict[str, Any], say: Callable[[str], None]) -> None:
@@ -72,18 +107,15 @@ def _set(values: dict[str, Any], kind: type, path: Sequence[str], item: _Overrid
         values[name] = Text(old_names.current_value(kind, name, item.text))
         return
     if typing.get_origin(hint) is dict:
+        values[name] = _opened(values[name], None, rest, item)
         _set_entry(values[name], typing.get_args(hint)[1], rest, item)
         return
     inner = section_type(hint)
     if inner is None:
         raise UserError(f"--set {item.full}: {item.above(rest)} has no fields")
-    if isinstance(values[name], Text):
-        values[name] = parsed(values[name])
-    if values[name] is None:
-        if name != "rl":  # an arm without RL settings of its own has those of the run
-            at = item.above(rest)
-            raise UserError(f"--set {item.full}: {at} is none in this config; add the section with --set {at}={{}} before it")
+    if values[name] is None and name == "rl":  # an arm without RL settings of its own has those of the run
         values[name] = _copy(item.root["rl"])
+    values[name] = _opened(values[name], inner, rest, item)
     _set(values[name], inner, rest, item)
 
 
@@ -99,14 +131,27 @@ def _set_entry(entries: dict[str, Any], kind: Any, path: Sequence[str], item: _O
     inner = section_type(kind)
     if inner is None:
         raise UserError(f"--set {item.full}: {item.above(rest)} has no fields")
-    _set(entries.setdefault(name, _Fresh(inner)), inner, rest, item)
+    entries[name] = _opened(entries.get(name, {}), inner, rest, item)
+    _set(entries[name], inner, rest, item)
+
+
+def _opened(value: Any, kind: type | None, rest: Sequence[str], item: _Override) -> dict[str, Any]:
+    """A section's plain form, ready for one of its fields to be set; `kind` None is a mapping by name."""
+    value, at = parsed(value) if isinstance(value, Text) else value, item.above(rest)
+    if kind is FunctionConfig and (callable(value) or isinstance(value, str)):
+        value = {"function": value}
+    if value is None:
+        raise UserError(f"--set {item.full}: {at} is none in this config; add the section with --set {at}={{}}")
+    if not isinstance(value, Mapping):
+        raise UserError(f"--set {item.full}: {at} is {value!r}, which has no fields")
+    return dict(value) if kind is None else _Fresh(kind, value)
 
 
 class _Fresh(dict):
-    """The plain form of a new entry: fields that are not set yet have their defaults, also where one is looked into."""
+    """A section's plain form in which fields that are not set yet have their defaults."""
 
-    def __init__(self, kind: type):
-        super().__init__()
+    def __init__(self, kind: type, values: Mapping[str, Any]):
+        super().__init__(values)
         self._kind = kind
 
     def __missing__(self, name: str) -> Any:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from rlaif_jax.cli import main
-from rlaif_jax.config import RunConfig, find_config, load_config
+from rlaif_jax.config import ArmConfig, FunctionConfig, RuleConfig, RunConfig, find_config, load_config
 from rlaif_jax.config.describe import all_fields
 from rlaif_jax.config.overrides import overridden
 from rlaif_jax.config.values import from_dict, to_dict
@@ -133,10 +133,45 @@ def test_sections_that_need_one_another_go_together_in_any_order():
     with pytest.raises(UserError, match=r"dpo is none in this config; add the section with --set dpo=\{\}"):
         overridden(RunConfig(), ["dpo.beta=0.5"])
     assert overridden(RunConfig(), ["dpo={}", "dpo.beta=0.5"]).dpo.beta == 0.5
+    for order in (["dpo={}", "dpo.train.steps=5"], ["dpo.train.steps=5", "dpo={}"]):
+        assert overridden(RunConfig(), order).dpo.train.steps == 5, "a section is set before its fields"
     own = overridden(RunConfig(), ["arms.rl.rl.group_size=8"])
     assert own.rl.group_size == 4 and own.rl_of("rl").group_size == 8, "an arm gets settings of its own, else those of rl"
     more = overridden(RunConfig(), ["arms.plain.reward_model=1.0", "arms.plain.rules.repetition_weight=0.1"])
     assert list(more.arms) == ["rl", "plain"] and more.arms["plain"].rules.repetition_weight == 0.1
+
+
+@pytest.mark.parametrize(
+    ("items", "expected"),
+    [
+        (["arms.m.functions.f=my.py:f", "arms.m.functions.f.weight=2"], ArmConfig(functions={"f": FunctionConfig("my.py:f", 2.0)})),
+        (["arms.m.functions.f.weight=2", "arms.m.functions.f=my.py:f"], ArmConfig(functions={"f": FunctionConfig("my.py:f", 2.0)})),
+        (["arms={}", "arms.m.reward_model=3"], ArmConfig(reward_model=3.0)),
+        (["arms.m={'reward_model': 1}", "arms.m.rules.repetition_weight=0.5"],
+         ArmConfig(reward_model=1.0, rules=RuleConfig(repetition_weight=0.5))),
+    ],
+)  # fmt: skip
+def test_an_arm_is_set_as_a_section_and_by_field(items, expected):
+    assert overridden(RunConfig(), items).arms["m"] == expected
+
+
+@pytest.mark.parametrize("item", ["seed.x=1", "dpo.beta=1", "rl.train=5", "arms=3", "arms.m=x", "arms.m.functions.f.weight=2"])
+def test_an_impossible_override_is_one_line(item):
+    with pytest.raises(UserError, match=item.split("=")[0].split(".")[0]):
+        overridden(RunConfig(), [item])
+
+
+def test_settings_of_rl_are_those_of_each_arm_unless_it_has_its_own_value():
+    said = []
+    cfg = load_config("greetings_demo", ["rl.train.steps=7", "rl.kl.coef=0.3", "rl.group=8"], said.append)
+    assert cfg.rl.kl.coef == 0.3 and cfg.rl_of("rl_judge").kl.coef == 0.05
+    assert cfg.rl_of("rl_judge").train.steps == cfg.rl_of("rl").train.steps == 7 and cfg.rl_of("rl_judge").group_size == 8
+    assert [s for s in said if "keeps" in s] == [
+        "note: arms.rl_judge.rl.kl.coef keeps its own value, 0.05; to change it: --set arms.rl_judge.rl.kl.coef=0.3"
+    ]
+    both = load_config("greetings_demo", ["arms.rl_judge.rl.train.steps=3", "rl.train.steps=7"])
+    assert both.rl_of("rl").train.steps == 7 and both.rl_of("rl_judge").train.steps == 3
+    assert load_config("greetings_demo", ["rl.critic={}", "rl.critic.lam=0.9"]).rl_of("rl_judge").critic.lam == 0.9
 
 
 def test_a_resolved_config_runs_as_yaml_and_as_json(tmp_path, capsys):

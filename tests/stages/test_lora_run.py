@@ -92,7 +92,7 @@ def test_the_sum_and_the_adapter_go_out_alike(run, tmp_path, capsys):
         merged = whole(**inputs).logits
     # The run keeps bfloat16 weights, so its sum is rounded to them.
     assert (adapted - merged).abs().max() < 0.3 * (adapted - plain).abs().max() + 0.05
-    with pytest.raises(UserError, match="lies over weights of this run"):
+    with pytest.raises(UserError, match="adapter is another stage of this run"):
         export_adapter(x, "rl", tmp_path / "rl")
     command = ["generate", "--prompt", "新年好", "--temperature", "0", "--max-tokens", "8", "--model"]
     assert main([*command, str(folder), "--adapter", str(tmp_path / "adapter")]) == 0

@@ -56,4 +56,4 @@ def test_the_command_ends_with_the_code_for_a_restart(monkeypatch, capsys):
 
     monkeypatch.setattr("rlaif_jax.cli._config", stopped)
     assert main(["run", "x.py"]) == 75
-    assert "the same command goes on" in capsys.readouterr().err
+    assert "start the same command again to resume" in capsys.readouterr().err
