@@ -5,7 +5,7 @@
 Three quarters of the SFT answers have a flaw, as texts from the web have. Arm A: a reward model learns from preference pairs, and
 GRPO maximises its score. Arm B: a judge gives the reward, asked about one principle at a time; a game optimises its principles.
 Both rewards include a rule that checks what a request states explicitly. Results with these settings (benchmarks/RESULTS.md):
-+14.7 points of gold excellence for arm A, +15.6 for arm B.
++12.9 points of flawless answers for arm A, +12.0 for arm B.
 """
 
 import dataclasses

@@ -6,7 +6,7 @@ r"""From a Hugging Face folder to a Hugging Face folder: LoRA over Qwen2.5-7B-In
 
 Adapters of rank 16 on every matrix of the blocks: SFT, reward model, then the paper's GRPO (32 prompts x 4, 256 + 512 tokens),
 in which one frozen base serves policy, reference and reward model. The data are the bundled corpus; for your own, set
-`--set data.root=FOLDER` (README.md describes the formats). To skip SFT: `--set sft=none`. Several devices: `--set mesh.fsdp=N`.
+`--set data.root=FOLDER` (docs/usage.md describes the formats). To skip SFT: `--set sft=none`. Several devices: `--set mesh.fsdp=N`.
 `--dry-run` estimates 43 GiB for 7B on one device; not run on a GPU yet.
 """
 

@@ -29,22 +29,22 @@ class RunConfig:
     A section that is None is left out. Without `sft`, later stages start from `model.init_from`.
 
     Attributes:
-      name: of the experiment; its folder is runs/NAME unless --out says otherwise.
-      seed: of everything random.
-      data: where records come from.
+      name: name of the run; its folder is runs/NAME unless --out names another.
+      seed: the seed of all random numbers.
+      data: the data files.
       tokenizer: the tokenizer.
       model: shapes and numerics of the policy, or the folder that it starts from.
-      mesh: the device mesh; it may differ at every start.
+      mesh: the device mesh; each start of a run may use another one.
       sft: supervised fine-tuning; None: no SFT.
       grader: a scalar model for evaluation only; None: no grader.
       feedback: the model that gives AI feedback; None: no AI feedback.
       curate: arm A's curation of preference pairs; None: the data's pairs alone.
       judge: the judge and the game that optimises its principles; None: no judge.
-      dpo: preference training without RL, as a baseline; None: none.
+      dpo: preference training without RL, as a baseline; None: no such stage.
       evaluation: the held-out comparison.
-      logging: where metrics go.
-      language: of the task: "zh", "en", or "auto" (by the script of its texts). Prompts of the feedback model, rules and text
-        metrics follow it.
+      logging: where metrics are written, beside the run folder.
+      language: language of the task: "zh", "en", or "auto" (by the script of its texts). Prompts of the feedback model, rules and
+        text metrics follow it.
       reward: the reward model; None for a run whose arms use none.
       rl: settings of RL for every arm that has none of its own.
       arms: name -> `ArmConfig`. Empty: the arm "rl" against the reward model where there is one, and the arm "rl_judge" against

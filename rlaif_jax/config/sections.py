@@ -100,16 +100,19 @@ class FeedbackConfig:
         `LLM` (`feedback/llm.py`): a callable, or "module:name" or "file.py:name"; process 0 alone calls it.
       prompts: a family of prompt files (zh, en, embedded) or a folder; empty: embedded for that backend,
         else the one in the task's language.
-      train: how the embedded model is trained; `train.batch_size` counts rows of packed transcripts.
-      max_length: tokens of such a row; longer transcripts are left out.
+      train: training settings of the embedded model; `train.batch_size` counts rows of packed transcripts.
+      max_length: tokens of a row of packed transcripts; longer transcripts are left out.
       pair_max_length: tokens of an answer with all questions about it, in a pair of a good and a flawed answer; 0: as max_length.
       source: what the embedded model learns from: "corpus" (transcripts by the bundled grammar) or "labelled" responses.
-      transcripts, verdict_pairs: how many are written (source corpus).
-      pair_batch_size: pairs of a step.
-      questions: about each answer of a pair (source corpus).
-      http: the chat API.
-      transcript, model: the recorded replies, and whose they are (empty: the only model in the file); or the folder.
-      preset: the folder's shapes (a model preset, in bfloat16) for plans that are made where it is not at hand.
+      transcripts: number of transcripts that the bundled corpus writes for the embedded model (source corpus).
+      verdict_pairs: number of pairs of a good and a flawed answer that it writes (source corpus).
+      pair_batch_size: pairs of a good and a flawed answer in a training step.
+      questions: questions asked about each answer of a pair (source corpus).
+      http: settings of the chat API.
+      transcript: the file of recorded replies (backend recorded).
+      model: backend folder: the Hugging Face folder; backend recorded: the model whose replies to use (empty: the only one in the
+        file).
+      preset: a model preset with the shapes of the model in `model`, for plans on a machine that does not have that folder.
       batch_size: rows per call of a model on the mesh.
       weights, kv_cache: how a model on the mesh (embedded, folder) is kept: "float", or "int8" (half the bytes of bfloat16;
         the matrices of its blocks with a scale per output, keys and values with one per token and head).
@@ -160,12 +163,14 @@ class JudgeConfig:
     """The principle-guided judge as a reward.
 
     Attributes:
-      principles, strategies: where S_D and S_G start: a file with one rule per line, or the name of a bundled list.
-      game: the game that optimises them; None: they stay as they are.
+      principles: the judge's first principles: a file with one per line, or the name of a bundled list.
+      strategies: the generator's first strategies for flawed answers, in the same form.
+      game: the game that optimises both lists; None: they do not change.
       mode: "soft" (P(Good) from the logits), "checklist" (the same for each principle alone; the lowest counts), "binary" (the
         verdict as text), "k_vote" (the share of several verdicts) or "pairwise" (share of wins against other samples of the
         group, both orders).
-      votes, temperature: of k_vote.
+      votes: number of verdicts on an answer (mode k_vote).
+      temperature: sampling temperature of these verdicts (mode k_vote).
     """
 
     principles: str = "principles"

@@ -29,7 +29,7 @@ class Stage:
       title: what its result is, for reports and model cards: "after supervised fine-tuning".
       help: one line for `rlaif --help`.
       section: cfg -> its settings; None where the config leaves the stage out.
-      absent: how to get the stage, for the error where a config has none.
+      absent: the hint in the error if the config lacks the stage.
       needs: cfg -> the stages whose results it reads; those that the config leaves out are skipped.
       reads: the config fields that its result depends on ("model", "data.sft"); a change of any other field does not affect it.
       leaves: "policy", "scalar" (a reward model or grader), "principles" or "nothing" that later stages load as a model.

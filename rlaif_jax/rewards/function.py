@@ -29,12 +29,12 @@ class FunctionConfig:
     A sample has `prompt`, `response`, `finished`, `system` and `meta`, the other columns of its data row (such as a ground truth).
 
     Attributes:
-      function: the callable, or its name: "module:name" or "path/to/file.py:name". Only `rlaif run` imports the named code;
-        opening, evaluating or exporting a run folder does not.
+      function: the callable, or its name: "module:name" or "path/to/file.py:name" (from the working directory). Only `rlaif run`
+        and the stages that train, curate or play the game import the named code.
       weight: weight of this reward in the arm's sum of rewards.
       timeout: seconds for one call, which scores a batch of samples. After that, these samples are invalid; 0 = no limit.
-      on_error: if a call raises an exception: "invalid" marks its samples as invalid and prints the first traceback; "raise"
-        stops the run.
+      on_error: if a call raises an exception: "invalid" marks its samples as invalid and prints the first traceback (the run stops
+        if more than `rl.max_invalid_rewards` of a batch is invalid); "raise" stops the run.
       processes: with several processes, "first": process 0 calls the function and broadcasts the values; "all": every process
         calls it, and all must get the same values.
     """

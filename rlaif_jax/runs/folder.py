@@ -36,8 +36,8 @@ def write_json(path: Path, value: Any) -> None:
 class Run:
     """A run folder with its config, mesh and console. One folder belongs to one config.
 
-    `imports_functions`: whether functions that the config names as text (rewards, losses, models) may be imported; `rlaif run` and
-    the stages that train or curate set it. Opening, evaluating and exporting a run imports no code.
+    `imports_functions`: whether functions that the config names as text (rewards, losses, models) may be imported. `rlaif run` and
+    the stages that train, curate or play the game set it. Opening, evaluating and exporting a run imports no code.
     """
 
     cfg: RunConfig
@@ -49,7 +49,7 @@ class Run:
     def resolve(self, function: Callable[..., Any] | str) -> Callable[..., Any]:
         """A function of the config. UserError for one that is named as text where the run may not import code."""
         if not callable(function) and not self.imports_functions:
-            raise UserError(f"{function!r} is code that the config names; only `rlaif run` and `rlaif rl` import it")
+            raise UserError(f"{function!r} names code; only commands that train, curate or play the game import it")
         return resolve(function)
 
     def folder(self, stage: str) -> Path:
@@ -81,8 +81,8 @@ class Run:
             found = json.loads(marker.read_text(encoding="utf-8"))["version"] if marker.exists() else 1
             if found != VERSION:
                 raise UserError(
-                    f"{marker.parent} was left half-finished by another version of rlaif_jax ({found}, this is {VERSION}), which "
-                    "alone can resume it; move that folder away to begin the stage again"
+                    f"{marker.parent} was left half-finished in run-folder format {found}; this version writes format {VERSION}. "
+                    "Resume it with the version that began it, or move that folder away to begin the stage again"
                 )
         write_json(marker, {"version": VERSION})
 

@@ -29,8 +29,8 @@ class RunRewards:
     def scalar(self, name: str, batch_size: int, base: Any = None) -> RewardFn:
         """The scores of the reward model or the grader, `batch_size` rows at a time.
 
-        `base`: the SFT policy's weights, which the caller keeps. A scorer whose adapter was trained over them shares them, so
-        memory has one copy.
+        `base`: the SFT policy's weights, which the caller keeps. A reward model whose adapter was trained on them reuses them, so
+        that they are loaded once.
         """
         run, models = self._run, self._models
         cfg = run.cfg.grader if name == GRADER.name else run.cfg.reward

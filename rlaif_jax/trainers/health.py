@@ -25,11 +25,11 @@ def _has(*names: str) -> Callable[[Metrics, Metrics], bool]:
 # Thresholds are rules of thumb: none of them fired in this project's successful runs.
 SYMPTOMS = (
     Symptom("KL explosion", lambda now, first: now.get("kl", 0.0) > 1.0,
-            "the policy's KL from its reference is {kl:.2f} nats per token. Try a larger kl.coef, a smaller learning "
-            "rate, or kl.target"),
+            "the policy's KL from its reference is {kl:.2f} nats per token. Try a larger rl.kl.coef, a smaller learning "
+            "rate, or rl.kl.target"),
     Symptom("entropy collapse", lambda now, first: _has("entropy")(now, first) and now["entropy"] < 0.25 * first["entropy"],
             "entropy fell to {entropy:.3f} nats, less than a quarter of its start: the answers become alike. Try a larger "
-            "kl.coef, policy.clip_high or policy.entropy_coefficient, or fewer steps"),
+            "rl.kl.coef, rl.policy.clip_high or rl.policy.entropy_coefficient, or fewer steps"),
     Symptom("length drift",
             lambda now, first: _has("length_tokens")(now, first)
             and not 0.5 < now["length_tokens"] / max(first["length_tokens"], 1e-6) < 1.6,
@@ -39,17 +39,17 @@ SYMPTOMS = (
             "{frac_reward_zero_std:.0%} of the groups have equal rewards and give no gradient. Try a continuous reward, a "
             "larger rl.group_size, rl.max_resamples, or harder prompts"),
     Symptom("answers do not end", lambda now, first: now.get("finished", 1.0) < 0.5,
-            "only {finished:.0%} of the responses end within the limit. Try a larger sampling.max_tokens or "
-            "shaping.missing_eos_penalty"),
+            "only {finished:.0%} of the responses end within the limit. Try a larger rl.sampling.max_tokens or "
+            "rl.shaping.missing_eos_penalty"),
     Symptom("large updates", lambda now, first: now.get("clip_ratio/low", 0.0) + now.get("clip_ratio/high", 0.0) > 0.4,
             "more than 40 % of the tokens hit the clip. Try a smaller learning rate, fewer rl.num_epochs, or rl.kl_early_stop"),
     Symptom("sampler and trainer differ", lambda now, first: now.get("rollout_mismatch", 0.0) > 0.05,
             "with the same weights, their log-probs differ by {rollout_mismatch:.3f} nats per token. Try "
-            "policy.rollout_correction, or the same precision for both"),
+            "rl.policy.rollout_correction, or the same precision for both"),
     Symptom("critic worse than nothing",
             lambda now, first: now.get("explained_variance", 1.0) < -0.5 and now.get("step", 0) > 20,
-            "the critic predicts worse than a constant (explained variance {explained_variance:.2f}). Try critic.warmup or a "
-            "larger critic.optimizer.learning_rate"),
+            "the critic predicts worse than a constant (explained variance {explained_variance:.2f}). Try rl.critic.warmup or a "
+            "larger rl.critic.optimizer.learning_rate"),
     Symptom("steps skipped", lambda now, first: now.get("skipped", 0.0) > 0,
             "{skipped:.0f} updates were skipped, since their loss or gradient was not finite. Try a smaller learning rate"),
 )  # fmt: skip

@@ -32,7 +32,7 @@ NOT_EXPRESSED = {
     "verl.adv.opo": "OPO's length-weighted baseline is not offered",
     "verl.loss.vanilla_dualclip3.seq-mean-token-sum-norm": "not divided by the number of rows there (their defect)",
     "verl.loss.geo_mean.token-mean": "GMPO is not offered",
-    "verl.kl.abs": "|k1| is not offered",
+    "verl.kl.abs": "abs(k1) is not offered",
     "verl.kl.k3plus_status": "raises NotImplementedError there (their defect)",
 }
 

@@ -1,6 +1,5 @@
 """Config files, overrides and what is refused; the layers of the package."""
 
-import ast
 import json
 from pathlib import Path
 
@@ -78,20 +77,6 @@ def test_a_users_mistake_is_one_line(capsys):
     assert "nowhere.py does not exist" in capsys.readouterr().err
     assert main(["generate", "nowhere", "--prompt", "x"]) == 2
     assert "holds no run" in capsys.readouterr().err
-
-
-def test_imports_go_downwards_only():
-    order = ("language", "sharding", "models", "sampling", "algorithms", "data", "feedback", "rewards", "trainers", "evaluation")
-    rank = {name: i for i, name in enumerate(order)}
-    for path in (ROOT / "rlaif_jax").rglob("*.py"):
-        here = path.relative_to(ROOT / "rlaif_jax").parts[0]
-        if here not in rank or path.name in ("run_data.py",):
-            continue
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("rlaif_jax."):
-                there = node.module.split(".")[1]
-                if there in rank:
-                    assert rank[there] <= rank[here], f"{path}: {here} imports {there}"
 
 
 def test_overrides_that_need_one_another_come_in_any_order():

@@ -70,7 +70,7 @@ def test_a_stage_that_another_version_left_half_finished_is_refused_in_one_line(
     (out / "rl" / "begun.json").unlink(missing_ok=True)
     assert main(["rl", str(out / "config.json"), "--out", str(out)]) == 2
     error = capsys.readouterr().err.splitlines()[-1]
-    assert "left half-finished by another version" in error and str(out / "rl") in error
+    assert "left half-finished in run-folder format 1" in error and str(out / "rl") in error
 
 
 def test_a_run_of_a_later_version_is_refused(tmp_path):
