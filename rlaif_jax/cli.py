@@ -17,6 +17,8 @@ from rich.console import Console
 from rlaif_jax import __version__
 from rlaif_jax.errors import EXIT_RESTART, EXIT_USER_ERROR, Preempted, UserError
 
+_PIPE_WIDTH = 200  # columns, where the output is no terminal
+
 # What a command does is imported where it is called: `rlaif --help` should not wait for Flax, Orbax and the rest.
 
 
@@ -158,7 +160,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = _parser().parse_args(argv[:end])
     args.after = argv[end + 1 :]
     try:
-        return args.call(args, Console(highlight=False))
+        return args.call(args, _console())
     except UserError as error:
         print(f"rlaif: error: {error}", file=sys.stderr)
         return EXIT_USER_ERROR
@@ -168,6 +170,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("rlaif: interrupted; start the same command again to resume from the last checkpoint", file=sys.stderr)
         return 130
+
+
+def _console() -> Console:
+    """The terminal; a pipe or a file gets wide lines, so that no table is cut."""
+    return Console(highlight=False, width=None if sys.stdout.isatty() or "COLUMNS" in os.environ else _PIPE_WIDTH)
 
 
 def _say(text: str) -> None:

@@ -6,7 +6,7 @@ from typing import Any
 
 import yaml
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 
 from rlaif_jax.config.describe import all_fields
@@ -16,7 +16,8 @@ from rlaif_jax.config.values import to_dict
 
 def list_fields(words: str, console: Console) -> None:
     """Prints every field whose name contains `words` (all fields if empty), with type, default and meaning."""
-    table = Table("field", "type", "default", "meaning", title="Config fields. Set one with --set FIELD=VALUE")
+    columns = [Column(name, overflow="fold") for name in ("field", "type", "default", "meaning")]
+    table = Table(*columns, title="Config fields. Set one with --set FIELD=VALUE")
     for field in all_fields():
         if words in field.name:
             default = "" if field.default is None else repr(field.default)

@@ -23,19 +23,20 @@ class Field:
     doc: str
 
 
-def all_fields(kind: type = RunConfig, prefix: str = "") -> list[Field]:
-    """Every field of a section and of the sections in it, in order."""
+def all_fields(kind: type = RunConfig, prefix: str = "", given: Any = None) -> list[Field]:
+    """Every field of a section and of the sections in it, in order. `given`: the defaults that the section around it gives."""
     found = []
     hints, docs = fields_of(kind), field_docs(kind)
+    defaults = {f.name: default_of(f) for f in dataclasses.fields(kind)} | (given or {})
     for field in dataclasses.fields(kind):
         name, hint = f"{prefix}{field.name}", hints[field.name]
         inner = section_type(hint)
         entry = section_type(typing.get_args(hint)[1]) if typing.get_origin(hint) is dict else None
-        found.append(Field(name, _words(hint), None if inner else default_of(field), docs.get(field.name, "")))
+        found.append(Field(name, _words(hint), None if inner else defaults[field.name], docs.get(field.name, "")))
         if name == "arms.NAME.rl":  # the fields of the run's `rl`, which are listed there
             continue
         if inner is not None:
-            found += all_fields(inner, f"{name}.")
+            found += all_fields(inner, f"{name}.", defaults[field.name])
         elif entry is not None:
             found += all_fields(entry, f"{name}.NAME.")
     return found

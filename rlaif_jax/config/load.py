@@ -22,10 +22,12 @@ def load_config(path: str | Path, overrides: Sequence[str] = (), say: Callable[[
     `say` gets a note on each field that is written under the name of an earlier version.
     """
     path = find_config(path)
-    if path.suffix in (".json", ".yaml", ".yml"):
+    if path.suffix == ".py":
+        cfg = _run_python(path)
+    elif path.suffix in (".json", ".yaml", ".yml"):
         cfg = from_dict(RunConfig, _read(path), say=say)
     else:
-        cfg = _run_python(path)
+        raise UserError(f"config {path}: expected a file that ends in .py, .json, .yaml or .yml")
     return overridden(cfg, overrides, say)
 
 
@@ -49,21 +51,49 @@ def bundled_configs() -> dict[str, Path]:
     return {file.stem: file for file in sorted(folder.glob("[!_]*.py"))}
 
 
-def _read(path: Path) -> Any:
-    """The plain values of a JSON or YAML file."""
+def _read(path: Path) -> dict[str, Any]:
+    """The fields in a JSON or YAML file. UserError for a syntax error, a field that is there twice, or a file without fields."""
     text = path.read_text(encoding="utf-8")
-    if path.suffix == ".json":
-        try:
-            return json.loads(text)
-        except json.JSONDecodeError as error:
-            raise UserError(f"{path}:{error.lineno}: not JSON: {error.msg}") from error
+    found = _json(path, text) if path.suffix == ".json" else _yaml(path, text)
+    if not isinstance(found, dict):
+        raise UserError(f"config {path}: {'the file is empty' if found is None else 'expected fields with values'}")
+    return found
+
+
+def _json(path: Path, text: str) -> Any:
+    def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        names = [name for name, _ in pairs]
+        if twice := [name for name in names if names.count(name) > 1]:
+            raise UserError(f"config {path}: the field {twice[0]!r} is there twice")
+        return dict(pairs)
+
+    try:
+        return json.loads(text, object_pairs_hook=once) if text.strip() else None
+    except json.JSONDecodeError as error:
+        raise UserError(f"{path}:{error.lineno}: not JSON: {error.msg}") from error
+
+
+def _yaml(path: Path, text: str) -> Any:
     import yaml
 
     try:
+        if (root := yaml.compose(text, yaml.SafeLoader)) is not None:
+            _refuse_twice(path, root)
         return yaml.safe_load(text)
     except yaml.YAMLError as error:
         line = getattr(getattr(error, "problem_mark", None), "line", 0) + 1
         raise UserError(f"{path}:{line}: not YAML: {getattr(error, 'problem', error)}") from error
+
+
+def _refuse_twice(path: Path, node: Any) -> None:
+    """UserError for a field that is there twice in one mapping of a YAML file: the last would win silently."""
+    fields: list[str] = []
+    for child in node.value if isinstance(node.value, list) else ():
+        key, value = child if isinstance(child, tuple) else (None, child)
+        if key is not None and key.value in fields:
+            raise UserError(f"{path}:{key.start_mark.line + 1}: the field {key.value!r} is there twice")
+        fields += [] if key is None else [key.value]
+        _refuse_twice(path, value)
 
 
 def _run_python(path: Path) -> RunConfig:

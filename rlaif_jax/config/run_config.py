@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import re
+from typing import Any
 
 from rlaif_jax.config.sections import (
     ArmConfig,
@@ -19,6 +21,8 @@ from rlaif_jax.models.lora import LoraConfig
 from rlaif_jax.models.model_config import ModelConfig
 from rlaif_jax.sharding.mesh import MeshConfig
 from rlaif_jax.trainers.config import DpoConfig, RewardConfig, RlConfig, SftConfig
+
+RESERVED = {"base", "best_of", "corpus", "report", "replies"}  # systems and files of every run, which no arm may be called
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,8 +96,26 @@ class RunConfig:
             raise UserError("curate is set, but neither reward nor dpo learns from its pairs; set one of them or curate=none")
         if self.evaluation.best_of > 1 and self.reward is None:
             raise UserError("evaluation.best_of chooses by the reward model, and reward is None; set evaluation.best_of=0")
+        self._check_names()
         for name in self.all_arms():
             self._check_arm(name)
+
+    def _check_names(self) -> None:
+        """UserError for an arm's name that cannot be a folder and a system, and for one name of two functions."""
+        found: dict[str, tuple[str, Any]] = {}
+        for name, arm in self.arms.items():
+            if not re.fullmatch(r"\w[\w-]*", name) or name in RESERVED:
+                raise UserError(
+                    f"arms: {name!r} cannot be the name of an arm, which is also a folder; use letters, digits, - and _, "
+                    f"and none of {', '.join(sorted(RESERVED))}"
+                )
+            for function, cfg in arm.functions.items():
+                first, other = found.setdefault(function, (name, cfg.function))
+                if other != cfg.function:
+                    raise UserError(
+                        f"arms.{name}.functions.{function} and arms.{first}.functions.{function} are two functions with one name; "
+                        "call one of them something else, so that the report can show both"
+                    )
 
     def _check_arm(self, name: str) -> None:
         """UserError where an arm asks for what the run does not have."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from rlaif_jax.data.corpus.build import CorpusConfig
 from rlaif_jax.errors import UserError
@@ -24,11 +24,11 @@ class SourceConfig:
     """One data file.
 
     Attributes:
-      path: of the file, relative to `data.root`, or "tfds:FOLDER".
+      path: path of the file, relative to `data.root`, or "tfds:FOLDER".
       format: "auto", "sharegpt_pairs", "alpaca", "verl" or "labelled".
-      columns: field of a record (prompt, response ...) -> column of the file, where they differ.
-      prefix: put before every prompt.
-      limit: the first rows only; 0 = all.
+      columns: field of a record (prompt, response ...) -> column of the file, if their names differ.
+      prefix: text that is put before every prompt.
+      limit: number of rows to read from the start of the file; 0 = all.
       on_error: what a row that cannot be read does: "raise", or "skip" (counted and reported).
     """
 
@@ -42,16 +42,20 @@ class SourceConfig:
 
 @dataclasses.dataclass(frozen=True)
 class DataConfig:
-    """Where records come from.
+    """The data files.
 
     Attributes:
       root: the folder of the files; empty: the bundled corpus is written into the run folder and read from there.
       corpus: sizes of the bundled corpus.
-      sft, sft_eval: examples for SFT, training and held out.
-      pairs, pairs_eval: preference pairs.
-      labelled, labelled_val, labelled_eval: answers labelled good or bad: for training (grader, game), for the game's gate, and
-        held out.
-      prompts, eval_prompts: requests for RL, and held-out ones for the evaluation.
+      sft: training examples for SFT.
+      sft_eval: held-out examples for SFT.
+      pairs: preference pairs to train on.
+      pairs_eval: held-out preference pairs.
+      labelled: answers labelled good (1) or bad (0), from which the grader and the game learn.
+      labelled_val: labelled answers on which the game's gate measures a change; empty path: a part of `labelled`.
+      labelled_eval: held-out labelled answers.
+      prompts: requests for RL and curation.
+      eval_prompts: held-out requests for the evaluation.
       eval_fraction: share of a training file's prompts that is held out where its *_eval file has no path.
       grader_share: share of the pairs' prompts that the grader gets and the reward model does not.
     """
@@ -210,6 +214,8 @@ class ArmConfig:
     rl: RlConfig | None = None
 
     def __post_init__(self):
+        if not isinstance(self.functions, Mapping):
+            raise UserError(f"arm: functions is {self.functions!r}; expected functions by name, for example {{'short': short}}")
         found = {n: f if isinstance(f, FunctionConfig) else FunctionConfig(f) for n, f in self.functions.items()}
         object.__setattr__(self, "functions", found)
         if taken := sorted(found.keys() & _REWARD_NAMES):

@@ -82,7 +82,8 @@ def checked(result: RewardResult, max_invalid: float) -> RewardResult:
     """
     result = dataclasses.replace(result, valid=result.valid & (np.isfinite(result.values) | ~result.applies))
     if result.invalid_share > max_invalid:
-        raise UserError(f"{result.invalid_share:.0%} of the rewards of a batch are invalid; the limit is {max_invalid:.0%}")
+        share = f"{result.invalid_share:.0%} of the rewards of a batch are invalid"
+        raise UserError(f"{share}; the limit is {max_invalid:.0%} (rl.max_invalid_rewards)")
     usable = result.valid & result.applies
     return dataclasses.replace(result, values=np.where(usable, result.values, 0.0).astype(np.float32), valid=usable)
 

@@ -8,7 +8,7 @@ import sys
 import threading
 import traceback
 import types
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -79,7 +79,8 @@ def resolve(function: Score | str) -> Score:
     for part in name.split("."):
         found = getattr(found, part, None)
     if not callable(found):
-        raise UserError(f"reward function {function!r}: {place} has no function {name!r}")
+        what = "has no function" if found is None else "cannot call"
+        raise UserError(f"reward function {function!r}: {place} {what} {name!r}")
     return found
 
 
@@ -136,7 +137,7 @@ def _called(score: Score, samples: Sequence[Sample], timeout: float) -> tuple[st
     def work() -> None:
         try:
             out.append(("value", score(samples)))
-        except Exception:
+        except (Exception, SystemExit):
             out.append(("error", traceback.format_exc()))
 
     if not timeout:
@@ -156,7 +157,13 @@ def as_result(value: Any, count: int) -> RewardResult:
         if shapes != [(count,)] * 3:
             raise ValueError(f"expected values, valid and applicable of {count} rows, found {', '.join(map(str, shapes))}")
         return value
-    found = [np.nan if v is None else float(v) for v in value]
+    expected = f"expected a list of {count} numbers or None, one for each sample"
+    if not isinstance(value, Iterable) or isinstance(value, (str, bytes, Mapping)):
+        raise ValueError(f"it returned {type(value).__name__}; {expected}")
+    try:
+        found = [np.nan if v is None else float(v) for v in value]
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"it returned a value that is no number ({error}); {expected}") from error
     if len(found) != count:
         raise ValueError(f"expected {count} values, one for each sample, found {len(found)}")
     values = np.array(found, np.float32)

@@ -12,6 +12,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from rlaif_jax.config.stages import SFT, stage_of
 from rlaif_jax.data.tokenizer import StreamDecoder, Tokenizer
 from rlaif_jax.errors import UserError
 from rlaif_jax.models import lora as lora_lib
@@ -20,7 +21,7 @@ from rlaif_jax.models.model_config import ModelConfig
 from rlaif_jax.models.peft import load_adapter
 from rlaif_jax.models.pretrained import load_policy, policy_config
 from rlaif_jax.runs.folder import Run
-from rlaif_jax.runs.models import RunModels
+from rlaif_jax.runs.models import BASE, RunModels
 from rlaif_jax.sampling.filters import SamplingConfig, traced
 from rlaif_jax.sampling.sampler import make_sampler
 from rlaif_jax.sampling.stream import Stream, make_stream
@@ -47,6 +48,8 @@ class ChatModel:
     def of_run(cls, run: Run, stage: str) -> ChatModel:
         """The policy that a stage left ("base": before any training); prompts are as long as they were in RL."""
         models = RunModels(run)
+        if stage != BASE and not (stage == SFT.name and run.cfg.sft is None):
+            stage_of(run.cfg, stage)
         name = f"{run.out.resolve()} {stage}"
         return cls(models.policy(stage), models.config, models.tokenizer, run.place, name, run.cfg.max_prompt_tokens)
 
@@ -76,6 +79,8 @@ class ChatModel:
         system: str = "",
     ) -> list[list[str]]:  # fmt: skip
         """`samples` answers to each prompt, sampled; the same again for the same seed and order of prompts."""
+        if isinstance(prompts, str):
+            raise UserError("answer takes a list of prompts, not one text: answer([prompt])")
         answerer = Answerer(self, samples, seed, sampling, system)
         return [answerer(prompt) for prompt in prompts]
 

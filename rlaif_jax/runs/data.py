@@ -17,6 +17,7 @@ from rlaif_jax.data.rows import encode_sft, labelled_rows, pair_rows, sft_rows, 
 from rlaif_jax.data.sources import load
 from rlaif_jax.data.streams import stream
 from rlaif_jax.data.tokenizer import Segment, Tokenizer, chat_segment, encode_records
+from rlaif_jax.errors import UserError
 from rlaif_jax.feedback.curate import read_items
 from rlaif_jax.feedback.principles import read_rules
 from rlaif_jax.feedback.prompts import load_prompts
@@ -49,6 +50,17 @@ class RunData:
     def _some_prompts(self) -> list[Prompt]:
         source = self._cfg.prompts
         return self.records(Prompt, dataclasses.replace(source, limit=min(source.limit or _SCRIPT_ROWS, _SCRIPT_ROWS)))
+
+    def require_files(self) -> None:
+        """UserError that names the field and the file, where a data file that every run of this config reads is missing."""
+        cfg, data = self._run.cfg, self._cfg
+        fields = ["prompts", "eval_prompts", *(["sft", "sft_eval"] if cfg.sft is not None else [])]
+        fields += ["pairs", "pairs_eval"] if self.uses_pairs else []
+        for field in fields if data.root else ():
+            path = getattr(data, field).path
+            if path and not path.startswith("tfds:") and not (self.root / path).exists():
+                held_out = f"; for a held-out share of the training file: data.{field}.path=''" if field.endswith("_eval") else ""
+                raise UserError(f"data.{field}: {self.root / path} does not exist{'' if field == 'eval_prompts' else held_out}")
 
     def prepare(self) -> dict[str, Any]:
         """Writes the bundled corpus where the config names no data of its own."""

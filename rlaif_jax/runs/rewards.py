@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 from typing import Any
 
 from rlaif_jax.config.stages import GRADER, REWARD
@@ -18,6 +19,8 @@ from rlaif_jax.runs.folder import Run
 from rlaif_jax.runs.llms import RunLlms
 from rlaif_jax.runs.models import RunModels
 from rlaif_jax.trainers.trainable import scalar_base
+
+_LOG = logging.getLogger(__name__)
 
 
 class RunRewards:
@@ -59,10 +62,11 @@ class RunRewards:
     def functions(self) -> dict[str, RewardFn]:
         """The user's functions of all arms by name. Where the run may not import code, only those that are given as functions."""
         found = {n: f for arm in self._run.cfg.all_arms().values() for n, f in arm.functions.items()}
-        return {
-            name: self._function(name, cfg) for name, cfg in found.items()
-            if callable(cfg.function) or self._run.imports_functions
-        }  # fmt: skip
+        usable = {n: f for n, f in found.items() if callable(f.function) or self._run.imports_functions}
+        if left_out := sorted(found.keys() - usable.keys()):
+            names = ", ".join(left_out)
+            self._report(f"note: this command imports no code, so these give no score: {names}. `rlaif run` scores with them")
+        return {name: self._function(name, cfg) for name, cfg in usable.items()}
 
     def _function(self, name: str, cfg: FunctionConfig) -> RewardFn:
         resolved = dataclasses.replace(cfg, function=self._run.resolve(cfg.function))
@@ -84,4 +88,6 @@ class RunRewards:
         return with_unfinished_penalty(with_rules(parts, arm.rules, self._run.cfg.language), rl.shaping.missing_eos_penalty)
 
     def _report(self, text: str) -> None:
+        if self._run.console.quiet:  # a script that asked for no progress still needs the problem
+            _LOG.warning(text)
         self._run.console.print(text, style="yellow", markup=False, highlight=False)

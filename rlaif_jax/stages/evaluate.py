@@ -114,7 +114,7 @@ def best_of_groups(result: RewardResult, group: int) -> np.ndarray:
 
 def _gold(record: Prompt, sample: Sample) -> dict[str, float | None]:
     """Verdicts of the corpus's gold scorer, where the prompt comes from it."""
-    if "occasion" not in record.meta:
+    if not corpus.Request.is_meta(record.meta):
         return {}
     request = corpus.Request.from_meta(record.meta)
     compliant = corpus.is_compliant(request, sample.response)

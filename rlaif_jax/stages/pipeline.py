@@ -16,6 +16,7 @@ import jax
 from rlaif_jax.config.run_config import RunConfig
 from rlaif_jax.config.stages import FEEDBACK, Stage, stage_of, stages_of
 from rlaif_jax.errors import UserError
+from rlaif_jax.runs.data import RunData
 from rlaif_jax.runs.folder import Run
 from rlaif_jax.sharding import Placement, on_first
 from rlaif_jax.stages import curate, evaluate, principles, report, rl, tokenizer, train
@@ -32,11 +33,11 @@ def run(x: Run, names: Sequence[str] | None = None) -> None:
     todo = list(stages_of(x.cfg).values()) if names is None else [stage_of(x.cfg, name) for name in names]
     trains = names is None or all(stage.kind in ("train", "rl", "curate", "principles") for stage in todo)
     x = dataclasses.replace(x, imports_functions=trains)
-    for stage in todo:
-        if stage.kind == "rl":
-            rl.require_memory(x, stage.name)
+    _check_before(x, todo)
     if jax.process_count() > 1 and (uneven := uneven_batches(x.cfg, todo, x.place)):
         raise UserError(f"several processes: {uneven[0]}")
+    if names is None and not x.cfg.all_arms():
+        x.console.print("note: the config has no arm, so no policy is trained by RL", style="yellow")
     for stage in todo:
         if on_first(partial(x.is_done, stage.name), "is done"):  # not a question that processes may answer differently
             x.console.print(f"{stage.name}: done before, skipped")
@@ -47,6 +48,18 @@ def run(x: Run, names: Sequence[str] | None = None) -> None:
         facts = KINDS[stage.kind](x, stage)
         x.mark_done(stage.name, began, facts)
         x.console.print(f"{stage.name}: done in {time.perf_counter() - began:.0f} s  {_short(facts)}")
+
+
+def _check_before(x: Run, todo: Sequence[Stage]) -> None:
+    """UserError for what an arm or the data lack, before hours of other stages. Stages that are done are not checked."""
+    todo = [stage for stage in todo if not x.is_done(stage.name)]
+    for stage in todo:
+        if stage.kind == "rl":
+            rl.require_memory(x, stage.name)
+            for function in x.cfg.all_arms()[stage.name].functions.values():
+                x.resolve(function.function)
+    if any(stage.kind not in ("evaluate", "report") for stage in todo):
+        RunData(x).require_files()
 
 
 def uneven_batches(cfg: RunConfig, stages: Iterable[Stage], place: Placement) -> list[str]:

@@ -179,3 +179,33 @@ def test_a_resolved_config_runs_as_yaml_and_as_json(tmp_path, capsys):
 def test_the_list_of_fields_shows_type_default_and_meaning(capsys):
     assert main(["config", "list", "kl.coef"]) == 0
     assert "rl.kl.coef" in (text := capsys.readouterr().out) and "0.001" in text and "float" in text
+
+
+@pytest.mark.parametrize("name", ["../evil", "a/b", "", "base", "best_of", "config.json", "."])
+def test_an_arms_name_is_a_plain_folder_that_nothing_else_uses(name):
+    with pytest.raises(UserError, match="cannot be the name of an arm"):
+        RunConfig(arms={name: ArmConfig(reward_model=1.0)})
+
+
+def test_two_functions_of_one_name_are_refused():
+    same = {"a": ArmConfig(functions={"f": "x.py:f"}), "b": ArmConfig(functions={"f": FunctionConfig("x.py:f", weight=2.0)})}
+    assert len(RunConfig(arms=same).arms) == 2
+    with pytest.raises(UserError, match=r"arms\.b\.functions\.f and arms\.a\.functions\.f are two functions with one name"):
+        RunConfig(arms=same | {"b": ArmConfig(functions={"f": "y.py:f"})})
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("a.yaml", "seed: 1\nrl:\n  group_size: 8\n  group_size: 4\n", r"a\.yaml:4: the field 'group_size' is there twice"),
+        ("a.json", '{"seed": 1, "seed": 2}', "the field 'seed' is there twice"),
+        ("a.yaml", "", r"a\.yaml: the file is empty"),
+        ("a.yaml", "- 1\n", r"a\.yaml: expected fields"),
+        ("a.json", "", r"a\.json: the file is empty"),
+        ("a.txt", "seed: 1\n", r"a\.txt: expected a file that ends in"),
+    ],
+)
+def test_a_config_file_that_is_none_says_why(tmp_path, name, text, message):
+    (tmp_path / name).write_text(text, encoding="utf-8")
+    with pytest.raises(UserError, match=message):
+        load_config(tmp_path / name)

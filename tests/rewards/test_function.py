@@ -46,7 +46,8 @@ def test_a_result_of_its_own_is_taken_as_it_is():
 
 
 @pytest.mark.parametrize(
-    ("value", "problem"), [([1.0], "expected 2 values"), (3, "not iterable"), (["good", "bad"], "could not convert")]
+    ("value", "problem"),
+    [([1.0], "expected 2 values"), (3, "it returned int; expected a list of 2 numbers"), (["good", "bad"], "a value that is no number")],
 )
 def test_a_wrong_result_is_invalid_and_reported_once(value, problem):
     said = []
@@ -112,3 +113,22 @@ def test_mistakes_are_named():
         ArmConfig(functions={"judge": matches})
     with pytest.raises(UserError, match="it has no reward"):
         ArmConfig()
+    with pytest.raises(UserError, match="expected functions by name"):
+        ArmConfig(functions=matches)
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        (np.float32(1.0), "it returned float32; expected a list of 2 numbers or None"),
+        (None, "it returned NoneType; expected a list"),
+        ("ab", "it returned str; expected a list"),
+        ({"a": 1.0, "b": 2.0}, "it returned dict; expected a list"),
+        ([1.0, "good"], "it returned a value that is no number"),
+        ([[1.0], [2.0, 3.0]], "it returned a value that is no number"),
+        ([1.0], "expected 2 values, one for each sample, found 1"),
+    ],
+)
+def test_a_result_of_another_kind_is_named(value, message):
+    with pytest.raises(ValueError, match=message):
+        as_result(value, 2)

@@ -125,3 +125,15 @@ def test_a_section_set_to_none_takes_its_arm_along(tmp_path, api, capsys):
     with pytest.raises(UserError, match=r"arms\.both\.reward_model is 0\.5, but reward is None"):
         load_config(path, ["reward=none"])
     assert list(load_config(path, ["arms.judged=none", "arms.both.reward_model=0.0", "reward=none"]).arms) == ["both"]
+
+
+def test_a_missing_function_or_data_file_is_found_before_the_first_stage(tmp_path):
+    cfg = load_config(_config(tmp_path, "function", ""), ["arms.own.functions.long_enough=nowhere.py:score"])
+    run = open_run(tmp_path / "run", cfg, QUIET)
+    with pytest.raises(UserError, match=r"nowhere\.py does not exist"):
+        pipeline.run(run)
+    assert not run.is_done("tokenizer")
+    (tmp_path / "data").mkdir()
+    cfg = load_config(_config(tmp_path, "function", ""), [f"data.root={tmp_path / 'data'}"])
+    with pytest.raises(UserError, match=r"data\.prompts: .*prompts.* does not exist"):
+        pipeline.run(open_run(tmp_path / "other", cfg, QUIET))

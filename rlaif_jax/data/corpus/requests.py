@@ -86,6 +86,11 @@ class Request:
         return meta
 
     @classmethod
+    def is_meta(cls, meta: Mapping[str, Any]) -> bool:
+        """Whether a row's other columns are the dict of `to_meta`, and not columns of a user's that share a name."""
+        return all(f.name in meta for f in dataclasses.fields(cls))
+
+    @classmethod
     def from_meta(cls, meta: Mapping[str, Any]) -> Request:
         """The request from the dict of `to_meta`; other keys are ignored."""
         values = {f.name: meta[f.name] for f in dataclasses.fields(cls)}
