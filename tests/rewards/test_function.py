@@ -47,7 +47,7 @@ def test_a_result_of_its_own_is_taken_as_it_is():
 
 @pytest.mark.parametrize(
     ("value", "problem"),
-    [([1.0], "expected 2 values"), (3, "it returned int; expected a list of 2 numbers"), (["good", "bad"], "a value that is no number")],
+    [([1.0], "expected 2 values"), (3, "it returned int; expected a list"), (["good", "bad"], "a value that is no number")],
 )
 def test_a_wrong_result_is_invalid_and_reported_once(value, problem):
     said = []
