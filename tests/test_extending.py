@@ -46,6 +46,7 @@ def test_a_reward(tmp_path):
     assert json.loads((out / "report" / "report.json").read_text(encoding="utf-8"))["rows"]["short"]["short"]["value"] is not None
 
 
+@pytest.mark.slow
 def test_an_algorithm(tmp_path):
     out = _run("my_loss", tmp_path, "reward.train.steps=2")
     metrics = _rows(out / "rl" / "metrics.jsonl")
@@ -53,6 +54,7 @@ def test_an_algorithm(tmp_path):
     assert json.loads((out / "config.json").read_text())["rl"]["policy"]["loss"] == "my_loss.py:tanh_loss"
 
 
+@pytest.mark.slow
 def test_a_model_family(tmp_path, capsys, monkeypatch):
     pytest.importorskip("torch")
     folder = hf.instruct_folder(tmp_path / "folder")  # Qwen2: the same names, and biases that Llama does not have

@@ -26,6 +26,7 @@ def folder(tmp_path_factory):
     return hf.instruct_folder(tmp_path_factory.mktemp("qwen"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("chunk", [1, 4, 99])
 def test_the_stream_is_what_the_sampler_samples(small_model, one_device, eight_devices, chunk):
     params = jax.tree.map(lambda x: x * 4 if x.ndim > 1 else x, transformer.init(small_model, jax.random.key(0)))
@@ -46,6 +47,7 @@ def test_the_stream_is_what_the_sampler_samples(small_model, one_device, eight_d
         assert len(lengths) > 1, "some end early"
 
 
+@pytest.mark.slow
 def test_pieces_join_to_the_answer_and_hold_half_characters_back(folder):
     model = ChatModel.of_folder(folder, 48)
     held_back = 0

@@ -79,6 +79,7 @@ def test_soft_is_the_softmax_over_the_two_answer_tokens(parts, one_device, eight
             assert p == pytest.approx(float(np.exp(good) / (np.exp(good) + np.exp(bad))), abs=1e-5)
 
 
+@pytest.mark.slow
 def test_requests_that_begin_alike_share_a_row_and_get_the_same_answers(parts, one_device, eight_devices):
     """A checklist's questions: read together in packed rows, asked one by one, and by the full forward of each."""
     params, cfg, tokenizer = parts

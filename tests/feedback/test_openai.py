@@ -172,6 +172,7 @@ def check_curation(server: FakeApi, folder, count: int) -> None:
     assert server.most_in_flight <= 48 and all(server.faults.values())
 
 
+@pytest.mark.slow
 def test_curation_survives_faults_and_a_kill(api, tmp_path):
     server = curate_with_kills(api, tmp_path, 50, 1)
     check_curation(server, tmp_path, 50)

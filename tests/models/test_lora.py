@@ -52,6 +52,7 @@ def test_targets_are_an_ordered_table(small_model):
             LoraConfig(wrong)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("remat", ["none", "full"])
 def test_attached_equals_merged_and_only_the_adapter_learns(small_model, remat):
     cfg = dataclasses.replace(small_model, remat=remat)

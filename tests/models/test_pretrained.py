@@ -46,6 +46,7 @@ def _config(folder, **changes):
     return dataclasses.replace(cfg, model=ModelConfig(init_from=str(folder)), **changes)
 
 
+@pytest.mark.slow
 def test_a_run_starts_from_the_folder_and_goes_out_again(folder, tmp_path, one_device):
     import transformers
 

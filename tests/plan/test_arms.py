@@ -61,6 +61,7 @@ def test_a_refreshed_reference_is_an_array_of_its_own(eight_devices, lora):
         assert kept["refreshed"][program] - none == pytest.approx(trained, abs=4096), program
 
 
+@pytest.mark.slow
 def test_an_arm_with_its_own_batch_or_group_is_planned(eight_devices):
     cfg = _judged(group_size=2, critic=CriticConfig(init="policy"))
     programs, apart = _programs(cfg, eight_devices), [f"rl_judge: {name}" for name in ("rollout", "log-probs", "update")]

@@ -67,6 +67,7 @@ def compiled(monkeypatch) -> list[str]:
     return texts
 
 
+@pytest.mark.slow
 def test_every_program_compiles_with_its_abstract_arguments(eight_devices, compiled):
     """For the CPU: the same functions, arguments and shardings, without a TPU compiler; PPO has all that GRPO has.
 

@@ -51,6 +51,7 @@ def old_run(tmp_path_factory):
     return out, cfg
 
 
+@pytest.mark.slow
 def test_a_run_of_the_first_version_opens_evaluates_and_exports(old_run, tmp_path):
     out, cfg = old_run
     assert open_run(out, console=QUIET).cfg == cfg

@@ -50,6 +50,7 @@ def _kill_when(process: subprocess.Popen, metrics: Path, step: int) -> None:
     raise AssertionError(f"ended before step {step} of {metrics}: {process.stderr.read().decode()[-2000:]}")
 
 
+@pytest.mark.slow
 def test_a_killed_run_ends_with_the_same_bytes(tmp_path):
     config = tmp_path / "config.py"
     config.write_text("from tests import tiny\n\n\ndef config():\n    return tiny.config(steps=12, checkpoint_every=4)\n")
@@ -71,6 +72,7 @@ def _losses(folder: Path) -> np.ndarray:
     return np.array([r["loss"] for r in read_metrics(folder / "metrics.jsonl") if "loss" in r])
 
 
+@pytest.mark.slow
 def test_eight_devices_train_as_one_does(tmp_path, one_device, eight_devices):
     cfg = tiny.config(steps=20, checkpoint_every=20)
     runs = [Run(cfg, tmp_path / n, p, QUIET) for n, p in (("one", one_device), ("eight", eight_devices))]
@@ -86,6 +88,7 @@ def test_eight_devices_train_as_one_does(tmp_path, one_device, eight_devices):
     assert sampled[0] == sampled[1] and len(sampled[0]) == 160
 
 
+@pytest.mark.slow
 def test_nothing_is_compiled_after_the_first_step(tmp_path, one_device, monkeypatch):
     compiled, seen = [], []
     jax.monitoring.register_event_duration_secs_listener(
