@@ -19,7 +19,8 @@ from rlaif_jax.models.model_config import ModelConfig
 from rlaif_jax.sharding import MeshConfig, Placement, make_mesh
 
 _LONGEST = (
-    "notebooks", "test_arms", "test_ppo_dpo", "test_own_arms", "test_scripts", "test_rl", "test_pretrained", "test_pipeline", "test_openai",
+    "notebooks", "test_arms", "test_ppo_dpo", "test_own_arms", "test_scripts", "test_rl", "test_pretrained",
+    "test_pipeline", "test_openai",
 )  # fmt: skip
 
 
