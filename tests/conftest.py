@@ -25,7 +25,7 @@ _LONGEST = (
 
 
 def pytest_collection_modifyitems(items):
-    """The longest files first: with two workers nobody waits for the other's last one."""
+    """The longest files first, so that neither of two workers waits long for the other's last file."""
     order = {name: i for i, name in enumerate(_LONGEST)}
 
     def place(item) -> int:
