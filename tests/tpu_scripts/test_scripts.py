@@ -194,8 +194,9 @@ def test_a_broken_pid_file_is_no_process_group(tmp_path, text):
 
 
 def _supervise(bench, tmp_path, body: str, *options: str, **env: str):
-    """The job appends to `starts` on the shared folder and then does `body`, where $n counts the starts."""
-    job = f"cd {tmp_path}; echo start >> starts; n=$(wc -l < starts); {body}"
+    """Every start of the job takes the next free number $n on the shared folder and then does `body`."""
+    # mkdir, since two workers that start together must never read the same number.
+    job = f"cd {tmp_path}; n=1; until mkdir start$n 2>/dev/null; do n=$((n + 1)); done; {body}"
     return bench.run("supervise.sh", *options, "--", "bash", "-c", job, **env)
 
 
@@ -204,7 +205,7 @@ def test_supervise_recreates_after_a_preemption_and_resumes(bench, tmp_path):
     done = _supervise(bench, tmp_path, "[ $n -gt 2 ] || sleep 300", "--delete-when-done", RLAIF_POLL="1")
     assert done.returncode == 0, done.stderr
     assert "no capacity" in done.stderr and "preempted" in done.stderr and "succeeded on every worker" in done.stderr
-    assert (tmp_path / "starts").read_text().count("start") == 4  # two workers, two lives
+    assert len(list(tmp_path.glob("start*"))) == 4  # two workers, two lives
     verbs = [v for v in bench.verbs() if v in ("create", "scp", "delete")]
     assert verbs == ["create", "create", "scp", "delete", "create", "scp", "delete"]
 
