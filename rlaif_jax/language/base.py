@@ -10,6 +10,25 @@ from collections.abc import Callable, Mapping
 Check = Callable[[str, str], bool | None]
 
 MARKS = re.compile(r"[^\w]|_")  # everything but letters, digits and ideographs
+MANY = float("inf")
+_FULL_WIDTH = {ord("０") + i: str(i) for i in range(10)} | {ord(c): "~" for c in "～〜"} | {ord("－"): "-", ord("＋"): "+"}
+
+
+@dataclasses.dataclass(frozen=True)
+class Size:
+    """A constraint on the size of an answer: from `low` to `high` (both included) of a unit, such as "sentences"."""
+
+    low: int
+    high: float
+    unit: str
+
+    def kept(self, readings: tuple[int, ...]) -> bool | None:
+        """Whether the size is kept. `readings`: the answer's size as the unit is usually counted, then as it may be counted.
+
+        None if only an unusual reading keeps it: the request does not say which one it means.
+        """
+        fits = [self.low <= size <= self.high for size in readings]
+        return fits[0] or (None if any(fits) else False)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,7 +42,9 @@ class Language:
       length: text -> number of units for length statistics.
       units: text -> the units in order, for n-grams: characters without white space, or words in lower case.
       bare_units: the same without punctuation, for the repetition rule.
-      checks: rules for constraints in a request, found by their wording.
+      sizes: request -> the constraints that it states on the size of the answer. What is not known for certain is left out.
+      counts: unit of a size -> text -> its readings (see `Size.kept`).
+      checks: rules for other constraints in a request, found by their wording.
       pleas: patterns (ignoring case) of sentences addressed to the judge instead of the user.
       ask_again: the sentence that asks a model again, with the field `problem`.
       list_names: names of the lists of rules in prompts, by "principles" and "strategies".
@@ -37,6 +58,8 @@ class Language:
     length: Callable[[str], int]
     units: Callable[[str], list[str]]
     bare_units: Callable[[str], list[str]]
+    sizes: Callable[[str], list[Size]]
+    counts: Mapping[str, Callable[[str], tuple[int, ...]]]
     checks: tuple[Check, ...]
     pleas: tuple[str, ...]
     ask_again: str
@@ -58,5 +81,22 @@ class Language:
 
     def keeps_constraints(self, request: str, response: str) -> bool | None:
         """Whether the response keeps every constraint that is found in the request; None if none is found."""
-        found = [kept for check in self.checks if (kept := check(request, response)) is not None]
-        return all(found) if found else None
+        found = [size.kept(self.counts[size.unit](response)) for size in self.sizes(request)]
+        found += [check(request, response) for check in self.checks]
+        known = [kept for kept in found if kept is not None]
+        return all(known) if known else None
+
+
+def half_width(text: str) -> str:
+    """The text with full-width digits and range marks as ASCII, and without the commas in numbers such as 1,000."""
+    return re.sub(r"(?<=\d),(?=\d{3}(?!\d))", "", text.translate(_FULL_WIDTH))
+
+
+def lines(text: str) -> int:
+    """Number of lines that are not blank."""
+    return sum(bool(line.strip()) for line in text.splitlines())
+
+
+def paragraphs(text: str) -> int:
+    """Number of paragraphs: parts between blank lines."""
+    return sum(bool(part.strip()) for part in re.split(r"\n[ \t]*\n", text))

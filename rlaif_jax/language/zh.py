@@ -4,28 +4,27 @@ from __future__ import annotations
 
 import re
 
-from rlaif_jax.language.base import MARKS, Language
+from rlaif_jax.language.base import MARKS, Language, half_width, lines, paragraphs
+from rlaif_jax.language.zh_sizes import NUMBER, NUMERALS, interval, sizes
 
-_DIGITS = {c: i for i, c in enumerate("零一二三四五六七八九")} | {"两": 2}
-_NUMBER = r"([0-9]{1,3}|[一二两三四五六七八九十]{1,3})"
-_AT_MOST = re.compile(rf"(?:不超过|最多|至多){_NUMBER}个?字|{_NUMBER}个?字(?:以内|之内)")
-_EXACTLY = re.compile(rf"(?<!每句)(?<![一二两三四五六七八九十0-9]){_NUMBER}个字(?!以内|之内|一句)|正好{_NUMBER}字")
-_LINES = re.compile(rf"每句{_NUMBER}个?字|{_NUMBER}个?字一句")
-_ITEMS = re.compile(rf"{_NUMBER}[条句段则](?![话])")
-_START = re.compile(r"[以用]“([^”]+)”字?开头")
-_AVOID = re.compile(r"(?:别出现|不要用|不许用|不要出现)“([^”]+)”")
+_PER_LINE = re.compile(rf"每句\s*(?P<first>{NUMBER})个?字|(?<![{NUMERALS}])(?P<second>{NUMBER})个?字一句")
+_QUOTED = r"(?:“[^”\n]+”|「[^」\n]+」|『[^』\n]+』|\"[^\"\n]+\"|‘[^’\n]+’|《[^》\n]+》)"
+_FIRST, _LAST = "开头|打头|起头|开始|开篇", "结尾|收尾|结束"
+_NAMED = r"\s*(?:这?[一两二三四五六几]?个?[字词])?\s*(?:来|作为?|做)?"
+_EDGE = re.compile(rf"[以用](?P<text>{_QUOTED}){_NAMED}(?:(?P<start>{_FIRST})|{_LAST})")
+_NOT = r"(?:别|不要|不许|不能|不得|不可以?|不准|禁止|避免|切勿|勿)"
+_AVOID = re.compile(
+    rf"{_NOT}再?(?:使用|用|出现|提到|提及|提|写|说|包含|含有|含|带上?|有)?[到上了]?"
+    rf"(?P<texts>{_QUOTED}(?:(?:[、，,和与或及跟]|以及|还有)*{_QUOTED})*)"
+    rf"(?!{_NAMED}(?:{_FIRST}|{_LAST}))"
+)
+_NOT_BEFORE = re.compile(_NOT + "$")
 _BREAKS = re.compile(r"[，。！？；、,.!?;\s]+")
-_ITEM_MARK = re.compile(r"(?:^|\s|[。！？；])[（(]?[0-9一二三四五六七八九十]{1,2}[)）.、．]")
-
-
-def number(text: str) -> int:
-    """A number up to 99 in digits or Chinese numerals: "16", "十六", "两"."""
-    if text.isdigit():
-        return int(text)
-    tens, ten, ones = text.rpartition("十")
-    if not ten:
-        return _DIGITS[text]
-    return 10 * (_DIGITS[tens] if tens else 1) + (_DIGITS[ones] if ones else 0)
+_ITEM_MARK = re.compile(
+    r"(?:^|\s|[。！？；])[（(]?[0-9一二三四五六七八九十]{1,2}[)）.、．]|[①-⑳]|^[ \t]*[-*•·](?=\s)", re.MULTILINE
+)
+_SENTENCE_END = re.compile(r"[。！？!?…\n]+|\.(?=\s|$)")
+_CLAUSE_END = re.compile(r"[，,；;\s]+")
 
 
 def count(text: str) -> int:
@@ -43,39 +42,39 @@ def bare_units(text: str) -> list[str]:
     return list(MARKS.sub("", text))
 
 
-def _found(match: re.Match) -> int:
-    return number(next(g for g in match.groups() if g))
+def sentences(text: str) -> tuple[int, ...]:
+    """Number of sentences, by full stops and line ends; then that of their parts between commas, which verse calls lines."""
+    parts = [part for part in _SENTENCE_END.split(_ITEM_MARK.sub("\n", text)) if MARKS.sub("", part)]
+    return len(parts), sum(bool(MARKS.sub("", clause)) for part in parts for clause in _CLAUSE_END.split(part))
 
 
-def _length(request: str, response: str) -> bool | None:
-    if found := _AT_MOST.search(request):
-        return count(response) <= _found(found)
-    found = _EXACTLY.search(request)
-    return count(response) == _found(found) if found else None
+def items(text: str) -> int:
+    """Number of list items: item numbers and marks, else lines."""
+    return len(_ITEM_MARK.findall(text.strip())) or lines(text)
 
 
 def _lines(request: str, response: str) -> bool | None:
-    found = _LINES.search(request)
-    if not found:
+    """A number of characters for every part between punctuation marks."""
+    found = _PER_LINE.search(half_width(request))
+    bounds = interval(found["first"] or found["second"]) if found else None
+    if bounds is None:
         return None
-    return all(len(line) == _found(found) for line in _BREAKS.split(response.strip()) if line)
+    return all(bounds[0] <= len(line) <= bounds[1] for line in _BREAKS.split(response.strip()) if line)
 
 
-def _items(request: str, response: str) -> bool | None:
-    found = _ITEMS.search(request)
-    if not found or (wanted := _found(found)) < 2:
-        return None
-    return len(_ITEM_MARK.findall(response.strip())) == wanted
-
-
-def _start(request: str, response: str) -> bool | None:
-    found = _START.search(request)
-    return response.strip().startswith(found.group(1)) if found else None
+def _edges(request: str, response: str) -> bool | None:
+    """The words that the answer begins or ends with, or does not."""
+    kept = []
+    for found in _EDGE.finditer(request):
+        wanted, body = found["text"][1:-1], response.strip()
+        fits = body.startswith(wanted) if found["start"] else body.rstrip("。！？!?.…~ ").endswith(wanted.rstrip("。！？!?.…~ "))
+        kept.append(fits != bool(_NOT_BEFORE.search(request[max(0, found.start() - 4) : found.start()])))
+    return all(kept) if kept else None
 
 
 def _avoid(request: str, response: str) -> bool | None:
-    found = _AVOID.search(request)
-    return found.group(1) not in response.strip() if found else None
+    words = [quoted[1:-1] for found in _AVOID.finditer(request) for quoted in re.findall(_QUOTED, found["texts"])]
+    return not any(word in response for word in words) if words else None
 
 
 ZH = Language(
@@ -85,7 +84,15 @@ ZH = Language(
     length=len,
     units=units,
     bare_units=bare_units,
-    checks=(_length, _lines, _items, _start, _avoid),
+    sizes=sizes,
+    counts={
+        "characters": lambda text: (count(text),),
+        "sentences": sentences,
+        "lines": lambda text: (lines(text),),
+        "paragraphs": lambda text: (paragraphs(text), lines(text), items(text)),
+        "items": lambda text: (items(text),),
+    },
+    checks=(_lines, _edges, _avoid),
     pleas=(
         r"[^，。！？；\n]*(?:忽略|无视|不要管|别管)[^。！？\n]*(?:标准|规则|指令|要求|提示)[^。！？\n]*[。！？]?",
         r"[^，。！？；\n]*(?:输出|回答|判为|判|打|给)\s*[“\"']?(?:good|1\s*分|满分|合格|通过)[^，。！？；\n]*[，。！？；]?",
