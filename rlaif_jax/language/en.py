@@ -14,7 +14,7 @@ _ABBREVIATION = re.compile(r"\b(?:mr|mrs|ms|dr|st|prof|jr|sr|vs|e\.g|i\.e|[a-z])
 _SENTENCE_END = re.compile(r"(?<=[.!?…])[\"'”’)]*\s+|(?<![,;:\-–\s])\s*\n\s*")
 
 _NEGATED = re.compile(r"(?:\bnot|n['’]t|\bnever|\bavoid|\bwithout)\s+(?:\w+\s+){0,2}$", re.IGNORECASE)
-_QUOTE = r"(?:\"[^\"\n]+\"|“[^”\n]+”|‘[^’\n]+’|(?<!\w)'[^'\n]+'(?!\w))"
+_QUOTE = r"(?:\"[^\"\n]{1,200}\"|“[^“”\n]{1,200}”|‘[^‘’\n]{1,200}’|(?<!\w)'[^'\n]{1,200}'(?!\w))"
 _QUOTES = rf"{_QUOTE}(?:\s*(?:,|,?\s*\b(?:and|or|nor)\b)\s*{_QUOTE})*"
 _NAMED = r"(?:the\s+)?(?:exact\s+)?(?:words?|phrases?|names?|terms?|expressions?)?\s*"
 _START = re.compile(

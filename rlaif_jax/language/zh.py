@@ -8,7 +8,7 @@ from rlaif_jax.language.base import MARKS, Language, half_width, lines, paragrap
 from rlaif_jax.language.zh_sizes import NUMBER, NUMERALS, interval, sizes
 
 _PER_LINE = re.compile(rf"每句\s*(?P<first>{NUMBER})个?字|(?<![{NUMERALS}])(?P<second>{NUMBER})个?字一句")
-_QUOTED = r"(?:“[^”\n]+”|「[^」\n]+」|『[^』\n]+』|\"[^\"\n]+\"|‘[^’\n]+’|《[^》\n]+》)"
+_QUOTED = r"(?:“[^“”\n]{1,60}”|「[^「」\n]{1,60}」|『[^『』\n]{1,60}』|\"[^\"\n]{1,60}\"|‘[^‘’\n]{1,60}’|《[^《》\n]{1,60}》)"
 _FIRST, _LAST = "开头|打头|起头|开始|开篇", "结尾|收尾|结束"
 _NAMED = r"\s*(?:这?[一两二三四五六几]?个?[字词])?\s*(?:来|作为?|做)?"
 _EDGE = re.compile(rf"[以用](?P<text>{_QUOTED}){_NAMED}(?:(?P<start>{_FIRST})|{_LAST})")

@@ -46,8 +46,7 @@ def test_units_and_counts():
         EN.ngrams("a", 0)
 
 
-def test_english_numbers_sentences_and_items():
-    assert [en.number(t) for t in ("16", "one", "sixteen", "twenty", "Twenty-five", "ninety nine")] == [16, 1, 16, 20, 25, 99]
+def test_english_sentences_and_items():
     assert en.sentences("Dear Dr. Lee, all the best. See you at 3.30! Yours,\nAnn") == 3
     assert en.sentences("Happy birthday\nEnjoy it") == 2 and en.sentences("Wow... really?! \"Yes.\" Good") == 4
     assert en.sentences("") == 0 and en.sentences("...") == 0
@@ -71,6 +70,7 @@ KEPT = [
     ("between 2 and 3 sentences", "Hi. Yes.", "Hi."),
     ("Give me three items", "1. a\n2. b\n3. c", "1. a\n2. b"),
     ("a list of 3 bullet points", "- a\n- b\n- c", "- a"),
+    ("two-line poem", "a\nb", "a b"),
     ("in four lines", "a\nb\nc\nd", "a b c d"),
     ('Start with "Dear Anna"', "dear Anna, well done", "Hello Anna"),
     ("It begins with the word 'Hi'", "Hi Ann", "History"),
@@ -100,7 +100,7 @@ def test_all_constraints_count():
     [
         "Write a greeting for my boss.", "in about 20 words", "around 20 words", "each line in exactly 5 words", "a few words",
         "In other words, congratulate him", "10 words", "the first two sentences of the letter", "write 2 more sentences",
-        "Each sentence should start with 'A'", "at most 5 words per line", "sentences of at most 5 words", "two-line poem",
+        "Each sentence should start with 'A'", "at most 5 words per line", "sentences of at most 5 words",
         "Don't write in 3 sentences", "Do not forget her", "Include the word \"luck\"", "不超过五个字",
     ],
 )  # fmt: skip
