@@ -12,6 +12,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import re
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -51,7 +52,7 @@ class LoraConfig:
 def ranks(cfg: ModelConfig, lora: LoraConfig) -> dict[str, int]:
     """Matrix of a block -> rank, for every matrix with an update.
 
-    UserError if no matrix has one, a rank exceeds a side of its matrix, or a pattern matches no matrix (likely a typo).
+    UserError if no matrix has one, or a pattern matches no matrix (likely a typo).
     """
     found = {}
     matrices = [f"layers/{n}" for n, (s, _, _) in transformer.layer_table(cfg).items() if len(s) == 2]
@@ -61,8 +62,6 @@ def ranks(cfg: ModelConfig, lora: LoraConfig) -> dict[str, int]:
     for name, (shape, _, _) in transformer.layer_table(cfg).items():
         rank = next((r for p, r in lora.targets.items() if re.fullmatch(p, f"layers/{name}")), 0)
         if rank and len(shape) == 2:
-            if rank > min(shape):
-                raise UserError(f"lora.targets: rank {rank} is too large for layers/{name} of shape {shape}")
             found[name] = rank
     if not found:
         raise UserError(f"lora.targets gives no matrix a rank; the matrices are {', '.join(matrices)}")
@@ -70,10 +69,15 @@ def ranks(cfg: ModelConfig, lora: LoraConfig) -> dict[str, int]:
 
 
 def init(cfg: ModelConfig, lora: LoraConfig, key: jax.Array) -> dict:
-    """A fresh adapter in float32: `a` uniform in +-1/sqrt(D), `b` zero, so the update starts at zero (as in PEFT)."""
+    """A fresh adapter in float32: `a` uniform in +-1/sqrt(D), `b` zero, so the update starts at zero (as in PEFT).
+
+    UserError for a rank that exceeds a side of its matrix: only a sum of adapters (`joined`) may have such a rank.
+    """
     table, adapter = transformer.layer_table(cfg), {}
     for number, (name, rank) in enumerate(ranks(cfg, lora).items()):
         inputs, outputs = table[name][0]
+        if rank > min(inputs, outputs):
+            raise UserError(f"lora.targets: rank {rank} is too large for layers/{name} of shape {(inputs, outputs)}")
         bound = 1.0 / math.sqrt(inputs)
         shape = (cfg.layers, inputs, rank)
         a = jax.random.uniform(jax.random.fold_in(key, number), shape, jnp.float32, -bound, bound)
@@ -107,3 +111,16 @@ def apply_lora(base: Any, trained: Any, lora: LoraConfig) -> Any:
 def merge(base: Any, trained: Any, lora: LoraConfig) -> Any:
     """The base's tree with every update added to its matrix. Under jit, the shardings are those of the base."""
     return dense(apply_lora(base, trained, lora))
+
+
+def joined(adapters: Sequence[Any]) -> Any:
+    """One adapter whose update is the sum of the updates of `adapters`: their ranks are concatenated.
+
+    With adapters of one `LoraConfig`, every matrix has n times its rank, and alpha must be n times as large too.
+    """
+    layers = [adapter["layers"] for adapter in adapters]
+    return {"layers": {
+        name: {"a": jnp.concatenate([part[name]["a"] for part in layers], axis=2),
+               "b": jnp.concatenate([part[name]["b"] for part in layers], axis=1)}
+        for name in layers[0]
+    }}  # fmt: skip

@@ -40,7 +40,8 @@ def save_adapter(
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     save_file(tensors, folder / _WEIGHTS, metadata={"format": "pt"})
-    config = _config(cfg, lora, base, scalar=score is not None)
+    found = {name: node["a"].shape[-1] for name, node in adapter["layers"].items()}
+    config = _config(found, lora, base, scalar=score is not None)
     (folder / _CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
@@ -48,9 +49,8 @@ def _name(layer: int, name: str, side: str) -> str:
     return f"base_model.model.model.layers.{layer}.{_MODULES[name]}.lora_{side}.weight"
 
 
-def _config(cfg: ModelConfig, lora: LoraConfig, base: str, scalar: bool) -> dict[str, Any]:
-    """PEFT's config. `r` is the rank of the first matrix; rank_pattern lists the matrices with another rank."""
-    found = ranks(cfg, lora)
+def _config(found: Mapping[str, int], lora: LoraConfig, base: str, scalar: bool) -> dict[str, Any]:
+    """PEFT's config for the ranks `found`. `r` is the first matrix's rank; rank_pattern lists the matrices with another one."""
     first = next(iter(found.values()))
     return {
         "peft_type": "LORA", "task_type": "SEQ_CLS" if scalar else "CAUSAL_LM", "base_model_name_or_path": base,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from typing import Any
 
@@ -11,6 +12,7 @@ from rlaif_jax.config.stages import FEEDBACK, GRADER, REWARD, SFT, TOKENIZER, st
 from rlaif_jax.data.tokenizer import Tokenizer
 from rlaif_jax.errors import UserError
 from rlaif_jax.models import transformer
+from rlaif_jax.models.lora import LoraConfig, joined
 from rlaif_jax.models.matrices import dense
 from rlaif_jax.models.model_config import ModelConfig
 from rlaif_jax.models.pretrained import load_policy, resolve
@@ -76,11 +78,33 @@ class RunModels:
         base = scalar_base(self.policy(start_name(stage.section(run.cfg).init)))
         return self._merged(base, self.trained(name), shardings)
 
-    def adapter(self, name: str) -> Any:
-        """What a stage trained over frozen weights: an adapter, or {"model": adapter, "head"} of a scalar model."""
-        if not self.trainable.frozen_base:
+    def adapter(self, name: str) -> tuple[Any, LoraConfig, Any]:
+        """(adapter, its config, score head or None) of a stage, over the weights that the run started from.
+
+        A stage that started from another stage's sum of base and adapter gets the sum of both adapters (`lora.joined`).
+        """
+        lora = self._run.cfg.lora
+        if lora is None:
             raise UserError("the run has no lora section: its stages trained all weights")
-        return self.trained(name)
+        stages = self._adapters_of(name)
+        if not stages:
+            raise UserError(f"{name} has no adapter: it is the weights that the run started from")
+        scalar = stage_of(self._run.cfg, name).leaves == "scalar"
+        *under, last = [self.trained(stage) for stage in stages]
+        parts = [*under, last["model"] if scalar else last]
+        scaled = dataclasses.replace(lora, alpha=lora.alpha * len(parts))
+        return joined(parts), scaled, last["head"]["score"] if scalar else None
+
+    def _adapters_of(self, name: str) -> list[str]:
+        """The stages whose adapters are added to the base in the weights of `name`, in order."""
+        if name == BASE or (name == SFT.name and self._run.cfg.sft is None):
+            return []
+        stage = stage_of(self._run.cfg, name)
+        if stage.leaves == "scalar":
+            start = start_name(stage.section(self._run.cfg).init)
+        else:
+            start = BASE if name == SFT.name else SFT.name
+        return [*self._adapters_of(start), name]
 
     @property
     def trainable(self) -> Trainable:

@@ -46,10 +46,23 @@ def test_targets_are_an_ordered_table(small_model):
         ({"layers/k": 17}, r"rank 17 is too large for layers/k of shape \(32, 16\)"),
     ):
         with pytest.raises(UserError, match=message):
-            lora.ranks(small_model, LoraConfig(targets))
+            lora.init(small_model, LoraConfig(targets), jax.random.key(0))
     for wrong, message in (({"q(": 4}, "not a regular expression"), ({"q": -1}, "expected 0")):
         with pytest.raises(UserError, match=message):
             LoraConfig(wrong)
+
+
+def test_joined_adapters_add_both_updates(small_model, tmp_path):
+    base = transformer.init(small_model, jax.random.key(0))
+    fresh = lora.init(small_model, LORA, jax.random.key(1))
+    first, second = _full(fresh, 5), _full(fresh, 6)
+    expected = lora.merge(lora.merge(base, first, LORA), second, LORA)
+    both, twice = lora.joined([first, second]), dataclasses.replace(LORA, alpha=2 * LORA.alpha)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4), lora.merge(base, both, twice), expected)
+    save_adapter(both, small_model, twice, tmp_path, base="base")
+    found, read, _ = load_adapter(tmp_path, small_model)
+    assert lora.ranks(small_model, read) == {name: 2 * rank for name, rank in lora.ranks(small_model, LORA).items()}
+    jax.tree.map(np.testing.assert_array_equal, found, jax.tree.map(np.asarray, both))
 
 
 @pytest.mark.slow

@@ -59,7 +59,7 @@ def test_only_the_targets_move_and_only_adapters_are_saved(run):
     assert float(np.abs(reward["head"]["score"]).max()) > 0
     np.testing.assert_array_equal(reward["model"]["embed"], sft["embed"])
     _, saved = restore_all(x.folder("sft") / "checkpoints")
-    count = sum(v.size for v in jax.tree.leaves(models.adapter("sft")))
+    count = sum(v.size for v in jax.tree.leaves(models.trained("sft")))
     assert sum(v.size for v in jax.tree.leaves(saved["params"])) == count, "no base in a checkpoint"
     assert sum(v.size for v in jax.tree.leaves(saved["rest"])) < 2 * count + 10, "two moments and a few counts"
 
@@ -92,11 +92,35 @@ def test_the_sum_and_the_adapter_go_out_alike(run, tmp_path, capsys):
         merged = whole(**inputs).logits
     # The run keeps bfloat16 weights, so its sum is rounded to them.
     assert (adapted - merged).abs().max() < 0.3 * (adapted - plain).abs().max() + 0.05
-    with pytest.raises(UserError, match="adapter is another stage of this run"):
-        export_adapter(x, "rl", tmp_path / "rl")
+    assert transformers.AutoTokenizer.from_pretrained(tmp_path / "adapter").chat_template
+    card = (tmp_path / "adapter" / "README.md").read_text(encoding="utf-8")
+    assert "library_name: peft" in card and "PeftModel.from_pretrained" in card and str(tmp_path) not in card
     command = ["generate", "--prompt", "新年好", "--temperature", "0", "--max-tokens", "8", "--model"]
     assert main([*command, str(folder), "--adapter", str(tmp_path / "adapter")]) == 0
     assert capsys.readouterr().out.count("\n") >= 2
+
+
+@pytest.mark.parametrize(("stage", "rank"), [("rl", 8), ("dpo", 8), ("reward", 8)])
+def test_a_later_stages_adapter_is_the_sum_over_the_base(run, tmp_path, stage, rank):
+    """RL, DPO and the reward model start from base plus SFT's adapter: one adapter over the base alone gives their logits."""
+    import peft
+    import transformers
+
+    x, folder = run
+    export(x, stage, tmp_path / "merged", dtype="float32")
+    export_adapter(x, stage, tmp_path / "adapter")
+    assert json.loads((tmp_path / "adapter" / "adapter_config.json").read_text(encoding="utf-8"))["r"] == rank
+    scalar = stage == "reward"
+    kind = transformers.AutoModelForSequenceClassification if scalar else transformers.AutoModelForCausalLM
+    options = {"dtype": torch.float32, "attn_implementation": "eager"}
+    base = kind.from_pretrained(folder, **options, **({"num_labels": 1} if scalar else {})).eval()
+    merged = kind.from_pretrained(tmp_path / "merged", **options).eval()
+    base.config.pad_token_id = merged.config.pad_token_id
+    inputs = hf.torch_inputs(*hf.rows(left=False))
+    with torch.no_grad():
+        expected = merged(**inputs).logits
+        found = peft.PeftModel.from_pretrained(base, tmp_path / "adapter").eval()(**inputs).logits
+    assert (found - expected).abs().max() < 0.02 * expected.abs().max() + 0.02, "but for rounding to bfloat16"
 
 
 def test_a_checkpoint_of_an_adapter_resumes_with_the_same_bytes(run, tmp_path):
@@ -104,12 +128,12 @@ def test_a_checkpoint_of_an_adapter_resumes_with_the_same_bytes(run, tmp_path):
     again = open_run(tmp_path / "again", x.cfg, QUIET)
     stages = ("tokenizer", "sft")
     pipeline.run(again, stages)
-    jax.tree.map(np.testing.assert_array_equal, *(RunModels(y).adapter("sft") for y in (x, again)))
+    jax.tree.map(np.testing.assert_array_equal, *(RunModels(y).trained("sft") for y in (x, again)))
     newest = again.folder("sft") / "checkpoints" / "4"
     for part in (newest, again.folder("sft") / "done.json"):
         part.rename(tmp_path / f"away-{part.name}")
     pipeline.run(again, stages)
-    jax.tree.map(np.testing.assert_array_equal, *(RunModels(y).adapter("sft") for y in (x, again)))
+    jax.tree.map(np.testing.assert_array_equal, *(RunModels(y).trained("sft") for y in (x, again)))
 
 
 def test_without_a_lora_section_there_is_no_adapter(tmp_path, one_device):
