@@ -217,6 +217,12 @@ def test_supervise_starts_a_dead_job_again_and_leaves_the_tpu(bench, tmp_path):
     assert "delete" not in bench.verbs()
 
 
+def test_supervise_notes_that_a_run_needs_a_folder_that_outlives_the_tpu(bench):
+    command = ("--dry-run", "--", "rlaif", "run", "c.py", "--out", "/mnt/rlaif/run1")
+    assert "outlives the TPU" in bench.run("supervise.sh", *command).stderr
+    assert "outlives the TPU" not in bench.run("supervise.sh", "--mount-command", "true", *command).stderr
+
+
 def test_supervise_does_not_count_a_job_that_was_told_to_stop(bench, tmp_path):
     done = _supervise(bench, tmp_path, "[ $n -gt 2 ] || exit 75", "--max-restarts", "0", RLAIF_POLL="1")
     assert done.returncode == 0, done.stderr
