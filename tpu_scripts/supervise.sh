@@ -10,7 +10,7 @@ internal-ips attempts pause poll timeout extra python mount-command job secrets 
 parse_options "$@"
 [ ${#COMMAND[@]} -gt 0 ] || fail $EXIT_USAGE "no command; for example: supervise.sh -- rlaif run CONFIG --out /mnt/rlaif/demo"
 check_secrets "${COMMAND[@]}" # now, and not after hours in the queue
-[ -n "$RLAIF_MOUNT_COMMAND" ] ||
+[ -n "$RLAIF_MOUNT" ] ||
   say "note: without --mount-command the run's --out must be on a folder that every worker has and that outlives the TPU"
 
 # Ends the script. It is also called where `set -e` is off (watch_job || break), so it checks every failure itself.
