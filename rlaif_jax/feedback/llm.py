@@ -9,7 +9,8 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -44,23 +45,50 @@ class LLMRequest:
     def key(self, model: str) -> str:
         """Key of this request to `model` in caches and transcripts, hexadecimal."""
         text = json.dumps([model, dataclasses.asdict(self)], ensure_ascii=False, sort_keys=True)
-        return hashlib.sha256(text.encode("utf-8")).hexdigest()
+        return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
 
     def choice_key(self, model: str, choices: Sequence[str]) -> str:
         """Key of the question which of `choices` comes next."""
         return "|".join((self.key(model), *choices))
 
 
+# Failures that say nothing about the request: later, or after a change of key, address or budget, it may be answered.
+_UNANSWERED = ("timeout", "rate_limit", "server", "connection", "bad_body", "budget")
+
+
 @dataclasses.dataclass(frozen=True)
 class Failure:
-    """Why there is no reply.
+    """Why there is no reply, or none that can be used.
 
-    kind: "timeout", "rate_limit", "server", "connection", "rejected" (the API refused the request), "bad_body" (the response
-    was not a chat completion), "filtered", "budget" or "not_recorded".
+    Attributes:
+      kind: "timeout", "rate_limit", "server", "connection", "bad_body" (the response was not a chat completion), "budget",
+        "rejected" (the API refused the request), "filtered", "empty" (no text, for example since the model was still thinking at
+        the token limit), "thinking" (thinking only, or unfinished thinking), "cut" (the token limit cut the text off),
+        "no_logprobs", "unreadable" (the text is no verdict) or "not_recorded".
+      detail: the cause in words, with the server's own sentence.
+      fatal: no request will be answered until the user changes something, such as the key.
     """
 
     kind: str
     detail: str = ""
+    fatal: bool = False
+
+    def __post_init__(self):
+        object.__setattr__(self, "detail", clean(self.detail))
+
+    @property
+    def unanswered(self) -> bool:
+        """Whether the same request may be answered later. Then nothing that needs the answer may be marked as done."""
+        return self.fatal or self.kind in _UNANSWERED
+
+    def __str__(self) -> str:
+        return f"{self.kind}: {self.detail}" if self.detail else self.kind
+
+
+def worst(failures: Sequence[Failure | None]) -> Failure | None:
+    """The failure to report of several: a fatal one, else one that left a request unanswered, else the first."""
+    found = [f for f in failures if f is not None]
+    return min(found, key=lambda f: (not f.fatal, not f.unanswered), default=None)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,6 +96,8 @@ class LLMReply:
     """A reply: text and token counts, or a failure (with empty text).
 
     finish_reason: "stop", or "length" if `max_tokens` truncated the text.
+
+    Every reply enters the library here, so its text has no lone surrogate.
     """
 
     text: str = ""
@@ -75,6 +105,9 @@ class LLMReply:
     completion_tokens: int = 0
     finish_reason: str = "stop"
     failure: Failure | None = None
+
+    def __post_init__(self):
+        object.__setattr__(self, "text", clean(self.text))
 
 
 OnReply = Callable[[int, LLMReply], None]
@@ -89,6 +122,8 @@ class LLM(Protocol):
 
     `choice_logprobs` returns the log-probability (nats) of each of `choices` as the assistant's next word: (B, C) float32,
     NaN in rows that failed. UserError if the model cannot return log-probs. `on_row(index, row)` is called for each row.
+
+    A model may have an attribute `failures`: row -> Failure of the last call of `choice_logprobs` (see `row_failures`).
     """
 
     name: str
@@ -98,6 +133,18 @@ class LLM(Protocol):
     def choice_logprobs(
         self, requests: Sequence[LLMRequest], choices: Sequence[str], on_row: OnRow | None = None
     ) -> np.ndarray: ...
+
+
+def row_failures(llm: LLM, rows: np.ndarray) -> list[Failure | None]:
+    """Why the rows of the last `choice_logprobs` are NaN; None for those that are not."""
+    known: Mapping[int, Failure] = getattr(llm, "failures", {})
+    unknown = Failure("no_logprobs", "the model gave no log-probabilities")
+    return [known.get(i, unknown) if bad else None for i, bad in enumerate(np.isnan(rows).any(axis=1).tolist())]
+
+
+def clean(text: str) -> str:
+    """The text with U+FFFD for lone surrogates, which no file can hold."""
+    return text if text.isascii() else text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
 
 
 def spending(llm: LLM) -> dict[str, float]:
@@ -120,7 +167,27 @@ def reply_to_json(reply: LLMReply) -> dict[str, Any]:
     return dataclasses.asdict(reply)
 
 
-def reply_from_json(values: dict[str, Any]) -> LLMReply:
-    """The reply that `reply_to_json` wrote."""
+def reply_from_json(values: Any) -> LLMReply:
+    """The reply that `reply_to_json` wrote. ValueError for anything else."""
+    kinds = {"text": str, "prompt_tokens": int, "completion_tokens": int, "finish_reason": str}
+    if not isinstance(values, dict) or (unknown := values.keys() - kinds.keys() - {"failure"}):
+        raise ValueError(f"expected a reply, found {'the field ' + sorted(unknown)[0] if isinstance(values, dict) else values!r}")
+    for name, kind in kinds.items():
+        value = values.get(name, kind())
+        if type(value) is not kind or (kind is int and value < 0):
+            raise ValueError(f"{name} is {value!r:.100}")
     failure = values.get("failure")
-    return LLMReply(**{**values, "failure": Failure(**failure) if failure else None})
+    try:
+        return LLMReply(**{**values, "failure": None if failure is None else Failure(**failure)})
+    except TypeError as error:
+        raise ValueError(f"failure is {failure!r:.100}") from error
+
+
+def logprobs_from_json(values: Any) -> list[float]:
+    """A row of log-probabilities. ValueError for anything else, and for one that is positive or not finite."""
+    if not isinstance(values, list) or not values or not all(type(v) in (int, float) for v in values):
+        raise ValueError(f"expected a list of log-probabilities, found {values!r:.100}")
+    row = [float(v) for v in values]
+    if not all(math.isfinite(v) and v <= 1e-4 for v in row):
+        raise ValueError(f"a log-probability is finite and at most 0, found {values!r:.100}")
+    return row

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from rlaif_jax.errors import UserError
+from rlaif_jax.feedback.choices import choice_row
 from rlaif_jax.feedback.llm import Failure, LLMReply, LLMRequest, OnReply, OnRow
 
 
@@ -128,7 +129,7 @@ class OpenAILLM:
     def choice_logprobs(self, requests: Sequence[LLMRequest], choices: Sequence[str], on_row: OnRow | None = None) -> np.ndarray:
         """See `LLM.choice_logprobs`; needs a server that returns `top_logprobs`.
 
-        A choice that is not among the 20 likeliest tokens gets their remaining probability mass.
+        All spellings of a choice count (see `choices.choice_row`).
         """
         requests = [dataclasses.replace(r, max_tokens=1, temperature=0.0) for r in requests]
 
@@ -231,7 +232,4 @@ def _choice_row(answer: Any, choices: Sequence[str]) -> list[float]:
     content = getattr(answer.choices[0].logprobs, "content", None) if answer.choices[0].logprobs else None
     if not content or not content[0].top_logprobs:
         raise UserError("the chat API returns no top_logprobs; use the judge mode binary or k_vote")
-    top = [(t.token.strip(), t.logprob) for t in content[0].top_logprobs]
-    rest = math.log(max(1.0 - sum(math.exp(lp) for _, lp in top), 1e-6))
-    best = [max((lp for token, lp in top if token and choice.startswith(token)), default=None) for choice in choices]
-    return [math.nan] * len(choices) if all(b is None for b in best) else [rest if b is None else b for b in best]
+    return choice_row([(t.token, t.logprob) for t in content[0].top_logprobs], choices)

@@ -4,63 +4,113 @@ from __future__ import annotations
 
 import dataclasses
 import re
+import unicodedata
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import numpy as np
 
 from rlaif_jax.errors import UserError
 from rlaif_jax.feedback.agents import Agent
-from rlaif_jax.feedback.json_replies import ReplyError
-from rlaif_jax.feedback.llm import LLM, LLMRequest
+from rlaif_jax.feedback.json_replies import ReplyError, answer_in, plain
+from rlaif_jax.feedback.llm import LLM, Failure, LLMRequest, row_failures, worst
 from rlaif_jax.feedback.prompts import Prompts
 from rlaif_jax.language import LANGUAGES
 
 GOOD, BAD = "Good", "Bad"
 _REMEMBERED = 50_000  # verdicts that a checklist keeps in memory
-_PAUSES = re.escape("".join(language.pauses for language in LANGUAGES.values()))
-_VERDICT = re.compile(rf"^\W*(good|bad)\b[\s*{_PAUSES}]*(.*)$", re.IGNORECASE | re.DOTALL)
+_LABELS = "|".join(re.escape(label) for language in LANGUAGES.values() for label in language.verdict_labels)
+_LABEL = rf"(?:{_LABELS})[\s*_\"']{{0,9}}:[\s*_\"']{{0,9}}"  # "Verdict: ", "**Verdict**: "
+_WORD = r"(?P<verdict>good|bad)(?![a-z0-9_\u00c0-\u024f]|['’-][a-z])"  # no longer word; a Chinese character may follow
+_VERDICT = re.compile(rf"\A[\W_]{{0,40}}(?:{_LABEL})?{_WORD}", re.IGNORECASE)
+_ASKED = re.compile(r"\A[^\w:.]{0,3}\?")  # "Good?"
+# A second verdict beside the first one, without a pause between them: "Good or Bad", "Good/Bad".
+_BESIDE = re.compile(rf"\A[^:.\n]{{0,10}}?(?<![a-z]){_WORD}", re.IGNORECASE)
+# A verdict on its own: a line, a sentence, or after a label.
+_STATED = re.compile(rf"(?:(?:\A|[\n.!?])[\s*_#>-]{{0,9}}|(?<![a-z]){_LABEL}){_WORD}[*_\s]{{0,9}}(?=[\n.!?]|\Z)", re.IGNORECASE)
+_QUOTED = re.compile(r"[“\"‘⟦][^”\"’⟧\n]{0,80}[”\"’⟧]")
+_WORDS = {word: verdict for language in LANGUAGES.values() for verdict, words in language.verdict_words.items() for word in words}
+_ONLY_A_WORD = re.compile(rf"\A[\W_]{{0,40}}(?:{_LABEL})?(?P<word>{'|'.join(_WORDS)})(?:[^\w?]|_){{0,40}}\Z", re.IGNORECASE)
+
+
+class Item(NamedTuple):
+    """An answer to judge: the request, the answer, and the system turn that the author had."""
+
+    query: str
+    response: str
+    system: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
 class Verdicts:
-    """p_good: (B,) float32 in [0, 1], NaN for an invalid verdict. reasons: the judge's reasons, if the mode gives any."""
+    """Verdicts on B answers.
+
+    Attributes:
+      p_good: (B,) float32 in [0, 1], NaN for an invalid verdict.
+      reasons: the judge's reasons, if the mode gives any.
+      failures: why a verdict is invalid, None for the others; empty if the judge does not say.
+    """
 
     p_good: np.ndarray
     reasons: tuple[str, ...] = ()
+    failures: tuple[Failure | None, ...] = ()
 
 
-Judge = Callable[[Sequence[str], Sequence[tuple[str, str]]], Verdicts]  # (principles, items) -> verdicts
+Items = Sequence[tuple[str, ...]]  # each an Item, or (query, response)
+Judge = Callable[[Sequence[str], Items], Verdicts]  # (principles, items) -> verdicts
+
+
+def says_good(p_good: np.ndarray | float) -> np.ndarray | bool:
+    """Whether a verdict means Good: P(Good) above one half. A tie of votes means Bad, here and everywhere."""
+    return p_good > 0.5
 
 
 def parse_verdict(text: str) -> dict[str, str]:
-    """{"verdict": Good or Bad, "reason"} from a reply that begins with Good or Bad. Else ReplyError."""
-    found = _VERDICT.match(re.sub(r"<think>.*?</think>", "", text, flags=re.DOTALL).strip())
+    """{"verdict": Good or Bad, "reason"} from a reply that begins with Good or Bad, also after a label ("Verdict: Bad").
+
+    ReplyError for all other replies, and for one that states both verdicts.
+    """
+    said = answer_in(text)
+    body = plain(said)
+    if alone := _ONLY_A_WORD.match(body):
+        return {"verdict": _WORDS[alone["word"].lower()], "reason": ""}
+    found = _VERDICT.match(body)
     if not found:
         raise ReplyError("the reply must begin with Good or Bad")
-    return {"verdict": found.group(1).capitalize(), "reason": found.group(2).strip()}
+    verdict, rest = found["verdict"].capitalize(), body[found.end("verdict") :]
+    named = [_BESIDE.match(rest), *_STATED.finditer(_QUOTED.sub("", rest))]
+    if _ASKED.match(rest) or {m["verdict"].capitalize() for m in named if m} - {verdict}:
+        raise ReplyError("the reply names both verdicts, or asks which one is right; it must state one")
+    return {"verdict": verdict, "reason": _reason(said[found.end("verdict") :])}
+
+
+def _reason(text: str) -> str:
+    """The text after a verdict, without the marks between them; an opening bracket or quote is part of the reason."""
+    starts = (i for i, c in enumerate(text) if unicodedata.category(c)[0] in "LN" or unicodedata.category(c) in ("Ps", "Pi"))
+    return text[next(starts, len(text)) :].strip()
 
 
 def requests_for(
-    prompts: Prompts, principles: Sequence[str], items: Sequence[tuple[str, str]], *, max_tokens: int = 64,
-    temperature: float = 0.0, seed: int = 0,
-) -> list[LLMRequest]:  # fmt: skip
-    """One detector request per (query, response)."""
+    prompts: Prompts, principles: Sequence[str], items: Items, *, max_tokens: int = 64, temperature: float = 0.0, seed: int = 0
+) -> list[LLMRequest]:
+    """One detector request per item."""
     return [
         prompts.request("detector", max_tokens=max_tokens, temperature=temperature, seed=seed,
-                        principles=principles, query=query, response=response)
-        for query, response in items
+                        principles=principles, **Item(*item)._asdict())
+        for item in items
     ]  # fmt: skip
 
 
-def soft_verdicts(agent: Agent, principles: Sequence[str], items: Sequence[tuple[str, str]]) -> Verdicts:
+def soft_verdicts(agent: Agent, principles: Sequence[str], items: Items) -> Verdicts:
     """P(Good) / (P(Good) + P(Bad)) from the logits of the first token (arXiv 2408.15240). No decoding, and no ties."""
-    return Verdicts(_p_good(agent.llm, requests_for(agent.prompts, principles, items)))
+    values, failures = _p_good(agent.llm, requests_for(agent.prompts, principles, items))
+    return Verdicts(values, failures=tuple(failures))
 
 
-def _p_good(llm: LLM, requests: Sequence[LLMRequest]) -> np.ndarray:
+def _p_good(llm: LLM, requests: Sequence[LLMRequest]) -> tuple[np.ndarray, list[Failure | None]]:
     logprobs = llm.choice_logprobs(requests, (GOOD, BAD))
-    return (1.0 / (1.0 + np.exp(logprobs[:, 1] - logprobs[:, 0]))).astype(np.float32)
+    return (1.0 / (1.0 + np.exp(logprobs[:, 1] - logprobs[:, 0]))).astype(np.float32), row_failures(llm, logprobs)
 
 
 def make_checklist(agent: Agent) -> Judge:
@@ -70,27 +120,30 @@ def make_checklist(agent: Agent) -> Judge:
     about one answer are adjacent, so that a model on the mesh reads the answer once for all of them. Verdicts are cached, since
     the principle game judges the same answers repeatedly with one principle changed.
     """
-    known: OrderedDict[tuple[str, str, str], float] = OrderedDict()
+    known: OrderedDict[tuple[str, Item], float] = OrderedDict()
 
-    def verdicts(principles: Sequence[str], items: Sequence[tuple[str, str]]) -> Verdicts:
+    def verdicts(principles: Sequence[str], items: Items) -> Verdicts:
         if not items:
             return Verdicts(np.zeros(0, np.float32))
-        keys = [(p, *item) for item in items for p in principles]
+        keys = [(p, Item(*item)) for item in items for p in principles]
         asked = list(dict.fromkeys(key for key in keys if key not in known))
-        requests = [r for p, *item in asked for r in requests_for(agent.prompts, [p], [tuple(item)])]
-        found = known | dict(zip(asked, _p_good(agent.llm, requests).tolist(), strict=True))
+        requests = [r for p, item in asked for r in requests_for(agent.prompts, [p], [item])]
+        values, failures = _p_good(agent.llm, requests)
+        found, failed = known | dict(zip(asked, values.tolist(), strict=True)), dict(zip(asked, failures, strict=True))
         table = np.array([found[key] for key in keys], np.float32).reshape(len(items), -1)
+        causes = tuple(worst([failed.get((p, Item(*item))) for p in principles]) for item in items)
         known.update((key, found[key]) for key in asked if not np.isnan(found[key]))  # failed questions are not cached
         while len(known) > _REMEMBERED:
             known.popitem(last=False)
-        worst = np.argmin(np.nan_to_num(table, nan=np.inf), axis=1)
-        return Verdicts(np.min(table, axis=1), tuple(principles[i] for i in worst))  # invalid if any principle's verdict is
+        lowest = np.argmin(np.nan_to_num(table, nan=np.inf), axis=1)
+        # invalid if any principle's verdict is
+        return Verdicts(np.min(table, axis=1), tuple(principles[i] for i in lowest), causes)
 
     return verdicts
 
 
 def spoken_verdicts(
-    agent: Agent, principles: Sequence[str], items: Sequence[tuple[str, str]], *, votes: int = 1, temperature: float = 0.0
+    agent: Agent, principles: Sequence[str], items: Items, *, votes: int = 1, temperature: float = 0.0
 ) -> Verdicts:
     """The share of Good among the valid ones of `votes` replies, and the first reply's reason."""
     prompts = agent.prompts
@@ -101,7 +154,8 @@ def spoken_verdicts(
     known = np.sum(~np.isnan(table), axis=0)
     share = np.divide(np.nansum(table, axis=0), known, out=np.full(len(items), np.nan, np.float32), where=known > 0)
     reasons = tuple(a.value["reason"] if a.value else "" for a in answers[: len(items)])
-    return Verdicts(share, reasons)
+    causes = [worst([a.failure for a in answers[i :: len(items)]]) if np.isnan(share[i]) else None for i in range(len(items))]
+    return Verdicts(share, reasons, tuple(causes))
 
 
 def judge_verdicts(agent: Agent, mode: str, votes: int, temperature: float) -> Judge:

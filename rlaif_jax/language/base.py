@@ -48,7 +48,8 @@ class Language:
       pleas: patterns (ignoring case) of sentences addressed to the judge instead of the user.
       ask_again: the sentence that asks a model again, with the field `problem`.
       list_names: names of the lists of rules in prompts, by "principles" and "strategies".
-      pauses: punctuation that may follow a verdict.
+      verdict_labels: words that may introduce a verdict, before a colon.
+      verdict_words: words of the language for the verdicts "Good" and "Bad".
       probe: a tricky text for comparing two tokenizers.
     """
 
@@ -64,7 +65,8 @@ class Language:
     pleas: tuple[str, ...]
     ask_again: str
     list_names: Mapping[str, str]
-    pauses: str
+    verdict_labels: tuple[str, ...]
+    verdict_words: Mapping[str, tuple[str, ...]]
     probe: str
 
     @property

@@ -109,6 +109,10 @@ EN = Language(
     ),
     ask_again="The reply above could not be read ({problem}). Answer again in the required form.",
     list_names={"principles": "principles", "strategies": "strategies"},
-    pauses=":,.",
+    verdict_labels=(
+        "verdict", "final verdict", "answer", "final answer", "the answer", "my verdict", "judgment", "judgement", "rating",
+        "result", "assessment", "evaluation", "conclusion", "decision",
+    ),
+    verdict_words={"Good": ("good",), "Bad": ("bad",)},
     probe="It's 3.14 o'clock,\tHello  World…\r\n x",
 )

@@ -99,6 +99,7 @@ ZH = Language(
     ),
     ask_again="上面的回复无法读取（{problem}）。请按要求的格式重新回答。",
     list_names={"principles": "评判标准", "strategies": "写坏的手法"},
-    pauses="：，。",
+    verdict_labels=("评价", "评判", "评定", "判断", "判定", "结论", "裁定", "结果", "答案", "回答", "最终结论", "我的判断"),
+    verdict_words={"Good": ("好", "合格"), "Bad": ("坏", "差", "不好", "不合格")},
     probe="祝您2024年新年快乐，万事如意！\n\n12 34",
 )
