@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.progress import track
 
 from rlaif_jax.data.records import Prompt
-from rlaif_jax.data.sources import columns_of, load
+from rlaif_jax.data.sources import load
 from rlaif_jax.errors import UserError
 from rlaif_jax.models import transformer
 from rlaif_jax.runs.chat_model import ChatModel, chat_messages
@@ -33,7 +33,7 @@ def answer_file(
     A prompt that is too long has an "error" instead of responses. After an interruption, the same command continues. The
     answers depend on seed and row, not on the batch size. UserError if `out` was written with other settings.
     """
-    rows = load(Prompt, path, columns=columns_of(path)).records
+    rows = load(Prompt, path).records
     rows = [dataclasses.replace(r, system=r.system or system) for r in rows]
     settings = {
         "model": model.name, "prompts": zlib.crc32(json.dumps([(r.prompt, r.system) for r in rows]).encode()),

@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.progress import track
 
 from rlaif_jax.data.records import SftExample
-from rlaif_jax.data.sources import columns_of, load
+from rlaif_jax.data.sources import load
 from rlaif_jax.errors import UserError
 from rlaif_jax.feedback.principles import read_rules
 from rlaif_jax.feedback.verdicts import judge_verdicts
@@ -32,7 +32,7 @@ def score_file(run: Run, path: Path, out: Path | None = None, *, principles: str
     llms, out = RunLlms(run, RunModels(run)), out or path.with_name(path.name + ".rated.jsonl")
     if out.exists():
         raise UserError(f"{out} exists already; choose another file with --out, or move it away")
-    rows = load(SftExample, path, columns=columns_of(path)).records
+    rows = load(SftExample, path).records
     rules = read_rules(principles) if principles else llms.principles()
     judge = judge_verdicts(llms.agent, cfg.single_mode, cfg.votes, cfg.temperature)
     values = []

@@ -9,6 +9,7 @@ continues exactly, with packing and buckets, too. Rows are right-padded; prompts
 from __future__ import annotations
 
 import functools
+import json
 import sys
 import zlib
 from collections.abc import Iterator, Sequence
@@ -21,6 +22,7 @@ from rlaif_jax.data.rows import Rows
 from rlaif_jax.errors import UserError
 
 Batch = dict[str, np.ndarray]
+_VALUES = "labels, margins or other columns"  # in the identity of the data, and in the message that it has changed
 
 
 def _collate(rows: Rows, indices: Sequence[int], length: int) -> Batch:
@@ -95,7 +97,10 @@ class Batches:
     def set_state(self, state: dict[str, Any]) -> None:
         """Continues from a saved state. UserError if the data or the batching has changed since."""
         saved = state.get("data", {})
-        if changed := [name for name, value in self._identity.items() if saved.get(name) != value]:
+        if "rows" in saved and _VALUES not in saved:  # a state of an earlier version: its labels and margins are not known
+            saved = saved | {_VALUES: self._identity[_VALUES]}
+        changed = [name for name, value in self._identity.items() if saved.get(name) != value]
+        if changed := [name for name in changed if name != _VALUES or "rows" not in changed]:
             raise UserError(f"the saved data position is of other data: {', '.join(changed)} changed; start a new run")
         self._iterator.set_state(state["position"])
 
@@ -143,8 +148,15 @@ def train_batches(
 
     data = grain.MapDataset.range(sys.maxsize if epochs is None else epochs * per_epoch).map(batch_at)
     content = zlib.crc32(np.concatenate([ids for row in rows for line in row.lines for ids, _ in line]).tobytes())
-    identity = {"rows": [len(rows), content], "batch_size": batch_size, "seed": seed, "buckets": widths}
+    identity = {"rows": [len(rows), content], _VALUES: _values(rows), "batch_size": batch_size, "seed": seed, "buckets": widths}
     return Batches(data, rows, identity)
+
+
+def _values(rows: Rows) -> int:
+    """A checksum of everything in the rows but their tokens: labels, margins, where answers begin, what the prompts' rows hold."""
+    shapes = [[[len(ids), int(start)] for ids, start in line] for row in rows for line in row.lines]
+    scalars = [[name, value.item()] for row in rows for name, value in sorted(row.scalars.items())]
+    return zlib.crc32(json.dumps([shapes, scalars, rows.notes], default=str).encode())
 
 
 def eval_batches(rows: Rows, batch_size: int, *, buckets: Sequence[int] = (), mine: Sequence[int] | None = None) -> Iterator[Batch]:

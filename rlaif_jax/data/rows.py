@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 
-from rlaif_jax.data.records import LabelledResponse, PreferencePair, Prompt, SftExample
+from rlaif_jax.data.records import LabelledResponse, PreferencePair, Prompt, SftExample, turns_of
 from rlaif_jax.data.tokenizer import Encoded, Segment, Tokenizer, common_prefix, conversation, encode_records
 from rlaif_jax.errors import UserError
 
@@ -30,6 +31,7 @@ class Rows(Sequence):
     """Rows, and how to collate them. `dropped` and `truncated` count the records that were too long.
 
     `left`: pad on the left. `shared_prefix`: positions of the later segments of a line continue those of its first segment.
+    `notes`: what rewards read of the records beside their tokens; part of the data's identity.
     """
 
     items: list[Row]
@@ -40,6 +42,7 @@ class Rows(Sequence):
     with_loss_mask: bool = False
     left: bool = False
     shared_prefix: bool = False
+    notes: Any = None
 
     def __len__(self) -> int:
         return len(self.items)
@@ -134,8 +137,9 @@ def prompt_rows(records: Sequence[Prompt], tokenizer: Tokenizer, max_length: int
     """Rows of prompts, left-padded. Batches: tokens, segment_ids (P, Tp) int32; row (P,) int64, the index of the record."""
 
     def line(record: Prompt) -> list[Segment]:
-        tokens = tokenizer.encode_chat_prompt(record.prompt, record.system)
+        tokens = tokenizer.encode_messages(turns_of(record))
         return [(np.array(tokens, np.int32), len(tokens))]
 
     encoded = encode_records(records, line, max_length, too_long, "prompts", keep_end=True)
-    return _plain_rows(encoded, max_length, tokenizer.pad_id, lambda i: {"row": np.int64(i)}, left=True)
+    rows = _plain_rows(encoded, max_length, tokenizer.pad_id, lambda i: {"row": np.int64(i)}, left=True)
+    return dataclasses.replace(rows, notes=[dict(r.meta) for r in records])

@@ -30,7 +30,8 @@ def build(
     """Writes `out_dir`/`name`/`version` and returns that folder.
 
     `sources.load(kind, "tfds:FOLDER#split")` reads it, and so does `tfds.builder_from_directory(FOLDER)`.
-    Features are the fields of the record; `meta` is JSON text, `margin` is rounded to float32. The order of records is kept.
+    Features are the fields of the record; `meta` and `history` are JSON text, `margin` is rounded to float32. The order of records
+    is kept.
     The folder is written atomically. UserError if it exists, a split is empty, or the records are of several kinds.
     """
     folder = Path(out_dir).expanduser() / _checked("name", name) / _checked("version", version)
@@ -54,12 +55,21 @@ def build(
 
 def read_split(path: str) -> Iterator[tuple[str, dict[str, Any]]]:
     """("folder#split, row n", record fields) from "FOLDER#split". "#split" is optional if there is only one."""
-    # The import takes seconds, so it is done only on use.
-    import tensorflow_datasets as tfds
-
     folder, _, split = path.partition("#")
     if not (Path(folder).expanduser() / "dataset_info.json").exists():
         raise UserError(f"dataset {folder}: it has no dataset_info.json; expected a folder NAME/VERSION written by TFDS")
+    try:
+        yield from _split_rows(folder, split)
+    except UserError:
+        raise
+    except Exception as error:  # the library raises any error of its parsers
+        raise UserError(f"dataset {folder}: cannot be read: {str(error).strip().split(chr(10))[0] or repr(error)}") from error
+
+
+def _split_rows(folder: str, split: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    # The import takes seconds, so it is done only on use.
+    import tensorflow_datasets as tfds
+
     builder = tfds.builder_from_directory(str(Path(folder).expanduser()))
     splits = sorted(builder.info.splits)
     if not split and len(splits) == 1:
@@ -68,7 +78,7 @@ def read_split(path: str) -> Iterator[tuple[str, dict[str, Any]]]:
         found = repr(split) if split else "none"
         raise UserError(f"dataset {folder}: expected a split after #, one of {', '.join(splits)}; found {found}")
     for number, row in enumerate(builder.as_data_source(split), 1):
-        yield f"{folder}#{split}, row {number}", {name: _plain(name, value) for name, value in row.items()}
+        yield f"{folder}#{split}, row {number}", {name: _plain(value) for name, value in row.items()}
 
 
 def _write(records_by_split, kind: type, name: str, version: str, folder: Path, description: str, shard_records: int):
@@ -100,15 +110,16 @@ def _row(record: Record, split: str, index: int) -> dict[str, Any]:
     row = {f.name: getattr(record, f.name) for f in dataclasses.fields(record)}
     try:
         row["meta"] = json.dumps(dict(record.meta), ensure_ascii=False)
+        if "history" in row:
+            row["history"] = json.dumps(row["history"], ensure_ascii=False)
     except TypeError as error:
         raise UserError(f"split {split}, record {index}: field 'meta': expected JSON values: {error}") from error
     return row
 
 
-def _plain(name: str, value: Any) -> Any:
+def _plain(value: Any) -> Any:
     value = value.decode("utf-8") if isinstance(value, bytes) else value
-    value = value.item() if isinstance(value, np.generic) else value
-    return json.loads(value) if name == "meta" else value
+    return value.item() if isinstance(value, np.generic) else value
 
 
 def _only_kind(records_by_split: Mapping[str, Sequence[Record]]) -> type:

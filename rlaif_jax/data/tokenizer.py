@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from jinja2 import TemplateError
 
+from rlaif_jax.data.records import turns_of
 from rlaif_jax.errors import UserError
 
 PAD, START, END, END_OF_TEXT = "<|pad|>", "<|im_start|>", "<|im_end|>", "<|endoftext|>"
@@ -273,8 +274,8 @@ def common_prefix(a: Sequence[int], b: Sequence[int]) -> int:
 
 
 def conversation(tokenizer: Tokenizer, record: Any, response: str) -> Segment:
-    """Tokens of a record's prompt with this answer and its end of turn, and where the answer begins."""
-    head = tokenizer.encode_chat_prompt(record.prompt, record.system)
+    """Tokens of a record's chat with this answer and its end of turn, and where the answer begins: only the answer is learned."""
+    head = tokenizer.encode_messages(turns_of(record))
     return np.array(head + tokenizer.encode_response(response), np.int32), len(head)
 
 

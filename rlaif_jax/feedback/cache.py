@@ -152,7 +152,9 @@ class RecordedLLM:
         self._replies: dict[str, LLMReply] = {}
         self._choices: dict[str, list[float]] = {}
         models = set()
-        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+        for number, line in enumerate(path.read_text(encoding="utf-8").split("\n"), 1):
+            if not line:
+                continue
             try:
                 row = json.loads(line)
                 if "logprobs" in row:

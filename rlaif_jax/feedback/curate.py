@@ -111,7 +111,7 @@ def read_items(path: Path) -> list[dict[str, Any]]:
         with path.open("r+b") as file:
             file.truncate(len(whole))
     try:
-        return [json.loads(line) for line in whole.decode("utf-8").splitlines()]
+        return [json.loads(line) for line in whole.decode("utf-8").split("\n") if line]
     except ValueError as error:
         raise UserError(f"{path} has a line that is not JSON ({error}); fix it or move the file away") from error
 

@@ -98,7 +98,7 @@ class PrincipleGame:
 
     def _resume(self, principles, strategies) -> list[dict[str, Any]]:
         if self._rounds_file.exists():
-            rows = [json.loads(line) for line in self._rounds_file.read_text(encoding="utf-8").splitlines()]
+            rows = [json.loads(line) for line in self._rounds_file.read_text(encoding="utf-8").split("\n") if line]
             self.principles.truncate(rows[-1]["principle_versions"])
             self.strategies.truncate(rows[-1]["strategy_versions"])
             return rows

@@ -25,7 +25,7 @@ def read_rules(source: str | Path, language: Language = ZH) -> list[str]:
     if not path.exists():
         known = ", ".join(sorted(p.stem for p in bundled.parent.glob("*.txt")))
         raise UserError(f"rules {str(source)!r}: not a file, and not a bundled list ({known})")
-    lines = (line.strip() for line in path.read_text(encoding="utf-8").splitlines())
+    lines = (line.strip() for line in path.read_text(encoding="utf-8").split("\n"))
     rules = [line for line in lines if line and not line.startswith("#")]
     if not rules:
         raise UserError(f"{path} has no rules; write one per line")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import zlib
+from collections import Counter
 from collections.abc import Callable, Sequence
 
 import jax
@@ -67,6 +68,7 @@ class Retriever:
         if not examples:
             raise UserError("retrieval needs at least one example")
         self._examples, self._embed, self._place = list(examples), embed, place
+        self._repeats = max(Counter(e.prompt for e in examples).values())
         shards = place.row_shards
         padded = -(-len(examples) // shards) * shards
         matrix = np.pad(embed([e.prompt for e in examples]), ((0, padded - len(examples)), (0, 0)))
@@ -79,7 +81,8 @@ class Retriever:
         """The k best examples for each query, best first. Examples whose request equals the query are excluded."""
         if k == 0:
             return [[] for _ in queries]
-        most = min(k + 8, len(self._examples))
+        # Of the best, those for the query itself are left out: as many more are fetched as the most frequent request has examples.
+        most = min(k + self._repeats, len(self._examples))
         _, indices = jax.device_get(self._top(self._matrix, self._bonus, self._embed(queries), k=most))
         found = []
         for query, row in zip(queries, indices, strict=True):
@@ -94,7 +97,5 @@ def _top_k(matrix: jax.Array, bonus: jax.Array, queries: jax.Array, k: int) -> t
 
 
 def _popularity(examples: Sequence[SftExample]) -> np.ndarray:
-    counts: dict[str, int] = {}
-    for e in examples:
-        counts[e.prompt] = counts.get(e.prompt, 0) + 1
+    counts = Counter(e.prompt for e in examples)
     return np.array([counts[e.prompt] for e in examples], np.float32) / max(counts.values())

@@ -47,6 +47,7 @@ class Language:
       checks: rules for other constraints in a request, found by their wording.
       pleas: patterns (ignoring case) of sentences addressed to the judge instead of the user.
       ask_again: the sentence that asks a model again, with the field `problem`.
+      labels: spellings of the labels of data, in lower case: 1 = good, 0 = bad.
       list_names: names of the lists of rules in prompts, by "principles" and "strategies".
       verdict_labels: words that may introduce a verdict, before a colon.
       verdict_words: words of the language for the verdicts "Good" and "Bad".
@@ -64,6 +65,7 @@ class Language:
     checks: tuple[Check, ...]
     pleas: tuple[str, ...]
     ask_again: str
+    labels: Mapping[str, int]
     list_names: Mapping[str, str]
     verdict_labels: tuple[str, ...]
     verdict_words: Mapping[str, tuple[str, ...]]

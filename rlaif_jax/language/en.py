@@ -108,6 +108,7 @@ EN = Language(
         r"[^.!?\n]*\b(?:output|answer|reply|say|rate)\b[^.!?\n]*\bgood\b[^.!?\n]*[.!?]?",
     ),
     ask_again="The reply above could not be read ({problem}). Answer again in the required form.",
+    labels={"good": 1, "bad": 0, "true": 1, "false": 0, "yes": 1, "no": 0},
     list_names={"principles": "principles", "strategies": "strategies"},
     verdict_labels=(
         "verdict", "final verdict", "answer", "final answer", "the answer", "my verdict", "judgment", "judgement", "rating",

@@ -196,6 +196,25 @@ def test_a_state_of_other_data_is_refused(tokenizer):
         pipelines.train_batches(sft(tokenizer, edited), batch_size=4, seed=3).set_state(state)
 
 
+def test_other_labels_margins_or_columns_are_other_data(tokenizer):
+    def batches(kind, change):
+        if kind == "label":
+            rows = labelled_rows([LabelledResponse("写", "好", 0 if change else 1), LabelledResponse("写", "坏", 0)], tokenizer, 64)
+        elif kind == "margin":
+            rows = pair_rows([PreferencePair("写", "好", "坏", 9.0 if change else 0.0)], tokenizer, 64)
+        else:
+            rows = prompt_rows([Prompt("写", meta={"answer": 5 if change else 4})], tokenizer, 64)
+        return pipelines.train_batches(rows, batch_size=2, seed=1)
+
+    for kind in ("label", "margin", "meta"):
+        state = json.loads(json.dumps(batches(kind, False).get_state()))
+        batches(kind, False).set_state(state)
+        with pytest.raises(UserError, match="labels, margins or other columns changed"):
+            batches(kind, True).set_state(state)
+        del state["data"]["labels, margins or other columns"]  # as an earlier version saved it
+        batches(kind, False).set_state(state)
+
+
 def test_each_epoch_has_its_own_order_and_repeats_no_row(tokenizer):
     batches = list(makers(tokenizer, epochs=3)["prompts"]())
     assert len(batches) == 30  # 41 // 4 each

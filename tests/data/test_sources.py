@@ -69,6 +69,8 @@ def test_prefix_and_limit(tmp_path):
     path = write(tmp_path / "a.jsonl", ROWS)
     assert [r.prompt for r in load(Prompt, path, prefix="只一条：", limit=1).records] == ["只一条：写生日祝福"]
     assert len(load(Prompt, path, limit=0).records) == len(load(Prompt, path, limit=None).records) == 2
+    with pytest.raises(UserError, match="limit: expected a number of rows, or 0 for all; found -1"):
+        load(Prompt, path, limit=-1)
     with pytest.raises(RecordError, match="'prompt'"):  # a prefix makes no blank prompt valid
         load(Prompt, write(tmp_path / "b.jsonl", [{"prompt": " "}]), prefix="只一条：")
 
@@ -104,16 +106,16 @@ def test_adapters(tmp_path, format, kind, row, expected):
 @pytest.mark.parametrize(
     "format, kind, row, message",
     [
-        ("sharegpt_pairs", PreferencePair, PAIR | {"chosen": "好"}, "row 1: field 'chosen'"),
+        ("sharegpt_pairs", PreferencePair, PAIR | {"chosen": 7}, "row 1: field 'chosen'"),
         ("sharegpt_pairs", PreferencePair, PAIR | {"conversations": []}, "row 1: column 'conversations'"),
         (
-            "sharegpt_pairs", PreferencePair,
-            PAIR | {"conversations": PAIR["conversations"] + [{"from": "gpt", "value": "x"}] + PAIR["conversations"]},
-            r"found \['human', 'gpt', 'human'\]",
+            "verl", Prompt,
+            {"prompt": PAIR["conversations"] + [{"from": "gpt", "value": "x"}] + PAIR["conversations"]},
+            "found a chat of 3 turns",
         ),
-        ("verl", Prompt, {"prompt": "写"}, "row 1: column 'prompt': expected one user turn.*found str"),
+        ("verl", Prompt, {"prompt": "写"}, "row 1: column 'prompt': expected a list of chat turns, found str"),
         ("alpaca", SftExample, {"instruction": ["写"], "output": "好"}, r"field 'prompt': expected text, found \[\["),
-        ("labelled", LabelledResponse, {"query": "写", "response": "好", "label": "good"}, "'label'.*'good'"),
+        ("labelled", LabelledResponse, {"query": "写", "response": "好", "label": "so so"}, "'label'.*'so so'"),
     ],
 )  # fmt: skip
 def test_adapters_name_what_is_wrong(tmp_path, format, kind, row, message):
@@ -151,11 +153,11 @@ def test_files_that_cannot_be_read(tmp_path):
         load(Prompt, tmp_path / "none.json")
     assert "cannot read .txt" in failing("a.txt", b"x")
     assert "b.json:2: not JSON" in failing("b.json", b'[{"prompt": "x"},\n oops]')
-    assert "not UTF-8 at byte 14" in failing("c.jsonl", '{"prompt": "祝福"}'.encode("gbk"))
+    assert "c.jsonl:1: not UTF-8 at byte 14 of the line" in failing("c.jsonl", '{"prompt": "祝福"}'.encode("gbk"))
     assert "not a parquet file" in failing("d.parquet", b"PAR?")
     assert "no usable record" in failing("e.json", b"[]")
     assert "no usable record; first problem: " in failing("f.json", b'[{"prompt": ""}]', on_error="skip")
-    assert "known: auto, sharegpt_pairs" in failing("g.json", b"[]", format="sharegpt")
+    assert "known: auto, chat" in failing("g.json", b"[]", format="sharegpt")
     assert "expected raise or skip" in failing("h.json", b"[]", on_error="ignore")
 
 

@@ -90,6 +90,14 @@ def test_a_transcript_stands_in_for_the_model(tmp_path):
     assert np.isnan(recorded.choice_logprobs(requests("甲"), ("a", "c"))).all()
 
 
+def test_a_transcript_may_hold_line_separators(tmp_path):
+    llm = CachedLLM(Echo("m"), tmp_path / "r.sqlite")
+    texts = ("一\u2028二", "一\u0085二", "一\u2029二")
+    replies = llm.complete(requests(*texts))
+    llm.export(tmp_path / "t.jsonl")
+    assert RecordedLLM(tmp_path / "t.jsonl").complete(requests(*texts)) == replies
+
+
 def test_a_run_that_dies_keeps_every_choice_that_came(tmp_path):
     class Dies(Echo):
         def choice_logprobs(self, requests, choices, on_row=None):

@@ -104,6 +104,18 @@ def test_retrieval_is_the_exact_nearest(one_device, eight_devices):
     assert all(e.prompt != examples[0].prompt for e in own)
 
 
+def test_a_frequent_request_leaves_room_for_others(one_device):
+    examples = [SftExample("写生日祝福", str(i)) for i in range(12)] + [SftExample(f"写生日贺词{i}", "好") for i in range(3)]
+    found = Retriever(examples, tfidf_embedder([e.prompt for e in examples]), one_device)(["写生日祝福"], 3)[0]
+    assert sorted(e.prompt for e in found) == ["写生日贺词0", "写生日贺词1", "写生日贺词2"]
+
+
+def test_a_line_separator_in_an_answer_is_part_of_it(tmp_path):
+    path, text = tmp_path / "items.jsonl", "第一行\u2028第二行\u0085第三行"
+    path.write_text(json.dumps({"prompt": text, "pairs": []}, ensure_ascii=False) + "\n", encoding="utf-8")
+    assert read_items(path) == [{"prompt": text, "pairs": []}]
+
+
 def test_popularity_breaks_ties(one_device):
     examples = [SftExample("甲乙", "1"), SftExample("甲丙", "2"), SftExample("甲丙", "3")]
     embed = tfidf_embedder([e.prompt for e in examples])
