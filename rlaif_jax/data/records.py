@@ -22,7 +22,7 @@ History = tuple[tuple[str, str], ...]  # earlier turns of a chat, (request, answ
 
 @dataclasses.dataclass(frozen=True)
 class Prompt:
-    """A request that is sampled and rated, without earlier turns. `meta` has JSON-able data for rewards, such as the right answer."""
+    """A request that is sampled and rated, without earlier turns. `meta` has JSON-able data for rewards: the right answer ..."""
 
     prompt: str
     system: str = ""
