@@ -15,7 +15,7 @@ from typing import Any
 from rich.console import Console
 
 from rlaif_jax import __version__
-from rlaif_jax.errors import EXIT_RESTART, EXIT_USER_ERROR, Preempted, UserError
+from rlaif_jax.errors import EXIT_RESTART, EXIT_USER_ERROR, Interrupted, Preempted, UserError
 
 _PIPE_WIDTH = 200  # columns, where the output is no terminal
 
@@ -167,6 +167,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Preempted as notice:
         print(f"rlaif: {notice}; start the same command again to resume", file=sys.stderr)
         return EXIT_RESTART
+    except Interrupted as notice:
+        print(f"rlaif: {notice}; start the same command again to resume", file=sys.stderr)
+        return 130
     except KeyboardInterrupt:
         print("rlaif: interrupted; start the same command again to resume from the last checkpoint", file=sys.stderr)
         return 130

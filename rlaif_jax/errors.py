@@ -1,4 +1,4 @@
-"""UserError for a user's mistake (shown without a traceback), Preempted for a run that SIGTERM stopped, and exit codes."""
+"""UserError for a user's mistake (shown without a traceback), Preempted and Interrupted for a stopped run, and exit codes."""
 
 EXIT_USER_ERROR = 2
 EXIT_RESTART = 75  # EX_TEMPFAIL of sysexits.h: everything is saved; start the same command again
@@ -10,3 +10,7 @@ class UserError(ValueError):
 
 class Preempted(Exception):
     """The run got SIGTERM and has saved its state; the command exits with EXIT_RESTART."""
+
+
+class Interrupted(KeyboardInterrupt):
+    """The run got Ctrl-C (SIGINT, the stop button of a notebook) while it trained, and has saved its state."""

@@ -36,6 +36,7 @@ def write_json(path: Path, value: Any) -> None:
 class Run:
     """A run folder with its config, mesh and console. One folder belongs to one config.
 
+    `on_log(stage, step, metrics)` is called in the main thread for every log line of a stage that trains, for example to plot.
     `imports_functions`: whether functions that the config names as text (rewards, losses, models) may be imported. `rlaif run` and
     the stages that train, curate or play the game set it. Opening, evaluating and exporting a run imports no code.
     """
@@ -45,6 +46,7 @@ class Run:
     place: Placement
     console: Console
     imports_functions: bool = False
+    on_log: Callable[[str, int, Mapping[str, float]], None] = lambda stage, step, metrics: None
 
     def resolve(self, function: Callable[..., Any] | str) -> Callable[..., Any]:
         """A function of the config. UserError for one that is named as text where the run may not import code."""

@@ -93,7 +93,12 @@ def _watched(x: Run, name: str, cfg: RlConfig) -> loop.Job:
     """The stage, with warnings on the terminal when its metrics show a problem."""
     rows = read_metrics(x.folder(name) / "metrics.jsonl")
     health = Health(lambda text: x.console.print(f"{name}: {text}", style="yellow", markup=False), *rows[:1])
-    return loop.Job(name, x.folder(name), cfg.train, x.console, lambda m: m["reward"], x.cfg.logging.wandb_project, health.look)
+
+    def watch(step: int, means: dict[str, float]) -> None:
+        health.look(step, means)
+        x.on_log(name, step, means)
+
+    return loop.Job(name, x.folder(name), cfg.train, x.console, lambda m: m["reward"], x.cfg.logging.wandb_project, watch)
 
 
 def _evaluation(programs: RlPrograms, reward: RewardFn, records: list, *, models: RunModels, sampling, seed: int):

@@ -61,7 +61,9 @@ def run(x: Run, stage: Stage) -> Mapping[str, Any]:
     update = make_update(loss_fn, optimizer, shardings, train.grad_accumulation)
     evaluate = sft.make_evaluate(loss_fn, held_out, x.place, spec.prepare)
     step = sft.make_step(update, x.place, spec.prepare)
-    job = loop.Job(stage.name, x.folder(stage.name), train, x.console, spec.score, x.cfg.logging.wandb_project)
+    job = loop.Job(
+        stage.name, x.folder(stage.name), train, x.console, spec.score, x.cfg.logging.wandb_project, partial(x.on_log, stage.name)
+    )  # fmt: skip
     loop.fit(job, state, shardings, batches, step, evaluate)
     return facts | models.selected(stage.name)
 

@@ -5,8 +5,10 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import math
+import signal
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -15,7 +17,7 @@ import numpy as np
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from rlaif_jax.errors import Preempted
+from rlaif_jax.errors import Interrupted, Preempted
 from rlaif_jax.sharding import broadcast
 from rlaif_jax.sharding.memory import on_device
 from rlaif_jax.sharding.placement import abstract_like
@@ -60,8 +62,8 @@ def fit(
 ) -> TrainState:  # fmt: skip
     """Trains from the newest checkpoint (or from `state`) up to `train.steps`, and saves the last step.
 
-    Stops early after `train.patience` evaluations in a row without a better score. On SIGTERM it finishes the current step,
-    saves and raises Preempted. With several processes, every process makes the same call.
+    Stops early after `train.patience` evaluations in a row without a better score. On SIGTERM or Ctrl-C it finishes the current
+    step, saves and raises Preempted or Interrupted. With several processes, every process makes the same call.
 
     A run that is killed and started again ends with the same parameters, bit for bit: the checkpoint holds parameters,
     optimizer state, step, data position and all scores, and every random key comes from (seed, step, row).
@@ -69,8 +71,8 @@ def fit(
     checkpoints = Checkpoints(job.folder / "checkpoints", job.train.max_to_keep)
     state, start, scores = _resume(checkpoints, state, shardings, batches)
     writer = MetricsWriter(job.folder, start, job.wandb_project, job.name)
-    window, saved, step, stopped = _Window(), start, start, False
-    with _progress(job, start) as advance, preemption_notice() as told:
+    window, saved, step, stopped = _Window(), start, start, None
+    with _progress(job, start) as advance, preemption_notice(partial(_say, job)) as told:
         for step in range(start + 1, job.train.steps + 1):
             if 0 < job.train.patience <= evaluations_since_best(scores):
                 step -= 1
@@ -97,8 +99,13 @@ def fit(
         checkpoints.close()
         writer.close()
         if stopped:
-            raise Preempted(f"{job.name} got a signal to stop and is saved at step {step} of {job.train.steps}")
+            kind = Interrupted if stopped == signal.SIGINT else Preempted
+            raise kind(f"{job.name} got a signal to stop and is saved at step {step} of {job.train.steps}")
     return state
+
+
+def _say(job: Job, text: str) -> None:
+    job.console.print(f"{job.name}: {text}", style="yellow", markup=False)
 
 
 def _due(step: int, every: int, train: TrainConfig) -> bool:
