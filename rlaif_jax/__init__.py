@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from rlaif_jax.commands.export import export, export_adapter
     from rlaif_jax.commands.import_model import import_model
     from rlaif_jax.commands.judge_score import score_file
+    from rlaif_jax.commands.notebook import watch
     from rlaif_jax.config import ArmConfig, FunctionConfig, RunConfig, load_config
     from rlaif_jax.errors import UserError
     from rlaif_jax.rewards.base import RewardFn, RewardResult, Sample
@@ -38,11 +39,12 @@ _HOMES = {
     "SamplingConfig": "sampling.filters", "UserError": "errors", "answer_file": "commands.answer_file",
     "export": "commands.export", "export_adapter": "commands.export", "import_model": "commands.import_model",
     "load_config": "config", "open_run": "runs.folder", "run": "stages.pipeline", "score_file": "commands.judge_score",
+    "watch": "commands.notebook",
 }  # fmt: skip
 __all__ = [
     "ArmConfig", "ChatModel", "FunctionConfig", "RewardFn", "RewardResult", "Run", "RunConfig", "Sample", "SamplingConfig",
     "UserError", "__version__", "answer_file", "export", "export_adapter", "import_model", "load_config", "open_run", "run",
-    "score_file",
+    "score_file", "watch",
 ]  # fmt: skip
 
 

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from collections.abc import Sequence
 from pathlib import Path
 
 import jax
+import numpy as np
 
 from rlaif_jax.config.run_config import RunConfig
 from rlaif_jax.config.sections import FeedbackConfig
@@ -21,6 +23,7 @@ from rlaif_jax.feedback.multihost import AsksOnFirst
 from rlaif_jax.feedback.openai_llm import OpenAILLM
 from rlaif_jax.feedback.principles import Versions, read_rules
 from rlaif_jax.feedback.prompts import Prompts, load_prompts
+from rlaif_jax.feedback.verdicts import judge_verdicts
 from rlaif_jax.language import Language
 from rlaif_jax.models import transformer
 from rlaif_jax.models.model_config import ModelConfig, preset
@@ -106,6 +109,11 @@ class RunLlms:
     def agent(self) -> Agent:
         """The feedback model with its prompts."""
         return Agent(self.feedback, self.prompts)
+
+    def judge(self, principles: Sequence[str], answers: Sequence[tuple[str, str]]) -> np.ndarray:
+        """P(Good) of every (request, answer) by these principles, in the judge's mode: (B,) float32, NaN for an invalid verdict."""
+        cfg = self._run.cfg.judge
+        return judge_verdicts(self.agent, cfg.single_mode, cfg.votes, cfg.temperature)(principles, answers).p_good
 
     def principles(self) -> list[str]:
         """The judge's principles: those that the game found best, or the ones it would start from."""
