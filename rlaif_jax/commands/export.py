@@ -146,8 +146,8 @@ def _reads_alike(folder: Path, tokenizer: Tokenizer) -> bool:
     """Whether AutoTokenizer tokenizes like the run's tokenizer, on some tricky texts and on random tokens."""
     from transformers import AutoTokenizer
 
-    ids = np.random.default_rng(0).integers(0, tokenizer.vocab_size, 4000)
-    probes = (*_PROBES, "".join(tokenizer.decode([i]).replace("\ufffd", "") for i in ids))
+    ids = set(np.random.default_rng(0).integers(0, tokenizer.vocab_size, 4000).tolist()) - tokenizer.control_ids
+    probes = (*_PROBES, "".join(tokenizer.decode([i]).replace("\ufffd", "") for i in sorted(ids)))
     other = AutoTokenizer.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
     return all(
         other.encode(t, add_special_tokens=False, split_special_tokens=True) == tokenizer.encode_response(t)[:-1] for t in probes

@@ -30,10 +30,8 @@ def import_model(folder: str | Path, out: str | Path, *, dtype: str = "", consol
     found, out = read_config(folder), Path(out)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"{out} exists and is not empty; choose another --out")
-    tokenizer = Tokenizer.load(folder)
     model = dataclasses.replace(found.model, param_dtype=dtype or found.model.param_dtype)
-    if tokenizer.vocab_size > model.vocab_size:
-        raise UserError(f"{folder}: the tokenizer has {tokenizer.vocab_size} tokens, but the model {model.vocab_size}")
+    tokenizer = Tokenizer.load(folder, model.vocab_size)
     place = Placement(make_mesh(MeshConfig(data=1, fsdp=-1)))
     params = load_weights(Path(folder), model, place, found.scalar)
     if not _finite(params):

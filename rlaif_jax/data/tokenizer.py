@@ -2,32 +2,31 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import functools
+import itertools
 import json
 import logging
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jinja2 import TemplateError
 
+from rlaif_jax.data.chat_template import CHATML, ChatTemplate, Part
 from rlaif_jax.data.records import turns_of
 from rlaif_jax.errors import UserError
+from rlaif_jax.models.hf_files import read_object
 
 PAD, START, END, END_OF_TEXT = "<|pad|>", "<|im_start|>", "<|im_end|>", "<|endoftext|>"
 
 # The format is ChatML, but marker, role and newline are one token. As three tokens they would make up a fifth of a sequence
 # with an answer of twenty tokens. The longest added token wins, so START alone can still be encoded.
 _ROLES = tuple(f"{START}{role}\n" for role in ("system", "user", "assistant"))
-_TEMPLATE = (
-    "{%- for message in messages -%}"
-    "{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' }}"
-    "{%- endfor -%}"
-    "{%- if add_generation_prompt -%}{{ '<|im_start|>assistant\n' }}{%- endif -%}"
-)
 _SPECIALS = (PAD, START, END, END_OF_TEXT, *_ROLES)
 _MAX_TOKEN_BYTES = 12  # four Chinese characters, so that stock phrases are not single tokens
+_MOST_TOKENS = 2**22  # sixteen times the largest known vocabulary
 _HALF = "\ufffd"
 
 Segment = tuple[np.ndarray, int]  # tokens (int32) of one conversation, and where its answer begins
@@ -38,45 +37,60 @@ _log = logging.getLogger(__name__)
 class Tokenizer:
     """Converts text to tokens and back with the folder's chat template. Never runs code from the folder.
 
+    Texts of prompts, answers and system turns are data: no tokenizer folder makes a control token of them. Control tokens are
+    all tokens that the folder lists as added, special or not.
+
     Attributes:
       vocab_size: the highest token id plus one.
       eos_ids: the tokens that end an answer; first the one with which the template ends a turn.
       pad_id: the padding token; the last of `eos_ids` if the folder has none. This is safe, since segment_ids mark the padding.
+      control_ids: the control tokens.
     """
 
-    def __init__(self, backend: Any, class_name: str = ""):
-        """`backend` is a fast tokenizer of transformers, to be saved with `class_name`. Use `load` or `train` instead."""
+    def __init__(self, backend: Any, class_name: str = "", end_ids: Sequence[int] = ()):
+        """`backend` is a fast tokenizer of transformers, to be saved with `class_name`; `end_ids` are tokens that the model's
+        configs name as ends. Use `load` or `train` instead."""
         self._backend, self._class_name = backend, class_name
         self._name = backend.name_or_path or "(unnamed)"
-        if backend.chat_template is None:
-            raise UserError(f"tokenizer {self._name}: it has no chat template; use an instruct model")
-        vocab = backend.get_vocab()
-        self._specials = sorted(backend.all_special_tokens, key=len, reverse=True)
+        self._template = ChatTemplate(backend.chat_template, backend.special_tokens_map, self._name)
+        self._fast = backend.backend_tokenizer
+        self._fast.no_truncation()
+        self._fast.no_padding()
+        vocab = self._fast.get_vocab(with_added_tokens=True)
         self.vocab_size = max(vocab.values()) + 1  # not the count, since ids may have gaps
+        if self.vocab_size > _MOST_TOKENS:
+            raise UserError(f"tokenizer {self._name}: a token has the id {self.vocab_size - 1}; expected less than {_MOST_TOKENS}")
+        self._gaps = set(range(self.vocab_size)) - set(vocab.values())
+        self.control_ids = frozenset(self._fast.get_added_tokens_decoder())
         self._end = self._end_of_turn()
-        named = (backend.eos_token_id, vocab.get(END), vocab.get(END_OF_TEXT))
+        self._more_ends = tuple(i for i in end_ids if i in self.control_ids)
+        named = (backend.eos_token_id, vocab.get(END), vocab.get(END_OF_TEXT), *self._more_ends)
         self.eos_ids: tuple[int, ...] = tuple(dict.fromkeys([self._end, *(i for i in named if i is not None)]))
         self.pad_id: int = self.eos_ids[-1] if backend.pad_token_id is None else backend.pad_token_id
 
     @classmethod
-    def load(cls, folder: str | Path) -> Tokenizer:
+    def load(cls, folder: str | Path, rows: int | None = None) -> Tokenizer:
         """Loads a local Hugging Face folder; nothing is downloaded. UserError if it is not one, or has no tokenizer.json.
 
-        tokenizer.json is used unchanged; AutoTokenizer would replace parts of it for some model families.
+        tokenizer.json is used unchanged; AutoTokenizer would replace parts of it for some model families. `rows` is the number
+        of embeddings of the folder's model: UserError if there are more tokens.
         """
         from transformers import PreTrainedTokenizerFast
 
-        config = Path(folder) / "tokenizer_config.json"
-        if not config.exists():
+        folder = Path(folder)
+        if not (folder / "tokenizer_config.json").exists():
             raise UserError(f"tokenizer {folder}: it has no tokenizer_config.json; expected a Hugging Face folder")
-        if not (Path(folder) / "tokenizer.json").exists():
+        if not (folder / "tokenizer.json").exists():
             raise UserError(f"tokenizer {folder}: expected a fast tokenizer (tokenizer.json), found none")
-        try:
-            named = json.loads(config.read_text(encoding="utf-8")).get("tokenizer_class")
+        config = read_object(folder / "tokenizer_config.json")
+        with _library(f"tokenizer {folder}: cannot be loaded"):
             backend = PreTrainedTokenizerFast.from_pretrained(str(folder), local_files_only=True)
-        except Exception as error:  # the library raises any error of its parsers, even a plain Exception
-            raise UserError(f"tokenizer {folder}: cannot be loaded: {_first_line(error)}") from error
-        return cls(backend, named or "")
+            if backend.chat_template is None and (folder / "chat_template.json").exists():
+                backend.chat_template = read_object(folder / "chat_template.json").get("chat_template")
+            found = cls(backend, str(config.get("tokenizer_class") or ""), _end_ids(folder))
+        if rows is not None and found.vocab_size > rows:
+            raise UserError(f"{folder}: the tokenizer has {found.vocab_size} tokens, but the model only {rows}")
+        return found
 
     @classmethod
     def train(cls, texts: Iterable[str], vocab_size: int, folder: str | Path) -> Tokenizer:
@@ -106,43 +120,40 @@ class Tokenizer:
         )  # fmt: skip
         backend.train_from_iterator(texts, trainer)
         fast = PreTrainedTokenizerFast(
-            tokenizer_object=backend, pad_token=PAD, eos_token=END, chat_template=_TEMPLATE,
+            tokenizer_object=backend, pad_token=PAD, eos_token=END, chat_template=CHATML,
             additional_special_tokens=[START, END_OF_TEXT, *_ROLES], clean_up_tokenization_spaces=False,
         )  # fmt: skip
         fast.save_pretrained(str(folder))
         return cls.load(folder)
 
     def encode_chat_prompt(self, prompt: str, system: str = "") -> list[int]:
-        """Tokens of a request, up to where the answer begins.
-
-        Special tokens in the texts lose their effect: a space is put into them ("< |im_end|>").
-        """
+        """Tokens of a request, up to where the answer begins."""
         messages = [{"role": "system", "content": system}] if system else []
         return self.encode_messages([*messages, {"role": "user", "content": prompt}])
 
     def encode_messages(self, messages: Sequence[dict[str, str]]) -> list[int]:
-        """Tokens of a chat of several turns ({"role", "content"}), up to where the answer begins. See `encode_chat_prompt`."""
-        safe = [{**m, "content": self._defused(m["content"])} for m in messages]
-        return self._backend.encode(self._render(safe, generate=True), add_special_tokens=False)
+        """Tokens of a chat of several turns ({"role", "content"}), up to where the answer begins."""
+        return self._encode_parts(self._template.parts(messages, generate=True))
 
-    def encode_dialogue(self, prompt: str, response: str, system: str = "") -> list[int]:
-        """Tokens of a request and its answer, with the template's own end of the chat."""
+    def encode_dialogue(self, prompt: str, response: str, system: str = "", finished: bool = True) -> list[int]:
+        """Tokens of a request and its answer, with the template's own end of the chat if the answer is `finished`."""
         turns = [("system", system)] * bool(system) + [("user", prompt), ("assistant", response)]
-        safe = [{"role": role, "content": self._defused(text)} for role, text in turns]
-        return self._backend.encode(self._render(safe, generate=False), add_special_tokens=False)
+        parts = self._template.parts([{"role": role, "content": text} for role, text in turns], generate=False)
+        return self._encode_parts(parts if finished or not parts[-2:][0][1] else parts[:-1])
 
     def encode_response(self, text: str) -> list[int]:
-        """Tokens of an answer and the end-of-turn token, which is trained and sampled like any other token.
-
-        Special tokens in the text become ordinary tokens, so a text cannot end its turn early.
-        """
-        return [*self._backend.encode(text, add_special_tokens=False, split_special_tokens=True), self._end]
+        """Tokens of an answer and the end-of-turn token, which is trained and sampled like any other token."""
+        return [*self._encode_text(text), self._end]
 
     def decode(self, ids: Sequence[int]) -> str:
-        """Text without special tokens. Bytes that are not valid UTF-8 become U+FFFD."""
-        return self._backend.decode(
-            [int(i) for i in ids], skip_special_tokens=True, clean_up_tokenization_spaces=False
-        )  # fmt: skip
+        """Text of tokens without those that end an answer. Other control tokens are written as their names, so that a reward or
+        a reader sees that they were sampled. Bytes that are not valid UTF-8, and ids without a token, become U+FFFD."""
+        shown = [i for i in map(int, ids) if i not in self.eos_ids]
+        pieces, start = [], 0
+        for end in [*(n for n, i in enumerate(shown) if i >= self.vocab_size or i in self._gaps), len(shown)]:
+            pieces.append(self._fast.decode(shown[start:end], skip_special_tokens=False))
+            start = end + 1
+        return _HALF.join(pieces)
 
     def save(self, folder: str | Path) -> None:
         """Writes the Hugging Face format, readable by transformers 4, too."""
@@ -156,29 +167,61 @@ class Tokenizer:
         for name in ("is_local", "local_files_only", "backend"):  # facts of this process, not of the tokenizer
             config.pop(name, None)
         path.write_text(json.dumps(config, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
+        generation = Path(folder) / "generation_config.json"
+        if self._more_ends and not generation.exists():
+            generation.write_text(json.dumps({"eos_token_id": list(self.eos_ids)}) + "\n", encoding="utf-8")
 
-    def _defused(self, text: str) -> str:
-        for special in self._specials:
-            if special in text:
-                text = text.replace(special, f"{special[0]} {special[1:]}")
-        return text
+    def _encode_parts(self, parts: Sequence[Part]) -> list[int]:
+        """Tokens of a chat. The texts of turns are encoded together with the template's text, as in the model's own training,
+        unless a control token would come out of them; then they are encoded apart."""
+        found = self._encoding("".join(text for text, _ in parts))
+        spans, start = [], 0
+        for text, is_turn in parts:
+            spans += [(start, start + len(text))] if is_turn else []
+            start += len(text)
+        places = (span for i, span in zip(found.ids, found.offsets, strict=True) if i in self.control_ids)
+        if not any(begin < b and a < end for begin, end in places for a, b in spans):
+            return found.ids
+        return [i for text, is_turn in parts for i in (self._encode_text(text) if is_turn else self._encoding(text).ids)]
 
-    def _render(self, messages: list[dict[str, str]], generate: bool) -> str:
-        try:
-            # Keeps Qwen3's template from opening a thinking block. Other templates ignore the option.
-            return self._backend.apply_chat_template(
-                messages, tokenize=False, add_generation_prompt=generate, enable_thinking=False
-            )  # fmt: skip
-        except TemplateError as error:
-            roles = ", ".join(m["role"] for m in messages)
-            raise UserError(f"tokenizer {self._name}: its chat template does not accept the roles {roles}: {error}") from error
+    def _encode_text(self, text: str) -> list[int]:
+        """Tokens of a text by itself, without any control token."""
+        ids = self._encoding(text).ids
+        return ids if self.control_ids.isdisjoint(ids) else self._plain_encoding(text)
+
+    def _encoding(self, text: str, plain: bool = False) -> Any:
+        problem = f"tokenizer {self._name}: cannot encode a text"
+        with _library(problem):
+            try:
+                return (self._plain if plain else self._fast).encode(text, add_special_tokens=False)
+            except TypeError as error:  # all other texts can be encoded as UTF-8
+                raise UserError(f"{problem}: it holds half of a character (a lone surrogate)") from error
+
+    @functools.cached_property
+    def _plain(self) -> Any:
+        """The tokenizer without added tokens, so that their names are ordinary text."""
+        from tokenizers import Tokenizer as Backend
+
+        return Backend.from_str(json.dumps(json.loads(self._fast.to_str()) | {"added_tokens": []}))
+
+    def _plain_encoding(self, text: str) -> list[int]:
+        """Tokens of a text without added tokens. Where the model itself makes a control token of a word, the word is split."""
+        allowed = {self._fast.token_to_id(token) for token in [self._backend.unk_token] if token}
+        found = self._encoding(text, plain=True)
+        wrong = [at for i, at in zip(found.ids, found.offsets, strict=True) if i in self.control_ids - allowed]
+        if not wrong:
+            return found.ids
+        if any(end - begin < 2 for begin, end in wrong):
+            raise UserError(f"tokenizer {self._name}: the character {text[wrong[0][0]]!r} of a text is a control token there")
+        cuts = [0, *(begin + 1 for begin, _ in wrong), len(text)]
+        return [i for a, b in itertools.pairwise(cuts) for i in self._plain_encoding(text[a:b])]
 
     def _end_of_turn(self) -> int:
-        """The special token with which the template ends an answer, found by rendering one; else the EOS token."""
-        turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "bcd"}]
-        tail = self._render(turns, generate=False).rpartition("bcd")[2].strip()
-        ids = self._backend.encode(tail, add_special_tokens=False)
-        if ids and ids[0] in self._backend.added_tokens_decoder:
+        """The control token with which the template ends an answer, found by laying one out; else the EOS token."""
+        turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+        last, is_turn = self._template.parts(turns, generate=False)[-1]
+        ids = [] if is_turn else self._encoding(last.strip()).ids
+        if ids and ids[0] in self.control_ids:
             return ids[0]
         if self._backend.eos_token_id is None:
             raise UserError(f"tokenizer {self._name}: neither its chat template nor its config has an end-of-turn token")
@@ -279,5 +322,26 @@ def conversation(tokenizer: Tokenizer, record: Any, response: str) -> Segment:
     return np.array(head + tokenizer.encode_response(response), np.int32), len(head)
 
 
-def _first_line(error: Exception) -> str:
-    return str(error).strip().split("\n")[0] or type(error).__name__
+def _end_ids(folder: Path) -> list[int]:
+    """The end tokens that generation_config.json and config.json of a folder name."""
+    found: list[int] = []
+    for path in (folder / "generation_config.json", folder / "config.json"):
+        ids = read_object(path).get("eos_token_id") if path.exists() else None
+        ids = [] if ids is None else ids if isinstance(ids, list) else [ids]
+        if wrong := [i for i in ids if type(i) is not int or i < 0]:
+            raise UserError(f"{path}: eos_token_id holds {wrong[0]!r}; expected token ids")
+        found += ids
+    return found
+
+
+@contextlib.contextmanager
+def _library(problem: str) -> Iterator[None]:
+    """Turns every error of the tokenizer libraries, even a panic of their Rust code, into a UserError."""
+    try:
+        yield
+    except (UserError, KeyboardInterrupt, SystemExit, GeneratorExit):
+        raise
+    except BaseException as error:
+        if not isinstance(error, Exception) and "pyo3" not in type(error).__module__:
+            raise
+        raise UserError(f"{problem}: {str(error).strip().split(chr(10))[0] or type(error).__name__}") from error

@@ -14,6 +14,22 @@ from rlaif_jax.errors import UserError
 INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
 
 
+_MOST_BYTES = 64 * 2**20  # of a JSON file of a folder; the index of the largest models has 2 MiB
+
+
+def read_object(path: Path) -> dict[str, Any]:
+    """The object in a JSON file of a folder. UserError if it cannot be read, is too large, or is no object."""
+    try:
+        if path.stat().st_size > _MOST_BYTES:
+            raise UserError(f"{path}: has more than {_MOST_BYTES >> 20} MiB, too much for a file of settings")
+        raw = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError, OSError) as error:
+        raise UserError(f"{path}: not JSON: {str(error).splitlines()[0]}") from error
+    if not isinstance(raw, dict):
+        raise UserError(f"{path}: expected an object, found {type(raw).__name__}")
+    return raw
+
+
 class Checkpoint:
     """The tensors of a folder by name, read in slices. Only one file is open at a time, for one tensor."""
 

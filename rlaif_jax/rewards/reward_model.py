@@ -21,15 +21,15 @@ def encode_samples(
 ) -> tuple[np.ndarray, ...]:
     """tokens and segment_ids (B, T) int32, right-padded, and fits (B,) bool.
 
-    An unfinished response is scored without the end token. A row longer than T does not fit and is invalid.
-    `whole_chat`: encode as the chat template renders a finished chat, as external reward models expect.
+    An unfinished response is scored without the end of its turn. A row longer than T does not fit and is invalid.
+    `whole_chat`: encode as the chat template renders a whole chat, as external reward models expect.
     """
     tokens = np.full((len(samples), max_length), tokenizer.pad_id, np.int32)
     segments = np.zeros_like(tokens)
     fits = np.ones(len(samples), bool)
     for i, e in enumerate(samples):
         if whole_chat:
-            ids = tokenizer.encode_dialogue(e.prompt, e.response, e.system)
+            ids = tokenizer.encode_dialogue(e.prompt, e.response, e.system, e.finished)
         else:
             response = tokenizer.encode_response(e.response)
             ids = tokenizer.encode_chat_prompt(e.prompt, e.system) + (response if e.finished else response[:-1])

@@ -63,7 +63,7 @@ class ChatModel:
         compute = "float32" if jax.default_backend() == "cpu" else cfg.param_dtype
         cfg = dataclasses.replace(cfg, compute_dtype=compute)
         place = Placement(make_mesh(MeshConfig(data=1, tensor=-1)))
-        tokenizer, most = Tokenizer.load(folder), cfg.max_positions - max_tokens
+        tokenizer, most = Tokenizer.load(folder, cfg.vocab_size), cfg.max_positions - max_tokens
         if most < 1:
             raise UserError(f"--max-tokens {max_tokens}: {folder} is made for {cfg.max_positions} tokens, prompt included")
         params, name = load_policy(folder, cfg, place), str(Path(folder).resolve())

@@ -82,9 +82,10 @@ class RunLlms:
             return RecordedLLM(cfg.transcript, cfg.model)
         if cfg.backend == "folder":
             model = feedback_config(cfg, foreign_config(cfg.model, run.cfg.model, scalar=False))
+            tokenizer = Tokenizer.load(cfg.model, model.vocab_size)
             params = load_policy(cfg.model, model, run.place, int8=cfg.weights == "int8")
             name = str(Path(cfg.model).resolve()) + (" int8" if cfg.weights == "int8" else "")
-            return LocalLLM(params, model, Tokenizer.load(cfg.model), run.place, name=name, batch_size=cfg.batch_size)
+            return LocalLLM(params, model, tokenizer, run.place, name=name, batch_size=cfg.batch_size)
         if cfg.backend == "embedded":
             return self.policy(FEEDBACK.name, cfg.batch_size)
         return AsksOnFirst(self._asked) if jax.process_count() > 1 else self._asked()

@@ -41,7 +41,7 @@ class RunRewards:
             raise UserError(f"the run {run.cfg.name!r} has no {name}: its config section is None")
         if cfg.folder:
             model = foreign_config(cfg.folder, run.cfg.model, scalar=True)
-            params, tokenizer = load_scalar(cfg.folder, model, run.place), Tokenizer.load(cfg.folder)
+            params, tokenizer = load_scalar(cfg.folder, model, run.place), Tokenizer.load(cfg.folder, model.vocab_size)
             return make_reward_model(params, model, tokenizer, cfg.max_length, run.place, batch_size, whole_chat=True)
         if base is not None and run.cfg.shares_base(cfg):
             params = models.trainable.full_params(scalar_base(base), models.trained(name))

@@ -5,8 +5,10 @@ import random
 
 import pytest
 
+from rlaif_jax.data.template_worker import TODAY
 from rlaif_jax.data.tokenizer import END, END_OF_TEXT, PAD, StreamDecoder, Tokenizer
 from rlaif_jax.errors import UserError
+from tests.data import folders
 
 TEXTS = [
     f"祝{who}{what}，愿您在{year}年万事如意！\n🎂 Happy {year}"
@@ -94,8 +96,7 @@ def test_special_tokens(tokenizer):
     assert tokenizer.eos_ids == (vocab[END], vocab[END_OF_TEXT])
     assert tokenizer.pad_id == vocab[PAD] and tokenizer.pad_id not in tokenizer.eos_ids
     assert tokenizer.encode_response("好")[-1] == tokenizer.eos_ids[0]
-    specials = tokenizer._backend.all_special_ids
-    assert len(specials) == 7 and tokenizer.decode(specials) == ""
+    assert len(tokenizer.control_ids) == 7 and tokenizer.decode(tokenizer.eos_ids) == ""
     assert tokenizer.vocab_size == max(vocab.values()) + 1 <= 600
 
 
@@ -107,8 +108,152 @@ def test_texts_cannot_forge_control_tokens(tokenizer, forged):
     assert not specials & set(tokenizer.encode_response(forged)[:-1])
 
 
+SPELLED = ["{t}", "好 {t} Good", "a{t}b{t}", "{t}\n\n", "x {t}{t} y"]
+
+
+@pytest.mark.parametrize("shape", folders.SHAPES)
+def test_no_text_becomes_a_control_token(tmp_path, shape):
+    """Whatever a folder lists as added, special or not: the texts are read back as they are, in every place of a chat."""
+    tokenizer = Tokenizer.load(folders.shaped(tmp_path, shape))
+    controls = [tokenizer._fast.id_to_token(i) for i in sorted(tokenizer.control_ids)]
+    assert set(controls) == {*folders.SHAPES[shape][1], *folders.SHAPES[shape][2]}
+
+    def control(ids):
+        return [i for i in ids if i in tokenizer.control_ids]
+
+    systems = ["", "be kind"] if shape != "mistral" else [""]
+    for token in [*controls, "".join(controls), "".join(reversed(controls))]:
+        for text in (form.format(t=token) for form in SPELLED):
+            assert not control(tokenizer.encode_response(text)[:-1]) and tokenizer.decode(tokenizer.encode_response(text)) == text
+            for system in systems:
+                harmless = control(tokenizer.encode_chat_prompt("hello", system))
+                forged = tokenizer.encode_chat_prompt(text, system and text)
+                assert control(forged) == harmless
+                assert tokenizer.decode(forged).count(text.strip()) >= 1 + bool(system)
+                whole = tokenizer.encode_dialogue(text, text, system and text)
+                assert control(whole) == control(tokenizer.encode_dialogue("hello", "好", system))
+            chat = [{"role": role, "content": text} for role in ("user", "assistant", "user")]
+            plain = [m | {"content": "hello"} for m in chat]
+            assert control(tokenizer.encode_messages(chat)) == control(tokenizer.encode_messages(plain))
+
+
+@pytest.mark.parametrize("shape", ["llama", "llama-dated", "mistral", "qwen", "qwen3"])
+@pytest.mark.parametrize("prompt", ["hello world", "\n祝您 <b>生日</b>\n\n快乐 ", " a [x] b |y| <z"])
+def test_honest_texts_have_the_tokens_of_transformers(tmp_path, shape, prompt, monkeypatch):
+    monkeypatch.setattr("transformers.utils.chat_template_utils.datetime", FixedDay)
+    tokenizer = Tokenizer.load(folders.shaped(tmp_path, shape))
+    options = {"tokenize": True, "enable_thinking": False, "return_dict": False}
+    chat = [{"role": "user", "content": prompt}]
+    theirs = tokenizer._backend.apply_chat_template(chat, add_generation_prompt=True, **options)
+    assert tokenizer.encode_chat_prompt(prompt) == theirs
+    answered = [*chat, {"role": "assistant", "content": prompt}]
+    assert tokenizer.encode_dialogue(prompt, prompt) == tokenizer._backend.apply_chat_template(answered, **options)
+
+
+class FixedDay:
+    """A clock for transformers."""
+
+    @staticmethod
+    def now():
+        return TODAY
+
+
+def test_control_tokens_by_normalisation_and_in_the_vocabulary(tmp_path):
+    from tokenizers import Tokenizer as Backend
+    from tokenizers import models, normalizers, pre_tokenizers
+
+    wide = folders.tokenizer_folder(
+        tmp_path / "wide", folders.CHATML, plain=("<think>",), normalizer=normalizers.NFKC(), eos_token="<|im_end|>"
+    )
+    tokenizer = Tokenizer.load(wide)
+    think = tokenizer._fast.token_to_id("<think>")
+    assert think in tokenizer._fast.encode("a ＜think＞").ids  # the folder's own reading
+    assert think not in tokenizer.encode_chat_prompt("a ＜think＞") and think not in tokenizer.encode_response("a ＜think＞")
+
+    pieces = {"<unk>": 0, "user": 1, "assistant": 2, "hi": 3, "TURN": 4, "T": 5, "URN": 6, "END": 7, "E": 8, "ND": 9}
+    model = Backend(models.WordLevel(pieces, unk_token="<unk>"))
+    model.pre_tokenizer = pre_tokenizers.Whitespace()
+    template = (
+        "{% for m in messages %}TURN {{ m.role }} {{ m.content }} END {% endfor %}{% if add_generation_prompt %}TURN {% endif %}"
+    )
+    words = folders.tokenizer_folder(
+        tmp_path / "words", template, ("<unk>", "TURN", "END"), model=model, unk_token="<unk>", eos_token="END"
+    )
+    tokenizer = Tokenizer.load(words)
+    assert tokenizer.encode_chat_prompt("hi TURN") == [4, 1, 3, 5, 6, 7, 4]
+    assert tokenizer.encode_response("END hi strange") == [8, 9, 3, 0, 7]
+
+
+def test_an_answer_cannot_hide_before_its_thinking(tmp_path):
+    tokenizer = Tokenizer.load(folders.shaped(tmp_path, "qwen3"))
+    seen = tokenizer.decode(tokenizer.encode_dialogue("hello", "AN ADVERT <think></think>a wish"))
+    assert "AN ADVERT <think></think>a wish" in seen
+
+
+def test_an_unfinished_answer_has_no_end_of_turn(tmp_path):
+    for shape in ("llama", "mistral", "qwen3"):
+        tokenizer = Tokenizer.load(folders.shaped(tmp_path / shape, shape))
+        whole, cut = (tokenizer.encode_dialogue("hello", "万事", finished=f) for f in (True, False))
+        assert whole[: len(cut)] == cut and whole[len(cut)] == tokenizer.eos_ids[0] and tokenizer.decode(cut).endswith("万事")
+
+
+@pytest.mark.parametrize("shape", ["llama", "mistral", "qwen3"])
+def test_sampled_control_tokens_are_visible(tmp_path, shape):
+    tokenizer = Tokenizer.load(folders.shaped(tmp_path, shape))
+    for i in sorted(tokenizer.control_ids - set(tokenizer.eos_ids)):
+        ids = [*tokenizer.encode_response("万事")[:-1], i, *tokenizer.encode_response("如意")]
+        assert tokenizer.decode(ids) == f"万事{tokenizer._fast.id_to_token(i)}如意"
+    beyond = [*tokenizer.encode_response("万")[:-1], tokenizer.vocab_size + 5, *tokenizer.encode_response("如")]
+    assert tokenizer.decode(beyond) == "万\ufffd如"  # an embedding without a token
+    decoder = StreamDecoder(tokenizer)
+    assert "".join(decoder.push(i) for i in beyond) + decoder.flush() == "万\ufffd如"
+
+
+def test_all_end_tokens_of_the_configs_count(tmp_path):
+    folder = folders.shaped(tmp_path / "model", "llama")
+    vocab = Tokenizer.load(folder)._fast.get_vocab(with_added_tokens=True)
+    text, eom, eot = (vocab[t] for t in ("<|end_of_text|>", "<|eom_id|>", "<|eot_id|>"))
+    assert Tokenizer.load(folder).eos_ids == (eot,)
+    (folder / "config.json").write_text(json.dumps({"eos_token_id": text}), encoding="utf-8")
+    (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": [text, eom, eot, 3]}), encoding="utf-8")
+    tokenizer = Tokenizer.load(folder)
+    assert tokenizer.eos_ids == (eot, text, eom)  # 3 is an ordinary token: an answer may hold it
+    tokenizer.save(tmp_path / "run")
+    assert Tokenizer.load(tmp_path / "run").eos_ids == (eot, text, eom)
+    (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": ["x"]}), encoding="utf-8")
+    with pytest.raises(UserError, match=r"generation_config\.json: eos_token_id holds 'x'"):
+        Tokenizer.load(folder)
+
+
+def test_more_tokens_than_embeddings_are_refused(tmp_path):
+    folder = folders.shaped(tmp_path, "qwen")
+    size = Tokenizer.load(folder).vocab_size
+    assert Tokenizer.load(folder, size).vocab_size == size
+    with pytest.raises(UserError, match=f"the tokenizer has {size} tokens, but the model only {size - 1}"):
+        Tokenizer.load(folder, size - 1)
+
+
+def test_limits_that_a_tokenizer_file_sets_do_not_cut_or_pad(tmp_path):
+    folder = folders.shaped(tmp_path, "qwen")
+    raw = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
+    raw["truncation"] = {"direction": "Right", "max_length": 4, "strategy": "LongestFirst", "stride": 0}
+    raw["padding"] = {
+        "strategy": {"Fixed": 50}, "direction": "Left", "pad_to_multiple_of": None, "pad_id": 0, "pad_type_id": 0, "pad_token": "x",
+    }  # fmt: skip
+    (folder / "tokenizer.json").write_text(json.dumps(raw), encoding="utf-8")
+    tokenizer = Tokenizer.load(folder)
+    assert tokenizer.decode(tokenizer.encode_response("hello world, a happy birthday")) == "hello world, a happy birthday"
+
+
+def test_half_a_character_is_named(tokenizer):
+    with pytest.raises(UserError, match="lone surrogate"):
+        tokenizer.encode_response("好\ud83d")
+    with pytest.raises(UserError, match="lone surrogate"):
+        tokenizer.encode_chat_prompt("好\ud83d")
+
+
 def test_tokens_are_short_and_marks_stand_alone(tokenizer):
-    for token in range(tokenizer.vocab_size):
+    for token in set(range(tokenizer.vocab_size)) - tokenizer.control_ids:
         text = tokenizer.decode([token])
         assert len(text.encode()) <= 12 or "\ufffd" in text, text
         if any(mark in text for mark in "，！\n0123456789"):
@@ -188,6 +333,9 @@ def test_mistakes_are_named(tmp_path):
     with pytest.raises(UserError, match=r"\(tokenizer\.json\), found none"):
         Tokenizer.load(tmp_path / "broken")
     (tmp_path / "broken" / "tokenizer.json").write_text("{}", encoding="utf-8")
+    with pytest.raises(UserError, match=r"tokenizer_config\.json: not JSON"):
+        Tokenizer.load(tmp_path / "broken")
+    (tmp_path / "broken" / "tokenizer_config.json").write_text("{}", encoding="utf-8")
     with pytest.raises(UserError, match="cannot be loaded"):
         Tokenizer.load(tmp_path / "broken")
     with pytest.raises(UserError, match="no chat template"):
