@@ -118,7 +118,7 @@ def test_labels_stay_with_their_responses(tokenizer):
     assert_int32(batch, 41, 64)
     assert batch["label"].shape == (41,) and batch["label"].dtype == np.float32 and len(batch) == 4
     for row in range(41):
-        text = tokenizer.decode(batch["tokens"][row])
+        text = tokenizer.decode([i for i in batch["tokens"][row] if i not in tokenizer.control_ids])
         assert next(r.label for r in LABELLED if text == r.prompt + r.response) == batch["label"][row]
 
 
