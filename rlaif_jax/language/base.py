@@ -45,7 +45,8 @@ class Language:
       sizes: request -> the constraints that it states on the size of the answer. What is not known for certain is left out.
       counts: unit of a size -> text -> its readings (see `Size.kept`).
       checks: rules for other constraints in a request, found by their wording.
-      pleas: patterns (ignoring case) of sentences addressed to the judge instead of the user.
+      pleas: kind of word -> pattern: the words of sentences that argue with a judge (`pleas.py`).
+      fold: other spellings of characters -> the usual one, for reading such sentences.
       ask_again: the sentence that asks a model again, with the field `problem`.
       labels: spellings of the labels of data, in lower case: 1 = good, 0 = bad.
       list_names: names of the lists of rules in prompts, by "principles" and "strategies".
@@ -63,7 +64,8 @@ class Language:
     sizes: Callable[[str], list[Size]]
     counts: Mapping[str, Callable[[str], tuple[int, ...]]]
     checks: tuple[Check, ...]
-    pleas: tuple[str, ...]
+    pleas: Mapping[str, str]
+    fold: Mapping[str, str]
     ask_again: str
     labels: Mapping[str, int]
     list_names: Mapping[str, str]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 
 from rlaif_jax.language.base import Language, lines, paragraphs
+from rlaif_jax.language.en_pleas import LOOKALIKES, PLEAS
 from rlaif_jax.language.en_sizes import of_a_part, sizes
 
 _WORD = re.compile(r"[^\W_]+(?:['’\-][^\W_]+|(?<=\d)[.,:](?=\d)[^\W_]+)*")
@@ -103,10 +104,8 @@ EN = Language(
         "items": lambda text: (items(text),),
     },
     checks=(_start, _avoid),
-    pleas=(
-        r"[^.!?\n]*\b(?:ignore|disregard)\b[^.!?\n]*\b(?:principles|instructions|rules|criteria|above)\b[^.!?\n]*[.!?]?",
-        r"[^.!?\n]*\b(?:output|answer|reply|say|rate)\b[^.!?\n]*\bgood\b[^.!?\n]*[.!?]?",
-    ),
+    pleas=PLEAS,
+    fold=LOOKALIKES,
     ask_again="The reply above could not be read ({problem}). Answer again in the required form.",
     labels={"good": 1, "bad": 0, "true": 1, "false": 0, "yes": 1, "no": 0},
     list_names={"principles": "principles", "strategies": "strategies"},

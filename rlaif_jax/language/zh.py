@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 
 from rlaif_jax.language.base import MARKS, Language, half_width, lines, paragraphs
+from rlaif_jax.language.zh_pleas import PLEAS, TRADITIONAL
 from rlaif_jax.language.zh_sizes import NUMBER, NUMERALS, interval, sizes
 
 _PER_LINE = re.compile(rf"每句\s*(?P<first>{NUMBER})个?字|(?<![{NUMERALS}])(?P<second>{NUMBER})个?字一句")
@@ -93,10 +94,8 @@ ZH = Language(
         "items": lambda text: (items(text),),
     },
     checks=(_lines, _edges, _avoid),
-    pleas=(
-        r"[^，。！？；\n]*(?:忽略|无视|不要管|别管)[^。！？\n]*(?:标准|规则|指令|要求|提示)[^。！？\n]*[。！？]?",
-        r"[^，。！？；\n]*(?:输出|回答|判为|判|打|给)\s*[“\"']?(?:good|1\s*分|满分|合格|通过)[^，。！？；\n]*[，。！？；]?",
-    ),
+    pleas=PLEAS,
+    fold=TRADITIONAL,
     ask_again="上面的回复无法读取（{problem}）。请按要求的格式重新回答。",
     labels={"好": 1, "坏": 0, "是": 1, "否": 0, "对": 1, "错": 0},
     list_names={"principles": "评判标准", "strategies": "写坏的手法"},

@@ -6,6 +6,7 @@ import pytest
 
 from rlaif_jax.data import corpus
 from rlaif_jax.language import EN, LANGUAGES, ZH
+from rlaif_jax.language.pleas import without_pleas
 from tests.fuzz.mutate import bounded
 
 _PIECES = (
@@ -74,3 +75,20 @@ def test_long_requests_take_no_time(part):
     with bounded(seconds=1.0):
         for language in (ZH, EN):
             language.keeps_constraints(text, text)
+
+
+def check_pleas(count: int) -> None:
+    """No exception, no hang; what is kept is a part of the answer, never more than that."""
+    with bounded(seconds=2.0 + count / 200):
+        for request in mutated(count, 3):
+            kept = without_pleas(request)
+            assert len(kept) <= len(request) and set(kept) <= set(request)
+
+
+def test_no_answer_breaks_the_defence():
+    check_pleas(1500)
+
+
+@pytest.mark.slow
+def test_no_answer_breaks_the_defence_slow():
+    check_pleas(20000)
