@@ -32,6 +32,8 @@ class Stage:
       absent: the hint in the error if the config lacks the stage.
       needs: cfg -> the stages whose results it reads; those that the config leaves out are skipped.
       reads: the config fields that its result depends on ("model", "data.sft"); a change of any other field does not affect it.
+      fixed: cfg -> the fields whose change makes a finished result wrong, where these are fewer than `reads`: a tokenizer that was
+        trained on other pairs still encodes every text.
       leaves: "policy", "scalar" (a reward model or grader), "principles" or "nothing" that later stages load as a model.
       old_name: its name in run folders of earlier versions.
     """
@@ -46,10 +48,25 @@ class Stage:
     reads: tuple[str, ...]
     leaves: str = "nothing"
     old_name: str = ""
+    fixed: Callable[[RunConfig], tuple[str, ...]] | None = None
+
+    def is_outdated_by(self, cfg: RunConfig, field: str) -> bool:
+        """Whether a change of this field makes the stage's result wrong; `cfg` is the config that it ran with."""
+        if any(_within(field, free) for free in _WHERE) and not _within(field, "feedback.http.model"):
+            return False
+        fixed = self.reads if self.fixed is None else self.fixed(cfg)
+        return any(_within(field, read) or _within(read, field) for read in fixed if read)
 
     def train(self, cfg: RunConfig) -> TrainConfig:
         """The training settings of a stage that trains a model."""
         return self.section(cfg).train
+
+
+_WHERE = ("name", "mesh", "logging", "feedback.http")  # where a run runs and whom it asks by what way: not what it computes
+
+
+def _within(field: str, section: str) -> bool:
+    return field == section or field.startswith(f"{section}.")
 
 
 def _trained_here(scalar: RewardConfig | None) -> RewardConfig | None:
@@ -64,10 +81,29 @@ _KINDS_OF_ROWS = ("sft", "reward.loss", "reward.folder", "grader.loss", "grader.
 _LABELLED = (*_KINDS_OF_ROWS, "data.labelled", "data.labelled_eval", "data.labelled_val", "data.grader_share", "data.eval_fraction")
 _PAIRS = (*_KINDS_OF_ROWS, "data.pairs", "data.pairs_eval", "data.grader_share", "data.eval_fraction", "curate")
 
+
+def _fixed_tokenizer(cfg: RunConfig) -> tuple[str, ...]:
+    from_a_folder = cfg.tokenizer.path or cfg.model.init_from
+    return (*_ALWAYS, "tokenizer", "data.root", "data.corpus", *(() if from_a_folder else ("data.sft",)))
+
+
+def _fixed_rows(name: str) -> Callable[[RunConfig], tuple[str, ...]]:
+    """Of a model that learns from pairs or labelled rows: the files of the kind that it reads."""
+
+    def fixed(cfg: RunConfig) -> tuple[str, ...]:
+        pairwise = getattr(getattr(cfg, name), "loss", "") != "binary"
+        rows = _PAIRS if pairwise else (*_PAIRS, *_LABELLED)
+        return (*_TRAINED, *(r for r in rows if r not in _KINDS_OF_ROWS), "sft", name, "data.root", "data.sft")
+
+    return fixed
+
+
+
 TOKENIZER = Stage(
     "tokenizer", "tokenizer", "", "write the bundled corpus (where no data.root is set) and train or copy the tokenizer",
     lambda cfg: cfg.tokenizer, "", lambda cfg: (),
     (*_ALWAYS, "tokenizer", "data", "feedback", "judge", "reward", "grader", "dpo", "language", "evaluation"),
+    fixed=_fixed_tokenizer,
 )  # fmt: skip
 SFT = Stage(
     "sft", "train", "after supervised fine-tuning", "supervised fine-tuning on (prompt, response) examples",
@@ -84,29 +120,30 @@ FEEDBACK = Stage(
 CURATE = Stage(
     "curate", "curate", "", "arm A: candidates, debates and verdicts on them, into preference pairs",
     lambda cfg: cfg.curate, "set curate={}", lambda cfg: (TOKENIZER, SFT, FEEDBACK),
-    (*_TRAINED, *_FEEDBACK, "curate", "rl", "data.root", "data.prompts", "data.sft"),
+    (*_TRAINED, "feedback", "judge.principles", "language", "curate", "rl.eval_prompts", "data.root", "data.prompts", "data.sft"),
 )  # fmt: skip
 REWARD = Stage(
     "reward", "train", "a reward model: its one logit scores an answer", "train the reward model on preference pairs",
     lambda cfg: _trained_here(cfg.reward), "set reward={} without a folder",
     lambda cfg: (TOKENIZER, *starts_of(cfg.reward), CURATE),
-    (*_TRAINED, *_PAIRS, *_LABELLED, "reward", "dpo", "data.root", "data.sft"), leaves="scalar",
+    (*_TRAINED, *_PAIRS, *_LABELLED, "reward", "dpo", "data.root", "data.sft"), leaves="scalar", fixed=_fixed_rows("reward"),
 )  # fmt: skip
 GRADER = Stage(
     "grader", "train", "an independent evaluator: its one logit scores an answer", "train the independent evaluator",
     lambda cfg: _trained_here(cfg.grader), "set grader={} without a folder", lambda cfg: (TOKENIZER, *starts_of(cfg.grader)),
     (*_TRAINED, *_PAIRS, *_LABELLED, "grader", "reward", "dpo", "data.root", "data.sft"), leaves="scalar",
+    fixed=_fixed_rows("grader"),
 )  # fmt: skip
 PRINCIPLES = Stage(
     "principles", "principles", "", "arm B: the game of generator and detector that optimises the judge's principles",
     lambda cfg: None if cfg.judge is None else cfg.judge.game, "set judge.game={}", lambda cfg: (TOKENIZER, SFT, FEEDBACK, CURATE),
-    (*_TRAINED, *_FEEDBACK, *_LABELLED, *_PAIRS, "rl", "reward", "dpo", "data.root", "data.sft", "data.prompts"),
+    (*_TRAINED, *_FEEDBACK, *_LABELLED, *_PAIRS, "rl.eval_prompts", "reward", "dpo", "data.root", "data.sft", "data.prompts"),
     leaves="principles", old_name="judge",
 )  # fmt: skip
 DPO = Stage(
     "dpo", "train", "after preference training without RL", "preference training without RL on the reward model's pairs",
     lambda cfg: cfg.dpo, "set dpo={}", lambda cfg: (TOKENIZER, SFT, CURATE),
-    (*_TRAINED, *_PAIRS, "dpo", "reward", "data.root", "data.sft"), leaves="policy",
+    (*_TRAINED, *_PAIRS, "dpo", "reward", "data.root", "data.sft"), leaves="policy", fixed=_fixed_rows("dpo"),
 )  # fmt: skip
 _BEFORE_ARMS = (TOKENIZER, SFT, FEEDBACK, CURATE, REWARD, GRADER, PRINCIPLES, DPO)
 
@@ -124,10 +161,16 @@ def arm_stage(name: str, arm: ArmConfig) -> Stage:
         scored = arm.reward_model or (critic is not None and critic.init == "reward")
         return TOKENIZER, SFT, *((REWARD,) if scored else ()), *((FEEDBACK, PRINCIPLES) if arm.judge else ())
 
+    def fixed(cfg: RunConfig) -> tuple[str, ...]:
+        own = arm.rl if arm.rl is not None else cfg.rl
+        scored = arm.reward_model or (own.critic is not None and own.critic.init == "reward")
+        sources = (*(_FEEDBACK if arm.judge else ("language",)), *(("reward",) if scored else ()))
+        return (*_TRAINED, *sources, *(("rl",) if arm.rl is None else ()), f"arms.{name}", "sft", "data.root", "data.prompts")
+
     return Stage(
         name, "rl", f"after RL against {against}", "reinforcement learning: GRPO, or PPO where the config has a critic",
         section, f"set arms.{name}={{...}}", needs,
-        (*_TRAINED, *_FEEDBACK, "rl", "arms", "sft", "reward", "data.root", "data.prompts"), leaves="policy",
+        (*_TRAINED, *_FEEDBACK, "rl", "arms", "sft", "reward", "data.root", "data.prompts"), leaves="policy", fixed=fixed,
     )  # fmt: skip
 
 

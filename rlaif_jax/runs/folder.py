@@ -6,6 +6,7 @@ import dataclasses
 import json
 import time
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from rlaif_jax.config.stages import STAGES, Stage, needed_by
 from rlaif_jax.config.values import from_dict, to_dict
 from rlaif_jax.errors import UserError
 from rlaif_jax.rewards.function import resolve
+from rlaif_jax.runs.changes import changed_fields, refuse_outdated
 from rlaif_jax.sharding import Placement, barrier, connect, is_first, make_mesh, on_first
 
 VERSION = 2  # of run folders; a half-finished stage of another version is not resumed
@@ -32,9 +34,18 @@ def write_json(path: Path, value: Any) -> None:
     temporary.replace(path)
 
 
+def stage_folder(out: Path, stage: str) -> Path:
+    """Where a stage of the run in `out` keeps its files."""
+    here, old = out / stage, _OLD_FOLDERS.get(stage)
+    if old and not here.exists() and (out / old / "done.json").exists():
+        return out / old
+    return here
+
+
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """A run folder with its config, mesh and console. One folder belongs to one config.
+    """A run folder with its config, mesh and console. One folder belongs to one config; a field that no stage has read yet may
+    still change.
 
     `on_log(stage, step, metrics)` is called in the main thread for every log line of a stage that trains, for example to plot.
     `imports_functions`: whether functions that the config names as text (rewards, losses, models) may be imported. `rlaif run` and
@@ -56,10 +67,7 @@ class Run:
 
     def folder(self, stage: str) -> Path:
         """Where a stage keeps its files."""
-        here, old = self.out / stage, _OLD_FOLDERS.get(stage)
-        if old and not here.exists() and (self.out / old / "done.json").exists():
-            return self.out / old
-        return here
+        return stage_folder(self.out, stage)
 
     def is_done(self, stage: str) -> bool:
         """Whether the stage has finished in this folder, as this process sees it."""
@@ -102,8 +110,8 @@ class Run:
 def open_run(out: str | Path, cfg: RunConfig | None = None, console: Console | None = None) -> Run:
     """Opens a run folder: an existing one with the config it was made with, or with `cfg` a new or an existing one.
 
-    A folder that holds a run of another config is refused and not changed. `mesh` is not part of that comparison: each start may
-    use other devices. With several processes all of them must see the folder; process 0 makes it.
+    A folder in which a stage has used other values of this config's fields is refused and not changed: see `refuse_outdated`. With
+    several processes all of them must see the folder; process 0 makes it.
     """
     out = Path(out)
     if cfg is None:
@@ -133,19 +141,8 @@ def _claim(cfg: RunConfig, out: Path) -> None:
     except OSError as error:
         raise UserError(f"--out {out} cannot be a run's folder: {error.strerror}") from error
     if saved.exists():
-        before = json.loads(json.dumps(to_dict(saved_config(out))))  # a field that is newer than the run has its default
-        changed = sorted(_differences(before | {"mesh": None}, wanted | {"mesh": None}))
-        if changed:
-            raise UserError(
-                f"{out} holds a run with other values of {', '.join(changed[:5])}"
-                f"{' ...' if len(changed) > 5 else ''}. Choose another --out, or move that folder away."
-            )
+        before = saved_config(out)  # a field that is newer than the run has its default
+        refuse_outdated(out, before, changed_fields(before, cfg), partial(stage_folder, out))
     elif any(out.iterdir()):
         raise UserError(f"{out} is not empty and holds no run; choose another --out")
     write_json(saved, {"version": VERSION, **wanted})
-
-
-def _differences(a: Any, b: Any, path: str = "") -> list[str]:
-    if isinstance(a, dict) and isinstance(b, dict):
-        return [d for k in {*a, *b} for d in _differences(a.get(k), b.get(k), f"{path}.{k}" if path else k)]
-    return [] if a == b else [path]

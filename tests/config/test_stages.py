@@ -72,6 +72,7 @@ def test_reads_names_fields_that_exist():
     known = {field.name for field in all_fields()} | {"", "language"}
     for stage in (*STAGES, *(s for s in stages_of(RunConfig()).values() if s.kind == "rl")):
         assert set(stage.reads) <= known, stage.name
+        assert stage.fixed is None or set(stage.fixed(RunConfig())) <= known | {"arms.rl"}, stage.name
 
 
 @pytest.mark.slow
