@@ -3,7 +3,9 @@
     prompt -> retrieved examples -> K candidates -> debate on each -> accepted x rejected of the same prompt -> pairs
 
 A line is written when its prompt is finished, so a killed run continues with the next prompt. Replies of a chat API are in
-the reply cache and are not paid for again.
+the reply cache and are not paid for again. A prompt for which some request got no answer (a server that is down, a wrong key) is
+written too, but not as finished: it is curated again at the end, and at the next start. Of several lines of a prompt the last one
+counts.
 """
 
 from __future__ import annotations
@@ -11,19 +13,29 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from rlaif_jax.data.records import PreferencePair, Prompt
+from rlaif_jax.data.records import PreferencePair, Prompt, SftExample, from_row
 from rlaif_jax.data.streams import stream
 from rlaif_jax.errors import UserError
 from rlaif_jax.feedback.agents import Agent
 from rlaif_jax.feedback.debate import Debate, debate
+from rlaif_jax.feedback.llm import LLMReply, worst
 from rlaif_jax.feedback.retrieval import Retriever
+from rlaif_jax.feedback.thinking import said
+from rlaif_jax.feedback.verdicts import Item
+
+_LEAST_RECENT = 16  # the share of lost debates is that of the last `chunk` prompts, at least of so many
+_MOST_UNUSABLE = 32  # so many candidates that are cut off, empty or thinking only, and no other, stop the run
+_CONTINUE = "Finished debates are saved; run the same command to continue: it asks again what got no answer."
+# In files of older versions, a debate that failed for want of an answer is known by its problem alone.
+_OLD_FAILURE = re.compile(r"(?:judge: |reflect: )?(?:timeout|rate_limit|server|connection|bad_body|budget|rejected|not_recorded):")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,76 +86,144 @@ class CurateConfig:
 
 def curate(
     records: Sequence[Prompt], author: Agent, feedback: Agent, retriever: Retriever | None, cfg: CurateConfig, path: Path, *,
-    seed: int, console: Console,
+    seed: int, console: Console, principles: Sequence[str] = (),
 ) -> list[dict[str, Any]]:  # fmt: skip
-    """Curates every prompt that is not yet in the file `path`. Returns all items of the file, in its order.
+    """Curates every prompt that is not yet finished in the file `path`. Returns all items of the file, in its order.
 
-    `author` writes the candidates, `feedback` debates them.
-    An item is {"prompt", "examples", "debates": [...], "pairs": [...]}. UserError if too many debates are invalid.
+    `author` writes the candidates, `feedback` debates them by the `principles`. An item is {"prompt", "system", "examples",
+    "debates": [...], "pairs": [...], "lost": candidates that are not debated, by cause, "problem": the first failure of a request
+    for a candidate, "unanswered": whether to curate the prompt again}. UserError if too many requests or debates give nothing.
     """
-    items = read_items(path)
-    done = {item["prompt"] for item in items}
-    todo = [r for r in {r.prompt: r for r in records}.values() if r.prompt not in done]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    _drop_torn_line(path)
+    items = {_key(item): item for item in read_items(path)}
+    wanted = {(r.prompt, r.system): r for r in records}
+    recent = [item for item in items.values() if not item["unanswered"]]
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
                TextColumn("left"), TimeRemainingColumn())  # fmt: skip
-    path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a", encoding="utf-8") as file, Progress(*columns, console=console) as progress:
-        task = progress.add_task("curate: prompts", total=len(items) + len(todo), completed=len(items))
-        for start in range(0, len(todo), cfg.chunk):
-            new = _curate_chunk(todo[start : start + cfg.chunk], author, feedback, retriever, cfg, seed)
-            for item in new:
-                file.write(json.dumps(item, ensure_ascii=False) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
-            items += new
-            progress.advance(task, len(new))
-            _check_lost(new, cfg.max_invalid)
-    return items
+        task = progress.add_task("curate: prompts", total=len(recent))
+        for _ in range(2):  # the second time those that got no answer
+            todo = [r for key, r in wanted.items() if key not in items or items[key]["unanswered"]]
+            finished = len(items.keys() | wanted.keys()) - len(todo)
+            progress.update(task, total=finished + len(todo), completed=finished)
+            for start in range(0, len(todo), cfg.chunk):
+                new = _curate_chunk(todo[start : start + cfg.chunk], author, feedback, retriever, cfg, seed, principles)
+                file.writelines(json.dumps(item, ensure_ascii=False) + "\n" for item in new)
+                file.flush()
+                os.fsync(file.fileno())
+                items |= {_key(item): item for item in new}
+                progress.advance(task, len(new))
+                recent = [*recent, *new][-max(cfg.chunk, _LEAST_RECENT) :]
+                _check_lost(recent, cfg.max_invalid)
+    return list(items.values())
+
+
+def _key(item: Mapping[str, Any]) -> tuple[str, str]:
+    """Two rows with one prompt and different system turns are two prompts."""
+    return item["prompt"], item["system"]
 
 
 def read_items(path: Path) -> list[dict[str, Any]]:
-    """The items of a file. An incomplete last line, left by a crash, is deleted."""
-    if not path.exists():
-        return []
-    content = path.read_bytes()
-    whole = content[: content.rfind(b"\n") + 1]
-    if len(whole) < len(content):
+    """The items of a file, one per prompt; none if there is no file. An incomplete last line, left by a crash, is skipped.
+
+    UserError with file and line for a line that is not an item.
+    """
+    items: dict[tuple[str, str], dict[str, Any]] = {}
+    for number, line in enumerate(path.read_bytes().split(b"\n")[:-1] if path.exists() else [], 1):
+        try:
+            item = _item(json.loads(line.decode("utf-8")), f"{path}:{number}")
+        except (ValueError, RecursionError, KeyError, TypeError, AttributeError) as error:
+            why = error if isinstance(error, ValueError) else type(error).__name__
+            raise UserError(f"{path}:{number} is not an item of the curation ({why}); mend or delete the line") from error
+        items[_key(item)] = item
+    return list(items.values())
+
+
+def _item(row: Any, where: str) -> dict[str, Any]:
+    """A line of the file, checked. Lines of older versions get the fields that they lack."""
+    texts = [row["prompt"], row.setdefault("system", ""), *row.setdefault("examples", [])]
+    debates = [Debate(**d) for d in row["debates"]]
+    texts += [value for d in debates for value in dataclasses.astuple(d) if not isinstance(value, int | None)]
+    if not all(isinstance(text, str) for text in texts):
+        raise ValueError("expected a text")
+    verdicts = [value for d in debates for value in (d.verdict, d.final) if value is not None]
+    if any(isinstance(value, bool) or value not in (0, 1) for value in verdicts):
+        raise ValueError("a verdict is 0, 1 or null")
+    for pair in row["pairs"]:
+        from_row(PreferencePair, pair, where)
+    lost = row.setdefault("lost", {})
+    if not all(isinstance(count, int) for count in lost.values()) or not isinstance(row.setdefault("problem", ""), str):
+        raise ValueError("lost: expected counts by cause")
+    row.setdefault("unanswered", not debates or any(_OLD_FAILURE.match(d.problem) for d in debates))
+    if not isinstance(row["unanswered"], bool):
+        raise ValueError("unanswered: expected true or false")
+    return row
+
+
+def _drop_torn_line(path: Path) -> None:
+    """Deletes an incomplete last line, left by a crash."""
+    content = path.read_bytes() if path.exists() else b""
+    complete = content.rfind(b"\n") + 1
+    if complete < len(content):
         with path.open("r+b") as file:
-            file.truncate(len(whole))
-    try:
-        return [json.loads(line) for line in whole.decode("utf-8").split("\n") if line]
-    except ValueError as error:
-        raise UserError(f"{path} has a line that is not JSON ({error}); fix it or move the file away") from error
+            file.truncate(complete)
 
 
 def _curate_chunk(
-    records: Sequence[Prompt], author: Agent, feedback: Agent, retriever: Retriever | None, cfg: CurateConfig, seed: int
-) -> list[dict[str, Any]]:
-    queries = [r.prompt for r in records]
-    examples = retriever(queries, cfg.examples) if retriever and cfg.examples else [[] for _ in queries]
+    records: Sequence[Prompt], author: Agent, feedback: Agent, retriever: Retriever | None, cfg: CurateConfig, seed: int,
+    principles: Sequence[str],
+) -> list[dict[str, Any]]:  # fmt: skip
+    shown = retriever([r.prompt for r in records], cfg.examples) if retriever and cfg.examples else [[] for _ in records]
     requests = [
         author.prompts.request("candidate", max_tokens=cfg.max_tokens, temperature=cfg.temperature,
-                               seed=stream(seed, f"curate/{k}"), query=q, examples=shown)
-        for q, shown in zip(queries, examples, strict=True)
+                               seed=stream(seed, f"curate/{k}"), query=r.prompt, system=r.system, examples=examples)
+        for r, examples in zip(records, shown, strict=True)
         for k in range(cfg.candidates)
     ]  # fmt: skip
     replies = author.llm.complete(requests)
-    candidates = [
-        list(dict.fromkeys(r.text.strip() for r in replies[i * cfg.candidates : (i + 1) * cfg.candidates]
-                           if r.failure is None and r.finish_reason != "length" and r.text.strip()))
-        for i in range(len(queries))
-    ]  # fmt: skip
-    answers = [(q, c) for q, texts in zip(queries, candidates, strict=True) for c in texts]
-    debates = debate(feedback, answers, cfg.reply_tokens)
-    out, at = [], 0
-    for query, texts, shown in zip(queries, candidates, examples, strict=True):
-        own, at = debates[at : at + len(texts)], at + len(texts)
-        pairs = pairs_of(own, cfg.pairs_per_prompt, cfg.margin)
-        out.append({
-            "prompt": query, "examples": [e.prompt for e in shown], "debates": [dataclasses.asdict(d) for d in own],
-            "pairs": [{"prompt": p.prompt, "chosen": p.chosen, "rejected": p.rejected, "margin": p.margin} for p in pairs],
-        })  # fmt: skip
-    return out
+    written = [_Candidates(replies[i * cfg.candidates : (i + 1) * cfg.candidates]) for i in range(len(records))]
+    answers = [Item(r.prompt, text, r.system) for r, own in zip(records, written, strict=True) for text in own.texts]
+    debates = iter(debate(feedback, answers, cfg.reply_tokens, principles))
+    return [
+        _finished(r, own, [next(debates) for _ in own.texts], examples, cfg)
+        for r, own, examples in zip(records, written, shown, strict=True)
+    ]
+
+
+class _Candidates:
+    """The candidates for one prompt: different `texts` without thinking; all others counted by cause in `lost`."""
+
+    def __init__(self, replies: Sequence[LLMReply]):
+        self.texts: list[str] = []
+        self.lost: dict[str, int] = {}
+        failures = [r.failure for r in replies if r.failure is not None]
+        for reply in replies:
+            text, cause = said(reply)
+            if reply.failure is not None:
+                cause = reply.failure.kind
+            elif not cause and text in self.texts:
+                cause = "duplicate"
+            if cause:
+                self.lost[cause] = self.lost.get(cause, 0) + 1
+            else:
+                self.texts.append(text)
+        failure = worst(failures)
+        self.problem = str(failure) if failure else ""
+        self.unanswered = any(f.unanswered for f in failures)
+
+
+def _finished(
+    r: Prompt, written: _Candidates, debates: list[Debate], examples: Sequence[SftExample], cfg: CurateConfig
+) -> dict[str, Any]:
+    pairs, fields = pairs_of(debates, cfg.pairs_per_prompt, cfg.margin), ("prompt", "chosen", "rejected", "margin", "system")
+    return {
+        "prompt": r.prompt, "system": r.system, "examples": [e.prompt for e in examples],
+        "debates": [dataclasses.asdict(d) for d in debates],
+        "pairs": [{name: getattr(p, name) for name in fields} for p in pairs],
+        "lost": written.lost, "problem": written.problem,
+        "unanswered": written.unanswered or any(d.unanswered for d in debates),
+    }  # fmt: skip
 
 
 def pairs_of(debates: Sequence[Debate], most: int, margin: float) -> list[PreferencePair]:
@@ -163,15 +243,59 @@ def pairs_of(debates: Sequence[Debate], most: int, margin: float) -> list[Prefer
         used |= {("a", i), ("r", j)}
         good, bad = accepted[i], rejected[j]
         agreed = (good.agreed + bad.agreed) / 2
-        pairs.append(PreferencePair(good.query, good.response, bad.response, margin=margin * agreed))
+        pairs.append(PreferencePair(good.query, good.response, bad.response, margin=margin * agreed, system=good.system))
     return pairs
 
 
-def _check_lost(items: Sequence[dict[str, Any]], most: float) -> None:
+def causes(items: Sequence[Mapping[str, Any]]) -> str:
+    """Why candidates and debates gave nothing, with counts: "cut 3, duplicate 2"; "" if all gave something."""
+    counts: dict[str, int] = {}
+    for item in items:
+        found = list(item["lost"].items()) + [(d.get("cause") or "unreadable", 1) for d in item["debates"] if d["final"] is None]
+        for cause, count in found:
+            counts[cause] = counts.get(cause, 0) + count
+    return ", ".join(f"{cause} {count}" for cause, count in sorted(counts.items(), key=lambda pair: (-pair[1], pair[0])))
+
+
+def why_no_pair(items: Sequence[Mapping[str, Any]]) -> str:
+    """Why the items have no pair, in words."""
+    finals = {d["final"] for item in items for d in item["debates"]}
+    problem = next((text for item in items for text in _problems(item)), "")
+    found = f" ({causes(items)})" if causes(items) else ""
+    first = f". The first problem: {problem}" if problem else ""
+    if not finals:
+        return f"no candidate could be used{found}{_advice(items)}{first}"
+    if finals == {None}:
+        return f"no debate gave a valid verdict{found}{first}"
+    named = {frozenset({1}): "all debated candidates were accepted", frozenset({0}): "all debated candidates were rejected"}
+    reason = named.get(frozenset(finals - {None}), "no prompt has both an accepted and a rejected candidate")
+    return f"{reason}{found}{first}"
+
+
+def _problems(item: Mapping[str, Any]) -> list[str]:
+    """What went wrong with an item's requests, in words."""
+    return [text for text in (item["problem"], *(d["problem"] for d in item["debates"] if d["final"] is None)) if text]
+
+
+def _advice(items: Sequence[Mapping[str, Any]]) -> str:
+    lost = {cause for item in items for cause in item["lost"]}
+    return "; raise curate.max_tokens" if lost & {"cut", "thinking"} else ""
+
+
+def _check_lost(items: Sequence[Mapping[str, Any]], most: float) -> None:
+    """UserError if too many of these items' requests or debates gave nothing. Candidates that were written but cannot be used
+    stop the run only if there is no other."""
     debates = [d for item in items for d in item["debates"]]
-    lost = [d["problem"] for d in debates if d["final"] is None]
-    if debates and len(lost) / len(debates) > most:
-        raise UserError(
-            f"{len(lost) / len(debates):.0%} of the debates gave no valid verdict (limit {most:.0%}). The first problem: "
-            f"{lost[0]}. Finished debates are saved; run the same command to continue."
-        )
+    written = {"cut", "thinking", "empty", "duplicate"}
+    failed = sum(count for item in items for cause, count in item["lost"].items() if cause not in written)
+    unusable = sum(sum(item["lost"].values()) for item in items)
+    lost = sum(d["final"] is None for d in debates) + failed
+    if lost <= most * (len(debates) + failed) and (debates or unusable < _MOST_UNUSABLE):
+        return
+    if not debates:
+        raise UserError(f"{why_no_pair(items)}. {_CONTINUE}")
+    problem = next(text for item in items for text in _problems(item))
+    raise UserError(
+        f"{lost / (len(debates) + failed):.0%} of the debates gave no valid verdict (limit {most:.0%}, curate.max_invalid): "
+        f"{causes(items)}. The first problem: {problem}. {_CONTINUE}"
+    )

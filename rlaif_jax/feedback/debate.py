@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from typing import Any
 
 from rlaif_jax.feedback.agents import Agent
 from rlaif_jax.feedback.json_replies import parse_json
+from rlaif_jax.feedback.llm import Failure, LLMReply
+from rlaif_jax.feedback.thinking import PROBLEMS, said
+from rlaif_jax.feedback.verdicts import Item, Items
 
-_NAMES = {"debate_judge": "judge", "debate_review": "reflect"}  # names of the roles in `Debate.problem`
+# names of the roles in `Debate.problem`
+_NAMES = {"positive": "positive side", "negative": "negative side", "debate_judge": "judge", "debate_review": "reflect"}
 _SCHEMA = {"verdict": (0, 1), "reason": str}
 
 
@@ -22,6 +27,9 @@ class Debate:
       verdict, reason: the judge's verdict, 0 or 1; None if its reply is invalid.
       final, final_reason: the reflecting agent's verdict; None if its reply or the judge's is invalid.
       problem: why `final` is None.
+      system: the system turn that the answer's author had.
+      cause: the kind of the failure behind `problem` (see `llm.Failure`).
+      unanswered: whether that failure says nothing about the answer, such as a server that is down; it may be debated later.
     """
 
     query: str
@@ -33,6 +41,9 @@ class Debate:
     final: int | None = None
     final_reason: str = ""
     problem: str = ""
+    system: str = ""
+    cause: str = ""
+    unanswered: bool = False
 
     @property
     def agreed(self) -> bool:
@@ -40,40 +51,55 @@ class Debate:
         return self.final is not None and self.final == self.verdict
 
 
-def debate(agent: Agent, items: Sequence[tuple[str, str]], max_tokens: int = 256) -> list[Debate]:
-    """Debates every (query, response). Each of the four rounds is one batch of requests."""
-    base = [{"query": q, "response": r} for q, r in items]
-    sides = {}
+def debate(agent: Agent, items: Items, max_tokens: int = 256, principles: Sequence[str] = ()) -> list[Debate]:
+    """Debates every item. Each of the four rounds is one batch of requests.
+
+    `principles`: the standard of the debate; empty: the request alone.
+    """
+    records = [Debate(query, response, system=system) for query, response, system in (Item(*item) for item in items)]
     for role in ("positive", "negative"):
-        replies = agent.llm.complete([agent.prompts.request(role, max_tokens=max_tokens, **f) for f in base])
-        sides[role] = replies
-    said = [
-        f | {"positive": p.text, "negative": n.text}
-        for f, p, n in zip(base, sides["positive"], sides["negative"], strict=True)
-    ]
-    problems = [p.failure or n.failure for p, n in zip(sides["positive"], sides["negative"], strict=True)]
-    records = [
-        Debate(**f, problem=f"{problem.kind}: {problem.detail}" if problem else "")
-        for f, problem in zip(said, problems, strict=True)
-    ]
-    records = _decide(agent, "debate_judge", records, max_tokens)
-    return _decide(agent, "debate_review", records, max_tokens)
+        open_ones = [i for i, r in enumerate(records) if not r.problem]
+        fields = [_fields(records[i], principles) for i in open_ones]
+        replies = agent.llm.complete([agent.prompts.request(role, max_tokens=max_tokens, **f) for f in fields])
+        for i, reply in zip(open_ones, replies, strict=True):
+            records[i] = _with_statement(records[i], role, reply)
+    for role in ("debate_judge", "debate_review"):
+        records = _decide(agent, role, records, max_tokens, principles)
+    return records
 
 
-def _decide(agent: Agent, role: str, records: list[Debate], max_tokens: int) -> list[Debate]:
+def _fields(r: Debate, principles: Sequence[str]) -> dict[str, Any]:
+    return {"query": r.query, "response": r.response, "system": r.system, "principles": list(principles)}
+
+
+def _with_statement(r: Debate, role: str, reply: LLMReply) -> Debate:
+    """The record with what one side said. A statement that the token limit cut off counts as far as it goes."""
+    heard = said(reply)
+    if reply.failure is not None:
+        return _failed(r, role, reply.failure)
+    if not heard.text:
+        return _failed(r, role, Failure(heard.cause, PROBLEMS[heard.cause]))
+    return dataclasses.replace(r, **{role: heard.text})
+
+
+def _failed(r: Debate, role: str, failure: Failure) -> Debate:
+    return dataclasses.replace(r, problem=f"{_NAMES[role]}: {failure}", cause=failure.kind, unanswered=failure.unanswered)
+
+
+def _decide(agent: Agent, role: str, records: list[Debate], max_tokens: int, principles: Sequence[str]) -> list[Debate]:
     """Adds the verdict of `role` (judge or reflecting agent) to the records without a problem so far."""
     open_ones = [i for i, r in enumerate(records) if not r.problem]
     requests = []
     for i in open_ones:
         r = records[i]
-        fields = {"query": r.query, "response": r.response, "positive": r.positive, "negative": r.negative}
+        fields = _fields(r, principles) | {"positive": r.positive, "negative": r.negative}
         fields |= {"verdict": r.verdict, "reason": r.reason} if role == "debate_review" else {}
         requests.append(agent.prompts.request(role, max_tokens=max_tokens, **fields))
     answers = agent.ask(requests, lambda text: parse_json(text, _SCHEMA))
     records = list(records)
     for i, answer in zip(open_ones, answers, strict=True):
         if answer.value is None:
-            records[i] = dataclasses.replace(records[i], problem=f"{_NAMES[role]}: {answer.problem}")
+            records[i] = _failed(records[i], role, answer.failure)
         elif role == "debate_judge":
             records[i] = dataclasses.replace(records[i], **answer.value)
         else:

@@ -143,7 +143,7 @@ class _Scene:
 
     def row(self, role: str, target: str, **fields: Any) -> Transcript:
         """The transcript of a role, with `target` as the model's reply."""
-        base = {"query": self.request.text, "response": self.response}
+        base = {"query": self.request.text, "response": self.response, "principles": []}
         return Transcript(role, self._prompts.messages(role, **{**base, **fields}), target)
 
     def criticism(self, right: bool = True) -> str:

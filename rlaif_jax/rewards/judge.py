@@ -8,20 +8,20 @@ import numpy as np
 
 from rlaif_jax.errors import UserError
 from rlaif_jax.feedback.agents import Agent
-from rlaif_jax.feedback.verdicts import judge_verdicts
+from rlaif_jax.feedback.verdicts import Item, judge_verdicts
 from rlaif_jax.language.pleas import without_pleas
 from rlaif_jax.rewards.base import RewardFn, RewardResult, Sample
 
 
-def _as_reward(judge: Callable[[list[tuple[str, str]]], np.ndarray]) -> RewardFn:
+def _as_reward(judge: Callable[[list[Item]], np.ndarray]) -> RewardFn:
     """P(Good) as a reward. A text with a plea gets the lower of its values with and without the plea, so a plea never raises
     the reward."""
 
     def reward(samples: Sequence[Sample]) -> RewardResult:
-        items = [(e.prompt, e.response) for e in samples]
+        items = [Item(e.prompt, e.response, e.system) for e in samples]
         cleaned = [without_pleas(e.response) for e in samples]
         arguing = [i for i, e in enumerate(samples) if cleaned[i] != e.response]
-        values = judge(items + [(samples[i].prompt, cleaned[i]) for i in arguing])
+        values = judge(items + [items[i]._replace(response=cleaned[i]) for i in arguing])
         main, valid = values[: len(items)].copy(), ~np.isnan(values[: len(items)])
         for i, bare in zip(arguing, values[len(items) :], strict=True):
             main[i], valid[i] = min(main[i], bare), valid[i] and not np.isnan(bare)
@@ -50,9 +50,9 @@ def _pairwise(agent: Agent, principles: Sequence[str], group: int) -> RewardFn:
             raise UserError(f"pairwise judging needs groups of 2 or more answers; found {len(samples)} in groups of {group}")
         rivals = [i - i % group + (i + 1) % group for i in range(len(samples))]
         texts = [without_pleas(e.response) for e in samples]
-        matches = [(e.prompt, texts[i], texts[rival]) for i, (e, rival) in enumerate(zip(samples, rivals, strict=True))]
+        matches = [(e, texts[i], texts[rival]) for i, (e, rival) in enumerate(zip(samples, rivals, strict=True))]
         first = _prefers_first(agent, principles, matches)
-        second = _prefers_first(agent, principles, [(q, b, a) for q, a, b in matches])
+        second = _prefers_first(agent, principles, [(e, b, a) for e, a, b in matches])
         wins = (first + 1.0 - second) / 2.0
         total, count = np.zeros(len(samples)), np.zeros(len(samples))
         for i, (rival, win) in enumerate(zip(rivals, wins, strict=True)):
@@ -66,10 +66,11 @@ def _pairwise(agent: Agent, principles: Sequence[str], group: int) -> RewardFn:
     return reward
 
 
-def _prefers_first(agent: Agent, principles: Sequence[str], triples: Sequence[tuple[str, str, str]]) -> np.ndarray:
-    """P(first is better) of (query, first, second), NaN where the reply is invalid."""
+def _prefers_first(agent: Agent, principles: Sequence[str], triples: Sequence[tuple[Sample, str, str]]) -> np.ndarray:
+    """P(first is better) of (the sample whose request both answer, first, second), NaN where the reply is invalid."""
     requests = [
-        agent.prompts.request("compare", max_tokens=4, principles=principles, query=q, first=a, second=b) for q, a, b in triples
+        agent.prompts.request("compare", max_tokens=4, principles=principles, query=e.prompt, system=e.system, first=a, second=b)
+        for e, a, b in triples
     ]
     logprobs = agent.llm.choice_logprobs(requests, ("A", "B"))
     return 1.0 / (1.0 + np.exp(logprobs[:, 1] - logprobs[:, 0]))

@@ -13,9 +13,10 @@ from rlaif_jax.config.stages import SFT, Stage
 from rlaif_jax.data.records import SftExample
 from rlaif_jax.errors import UserError
 from rlaif_jax.feedback.agents import Agent
-from rlaif_jax.feedback.curate import curate
+from rlaif_jax.feedback.curate import causes, curate, why_no_pair
 from rlaif_jax.feedback.llm import LLM, spending
 from rlaif_jax.feedback.multihost import lead
+from rlaif_jax.feedback.principles import read_rules
 from rlaif_jax.feedback.prompts import Prompts, load_prompts
 from rlaif_jax.feedback.retrieval import Retriever, sentence_embedder, tfidf_embedder
 from rlaif_jax.runs.data import RunData
@@ -35,9 +36,17 @@ def _curate(x: Run, stage: Stage, prompts: Prompts, author: LLM, llm: LLM) -> Ma
     data, cfg = RunData(x), x.cfg.curate
     records = data.rl_prompts(x.cfg.rl.eval_prompts)[0][: cfg.prompts or None]
     author = Agent(author, load_prompts("embedded") if cfg.source == "policy" else prompts)
+    if cfg.examples and not author.prompts.shows("candidate", "examples"):
+        raise UserError(
+            f"curate.examples is {cfg.examples}, but candidate.j2 of the prompts {prompts.family!r} shows no examples; use the field "
+            "`examples` there, or set curate.examples=0"
+        )
     retriever = _retriever(x, data) if cfg.examples else None
     path = x.folder(stage.name) / "items.jsonl"
-    items = curate(records, author, Agent(llm, prompts), retriever, cfg, path, seed=x.cfg.seed, console=x.console)
+    principles = read_rules(x.cfg.judge.principles, data.language) if x.cfg.judge is not None else []
+    items = curate(
+        records, author, Agent(llm, prompts), retriever, cfg, path, seed=x.cfg.seed, console=x.console, principles=principles
+    )
     debates = [d for item in items for d in item["debates"]]
     decided = [d for d in debates if d["final"] is not None]
     facts = {
@@ -47,7 +56,9 @@ def _curate(x: Run, stage: Stage, prompts: Prompts, author: LLM, llm: LLM) -> Ma
         "pairs": sum(len(item["pairs"]) for item in items),
     }  # fmt: skip
     if not facts["pairs"]:
-        raise UserError(f"curation found no pair: no prompt has both an accepted and a rejected candidate ({path})")
+        raise UserError(f"curation found no pair ({path}): {why_no_pair(items)}")
+    lost, unanswered = causes(items), sum(item["unanswered"] for item in items)
+    facts |= ({"lost": lost} if lost else {}) | ({"unanswered": unanswered} if unanswered else {})
     return facts | spending(llm)
 
 

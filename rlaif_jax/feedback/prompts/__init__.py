@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import hashlib
 import logging
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import jinja2
+import jinja2.meta
 
 from rlaif_jax.errors import UserError
 from rlaif_jax.feedback.llm import LLMRequest, Message
@@ -53,18 +56,27 @@ class Prompts:
         texts = {role: path.read_text(encoding="utf-8") for role, path in files.items()}
         self.family, self.hash = family, hashlib.sha256("\0".join(texts.values()).encode("utf-8")).hexdigest()[:16]
         self.language = language_of(_TAG.sub("", "".join(texts.values())))
-        self._templates, self._files = {}, files
+        self._templates, self._files, self._fields = {}, files, {}
         for role, text in texts.items():
             try:
                 self._templates[role] = env.from_string(text)
+                self._fields[role] = jinja2.meta.find_undeclared_variables(env.parse(text))
             except jinja2.TemplateSyntaxError as error:
                 raise UserError(f"{files[role]}:{error.lineno}: {error.message}") from error
 
-    def messages(self, role: str, **fields: Any) -> tuple[Message, ...]:
+    def shows(self, role: str, field: str) -> bool:
+        """Whether the template of a role uses a field."""
+        return field in self._fields[role]
+
+    def messages(self, role: str, *, system: str = "", **fields: Any) -> tuple[Message, ...]:
         """The chat of a role: one user message, or several turns if the template has lines such as "%% user".
 
-        Such marks are removed from the fields, so that data cannot start a turn.
+        Such marks are removed from the fields, so that data cannot start a turn. `system` is the system turn of the request
+        (`query`). A template without that field shows it at the beginning of the query, so that it is never lost.
         """
+        if system and not self.shows(role, "system") and "query" in fields:
+            fields["query"] = f"{system}\n\n{fields['query']}"
+        fields["system"] = system
         try:
             text = self._templates[role].render(**{name: _harmless(value) for name, value in fields.items()})
         except jinja2.UndefinedError as error:
@@ -103,7 +115,16 @@ def _files(family: str, folder: Path) -> dict[str, Path]:
 
 
 def _harmless(value: Any) -> Any:
-    return re.sub(r"^%%", "％％", value, flags=re.MULTILINE) if isinstance(value, str) else value
+    """A value of a template without marks of turns, also inside lists, mappings and records."""
+    if isinstance(value, str):
+        return re.sub(r"^%%", "％％", value, flags=re.MULTILINE)
+    if isinstance(value, Mapping):
+        return {_harmless(name): _harmless(v) for name, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_harmless(v) for v in value]
+    if dataclasses.is_dataclass(value):
+        return {field.name: _harmless(getattr(value, field.name)) for field in dataclasses.fields(value)}
+    return value
 
 
 @functools.lru_cache
