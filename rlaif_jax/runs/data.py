@@ -264,11 +264,11 @@ class RunData:
         return records[:-held_out], records[-held_out:], {"prompts": len(records) - held_out, "held_out": held_out}
 
     def eval_prompts(self) -> list[Prompt]:
-        """Held-out prompts for the comparison, without those that are also RL prompts."""
+        """Held-out prompts for the comparison, without those that are also RL prompts. Another system turn makes another prompt."""
         limit = self._run.cfg.evaluation.limit
-        seen = {r.prompt for r in self.records(Prompt, self._cfg.prompts)}
-        unique = {r.prompt: r for r in self.records(Prompt, self._cfg.eval_prompts) if r.prompt not in seen}
-        return list(unique.values())[: limit or None]
+        seen = {(r.prompt, r.system) for r in self.records(Prompt, self._cfg.prompts)}
+        unique = {(r.prompt, r.system): r for r in self.records(Prompt, self._cfg.eval_prompts)}
+        return [r for key, r in unique.items() if key not in seen][: limit or None]
 
     def seed(self, stage: Stage, use: str) -> int:
         """The seed of one use of randomness in a stage."""

@@ -38,8 +38,8 @@ def _curate(x: Run, stage: Stage, prompts: Prompts, author: LLM, llm: LLM) -> Ma
     author = Agent(author, load_prompts("embedded") if cfg.source == "policy" else prompts)
     if cfg.examples and not author.prompts.shows("candidate", "examples"):
         raise UserError(
-            f"curate.examples is {cfg.examples}, but candidate.j2 of the prompts {prompts.family!r} shows no examples; use the field "
-            "`examples` there, or set curate.examples=0"
+            f"curate.examples is {cfg.examples}, but candidate.j2 of the prompts {prompts.family!r} shows no examples; use the "
+            "field `examples` there, or set curate.examples=0"
         )
     retriever = _retriever(x, data) if cfg.examples else None
     path = x.folder(stage.name) / "items.jsonl"

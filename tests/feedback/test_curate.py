@@ -9,7 +9,7 @@ from rich.console import Console
 from rlaif_jax.data.records import Prompt, SftExample
 from rlaif_jax.errors import UserError
 from rlaif_jax.feedback.agents import Agent
-from rlaif_jax.feedback.curate import CurateConfig, curate, pairs_of, read_items
+from rlaif_jax.feedback.curate import CurateConfig, causes, curate, pairs_of, read_items, why_no_pair
 from rlaif_jax.feedback.debate import Debate, debate
 from rlaif_jax.feedback.llm import Failure, LLMReply
 from rlaif_jax.feedback.prompts import load_prompts
@@ -85,6 +85,174 @@ def test_too_many_lost_verdicts_stop_the_run_but_keep_what_was_decided(tmp_path)
     with pytest.raises(UserError, match="100% of the debates"):
         run(tmp_path / "i.jsonl", 8, Broken())
     assert len(read_items(tmp_path / "i.jsonl")) == 4
+
+
+class Flaky(Panel):
+    """A panel whose requests fail while `down` holds: "all", "judge", "author", or nothing."""
+
+    def __init__(self, down="", failure=None, candidate=None):
+        super().__init__()
+        self.down, self.failure, self.candidate = down, failure or Failure("connection", "refused"), candidate
+
+    def _reply(self, text, number, seed):
+        judged = "评论员" in text or "严格的评委" in text or "复核" in text
+        if self.down == "all" or self.down == ("judge" if judged else "author"):
+            return LLMReply(failure=self.failure)
+        if not judged and self.candidate is not None:
+            return self.candidate
+        return super()._reply(text, number, seed)
+
+
+@pytest.mark.parametrize("down", ["all", "author", "judge"])
+def test_an_outage_marks_nothing_as_done(tmp_path, down):
+    path, whole = tmp_path / "items.jsonl", run(tmp_path / "whole.jsonl", 10)
+    for _ in range(2):  # it may last for several starts
+        with pytest.raises(UserError, match="connection: refused") as error:
+            run(path, 10, Flaky(down, Failure("connection", "refused")))
+        assert "run the same command" in str(error.value)
+    assert all(item["unanswered"] for item in read_items(path))
+    assert run(path, 10) == whole == read_items(path)
+
+
+def test_what_got_no_answer_is_asked_again_at_the_end(tmp_path):
+    class Hiccup(Flaky):
+        """The judges are away for the first four prompts."""
+
+        def complete(self, requests, on_reply=None):
+            self.down = "judge" if 0 < self.candidates <= 16 else ""
+            return super().complete(requests)
+
+    whole = run(tmp_path / "whole.jsonl", 10)
+    found = run(tmp_path / "items.jsonl", 10, Hiccup(), max_invalid=1.0)
+    assert found == whole
+    assert len((tmp_path / "items.jsonl").read_text(encoding="utf-8").splitlines()) == 14
+
+
+def test_files_of_older_versions_are_read_and_their_outages_asked_again(tmp_path):
+    path, whole = tmp_path / "items.jsonl", run(tmp_path / "whole.jsonl", 3)
+    old = json.loads(json.dumps(whole))
+    for item in old:
+        for name in ("system", "lost", "problem", "unanswered"):
+            del item[name]
+        for part in (*item["debates"], *item["pairs"]):
+            for name in ("system", "cause", "unanswered"):
+                part.pop(name, None)
+    old[1]["debates"] = [d | {"final": None, "problem": "judge: rejected: HTTP 401"} for d in old[1]["debates"]]
+    old[1]["pairs"], old[2]["debates"], old[2]["pairs"] = [], [], []
+    path.write_text("".join(json.dumps(item, ensure_ascii=False) + "\n" for item in old), encoding="utf-8")
+    assert [item["unanswered"] for item in read_items(path)] == [False, True, True]
+    panel = Panel()
+    found = run(path, 3, panel)
+    assert [item["pairs"] for item in found[1:]] == [item["pairs"] for item in whole[1:]] and panel.candidates == 8
+
+
+@pytest.mark.parametrize(
+    ("reply", "cause"),
+    [(LLMReply("好祝福", finish_reason="length"), "cut"), (LLMReply(" "), "empty"), (LLMReply("<think>想"), "thinking"),
+     (LLMReply(failure=Failure("filtered")), "filtered")],
+)  # fmt: skip
+def test_without_a_candidate_the_cause_is_named(tmp_path, reply, cause):
+    with pytest.raises(UserError, match=f"no candidate could be used .*{cause} 32"):
+        run(tmp_path / "i.jsonl", 8, Flaky(candidate=reply), candidates=8)  # stops at the first 4 prompts
+    if cause != "filtered":
+        items = run(tmp_path / "few.jsonl", 1, Flaky(candidate=reply))
+        assert items[0]["debates"] == [] and f"{cause} 4" in why_no_pair(items)
+        assert ("curate.max_tokens" in why_no_pair(items)) == (cause in ("cut", "thinking"))
+
+
+def test_all_duplicates_and_one_sided_verdicts_are_named(tmp_path):
+    items = run(tmp_path / "i.jsonl", 2, Flaky(candidate=LLMReply("好祝福")))
+    assert causes(items) == "duplicate 6" and "all debated candidates were accepted (duplicate 6)" in why_no_pair(items)
+
+
+def test_candidates_and_statements_lose_their_thinking(tmp_path):
+    class Thinker(Panel):
+        def _reply(self, text, number, seed):
+            reply = super()._reply(text, number, seed)
+            return LLMReply(f'<think>也许 {{"verdict": 1, "reason": "草稿"}}</think>{reply.text}')
+
+    assert run(tmp_path / "i.jsonl", 3, Thinker()) == run(tmp_path / "whole.jsonl", 3)
+
+    class Endless(Panel):
+        def _reply(self, text, number, seed):
+            if "反方" in text:
+                return LLMReply("<think>没完", finish_reason="length")
+            return super()._reply(text, number, seed)
+
+    record = debate(Agent(Endless(), PROMPTS), [("问", "好祝福")])[0]
+    assert record.final is None and (record.cause, record.unanswered) == ("thinking", False)
+    assert record.problem.startswith("negative side: thinking") and record.verdict is None
+
+
+class Listener(Panel):
+    """Keeps all requests."""
+
+    def __init__(self):
+        super().__init__()
+        self.heard = []
+
+    def complete(self, requests, on_reply=None):
+        self.heard += requests
+        return super().complete(requests)
+
+
+@pytest.mark.parametrize("family", ["zh", "en", "embedded"])
+def test_the_system_turn_and_the_principles_reach_all_who_see_the_prompt(tmp_path, family):
+    class Even(Listener):
+        def _reply(self, text, number, seed):
+            shown = "".join(m.content for m in self.heard[-1].messages)
+            if "verdict" in shown or family == "embedded":
+                return LLMReply(json.dumps({"verdict": seed % 2 if family == "embedded" else number % 2, "reason": "r"}))
+            return LLMReply(f"text {number} {seed}")
+
+    prompts, llm = load_prompts(family), Even()
+    systems = ["只许用英文写", "只许用文言文写", ""]
+    records = [Prompt("写一条祝福", system) for system in (*systems, systems[0])]
+    cfg = CurateConfig(source="llm", candidates=2, max_invalid=1.0)
+    items = curate(records, Agent(llm, prompts), Agent(llm, prompts), None, cfg, tmp_path / "i.jsonl", seed=0,
+                   console=Console(quiet=True), principles=["不用叠词"])  # fmt: skip
+    assert [item["system"] for item in items] == systems  # rows with another system turn stay apart
+    for system in systems[:2]:
+        shown = [r for r in llm.heard if any(system in m.content for m in r.messages)]
+        assert len(shown) == len(llm.heard) / 3
+    assert all(pair["system"] == item["system"] for item in items for pair in item["pairs"])
+    author = next(r for r in llm.heard if any(systems[0] in m.content for m in r.messages))
+    assert author.messages[0].role == "system" and author.messages[0].content == systems[0]
+    debated = [r for r in llm.heard if any("不用叠词" in m.content for m in r.messages)]
+    assert family == "embedded" or len(debated) == sum(len(item["debates"]) for item in items) * 4
+
+
+def test_examples_reach_the_author_whoever_writes(tmp_path, one_device):
+    examples = [SftExample("写一条生日祝福", "愿你年年有今日"), SftExample("写一条春节祝福", "愿你新春大吉")]
+    retriever = Retriever(examples, tfidf_embedder([e.prompt for e in examples]), one_device)
+    cfg = CurateConfig(examples=2, candidates=2)
+    for family, roles in (("embedded", ["user", "assistant"] * 2 + ["user"]), ("zh", ["user"]), ("en", ["user"])):
+        llm = Listener()
+        author = Agent(llm, load_prompts(family))
+        curate([Prompt("写一条节日祝福")], author, Agent(Panel(), PROMPTS), retriever, cfg, tmp_path / f"{family}.jsonl", seed=0,
+               console=Console(quiet=True))  # fmt: skip
+        assert [m.role for m in llm.heard[0].messages] == roles
+        assert all(any(e.response in m.content for m in llm.heard[0].messages) for e in examples)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [b"{", b"[]", b'"x"', b"\xff", b'{"prompt": "p"}', b'{"prompt": 1, "debates": [], "pairs": []}', b'{"a":' * 5000,
+     b'{"prompt": "p", "debates": [{"query": "p"}], "pairs": []}', b'{"prompt": "p", "debates": [], "pairs": [{"prompt": "p"}]}',
+     b'{"prompt": "p", "debates": [{"query": "p", "response": "r", "final": true}], "pairs": []}', b"9" * 5000],
+)  # fmt: skip
+def test_a_damaged_line_is_named(tmp_path, line):
+    path = tmp_path / "items.jsonl"
+    run(path, 1)
+    path.write_bytes(path.read_bytes() + line + b"\n")
+    with pytest.raises(UserError, match=r"items.jsonl:2 is not an item"):
+        read_items(path)
+
+
+def test_line_separators_inside_texts_are_kept(tmp_path):
+    text = "好\u2028祝\u0085福\u2029\x0b"
+    found = run(tmp_path / "i.jsonl", 1, Flaky(candidate=LLMReply(text)))
+    assert read_items(tmp_path / "i.jsonl") == found and found[0]["debates"][0]["response"] == text.strip()
 
 
 def test_retrieval_is_the_exact_nearest(one_device, eight_devices):

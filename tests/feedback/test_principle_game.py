@@ -45,7 +45,7 @@ class Players:
         return [LLMReply(self._say(r.messages[-1].content)) for r in requests]
 
     def _say(self, text):
-        if "只输出祝福本身" in text:
+        if "只输出回答本身" in text:
             return "好" + next((f for f in FLAWS if f"写{f}" in text), "甲")
         if "骗过了评委" in text or "不一致" in text:
             found = next((f for f in FLAWS if f in text.split("⟦")[-1] or f"好{f}" in text), "")

@@ -55,7 +55,7 @@ class Prompts:
         env.filters["fence"] = fence
         texts = {role: path.read_text(encoding="utf-8") for role, path in files.items()}
         self.family, self.hash = family, hashlib.sha256("\0".join(texts.values()).encode("utf-8")).hexdigest()[:16]
-        self.language = language_of(_TAG.sub("", "".join(texts.values())))
+        self.language = language_of(_TURN.sub("", _TAG.sub("", "".join(texts.values()))))
         self._templates, self._files, self._fields = {}, files, {}
         for role, text in texts.items():
             try:
