@@ -98,13 +98,13 @@ def curate(
     _drop_torn_line(path)
     items = {_key(item): item for item in read_items(path)}
     wanted = {(r.prompt, r.system): r for r in records}
-    recent = [item for item in items.values() if not item["unanswered"]]
+    recent = [item for item in items.values() if not _unanswered(item)]
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
                TextColumn("left"), TimeRemainingColumn())  # fmt: skip
     with path.open("a", encoding="utf-8") as file, Progress(*columns, console=console) as progress:
         task = progress.add_task("curate: prompts", total=len(recent))
         for _ in range(2):  # the second time those that got no answer
-            todo = [r for key, r in wanted.items() if key not in items or items[key]["unanswered"]]
+            todo = [r for key, r in wanted.items() if key not in items or _unanswered(items[key])]
             finished = len(items.keys() | wanted.keys()) - len(todo)
             progress.update(task, total=finished + len(todo), completed=finished)
             for start in range(0, len(todo), cfg.chunk):
@@ -121,7 +121,7 @@ def curate(
 
 def _key(item: Mapping[str, Any]) -> tuple[str, str]:
     """Two rows with one prompt and different system turns are two prompts."""
-    return item["prompt"], item["system"]
+    return item["prompt"], item.get("system", "")
 
 
 def read_items(path: Path) -> list[dict[str, Any]]:
@@ -132,7 +132,8 @@ def read_items(path: Path) -> list[dict[str, Any]]:
     items: dict[tuple[str, str], dict[str, Any]] = {}
     for number, line in enumerate(path.read_bytes().split(b"\n")[:-1] if path.exists() else [], 1):
         try:
-            item = _item(json.loads(line.decode("utf-8")), f"{path}:{number}")
+            item = json.loads(line.decode("utf-8"))
+            _check_item(item, f"{path}:{number}")
         except (ValueError, RecursionError, KeyError, TypeError, AttributeError) as error:
             why = error if isinstance(error, ValueError) else type(error).__name__
             raise UserError(f"{path}:{number} is not an item of the curation ({why}); mend or delete the line") from error
@@ -140,10 +141,10 @@ def read_items(path: Path) -> list[dict[str, Any]]:
     return list(items.values())
 
 
-def _item(row: Any, where: str) -> dict[str, Any]:
-    """A line of the file, checked. Lines of older versions get the fields that they lack."""
-    texts = [row["prompt"], row.setdefault("system", ""), *row.setdefault("examples", [])]
-    debates = [Debate(**d) for d in row["debates"]]
+def _check_item(row: Any, where: str) -> None:
+    """An error if a line of the file is not an item. Lines of older versions lack some of the fields."""
+    texts = [row["prompt"], row.get("system", ""), row.get("problem", ""), *row.get("examples", [])]
+    debates = [Debate(**d) for d in row.get("debates", [])]
     texts += [value for d in debates for value in dataclasses.astuple(d) if not isinstance(value, int | None)]
     if not all(isinstance(text, str) for text in texts):
         raise ValueError("expected a text")
@@ -152,13 +153,16 @@ def _item(row: Any, where: str) -> dict[str, Any]:
         raise ValueError("a verdict is 0, 1 or null")
     for pair in row["pairs"]:
         from_row(PreferencePair, pair, where)
-    lost = row.setdefault("lost", {})
-    if not all(isinstance(count, int) for count in lost.values()) or not isinstance(row.setdefault("problem", ""), str):
+    if not all(isinstance(count, int) for count in row.get("lost", {}).values()):
         raise ValueError("lost: expected counts by cause")
-    row.setdefault("unanswered", not debates or any(_OLD_FAILURE.match(d.problem) for d in debates))
-    if not isinstance(row["unanswered"], bool):
+    if not isinstance(row.get("unanswered", True), bool):
         raise ValueError("unanswered: expected true or false")
-    return row
+
+
+def _unanswered(item: Mapping[str, Any]) -> bool:
+    """Whether a prompt is to be curated again, since some request got no answer."""
+    debates = item.get("debates", [])
+    return item.get("unanswered", not debates or any(_OLD_FAILURE.match(d["problem"]) for d in debates))
 
 
 def _drop_torn_line(path: Path) -> None:
@@ -249,53 +253,61 @@ def pairs_of(debates: Sequence[Debate], most: int, margin: float) -> list[Prefer
 
 def causes(items: Sequence[Mapping[str, Any]]) -> str:
     """Why candidates and debates gave nothing, with counts: "cut 3, duplicate 2"; "" if all gave something."""
-    counts: dict[str, int] = {}
-    for item in items:
-        found = list(item["lost"].items()) + [(d.get("cause") or "unreadable", 1) for d in item["debates"] if d["final"] is None]
-        for cause, count in found:
-            counts[cause] = counts.get(cause, 0) + count
+    counts = _lost(items)
+    for d in _debates(items):
+        if d["final"] is None:
+            cause = d.get("cause") or "unreadable"
+            counts[cause] = counts.get(cause, 0) + 1
     return ", ".join(f"{cause} {count}" for cause, count in sorted(counts.items(), key=lambda pair: (-pair[1], pair[0])))
+
+
+def _debates(items: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    return [d for item in items for d in item.get("debates", [])]
+
+
+def _lost(items: Sequence[Mapping[str, Any]]) -> dict[str, int]:
+    """Candidates that are not debated, by cause."""
+    counts: dict[str, int] = {}
+    for cause, count in (pair for item in items for pair in item.get("lost", {}).items()):
+        counts[cause] = counts.get(cause, 0) + count
+    return counts
+
+
+def _first_problem(items: Sequence[Mapping[str, Any]]) -> str:
+    """The first thing that went wrong with a request, as the end of a sentence; "" if nothing did."""
+    for item in items:
+        for text in (item.get("problem", ""), *(d["problem"] for d in _debates([item]) if d["final"] is None)):
+            if text:
+                return f". The first problem: {text}"
+    return ""
 
 
 def why_no_pair(items: Sequence[Mapping[str, Any]]) -> str:
     """Why the items have no pair, in words."""
-    finals = {d["final"] for item in items for d in item["debates"]}
-    problem = next((text for item in items for text in _problems(item)), "")
-    found = f" ({causes(items)})" if causes(items) else ""
-    first = f". The first problem: {problem}" if problem else ""
+    finals = {d["final"] for d in _debates(items)}
+    counts = f" ({causes(items)})" if causes(items) else ""
     if not finals:
-        return f"no candidate could be used{found}{_advice(items)}{first}"
-    if finals == {None}:
-        return f"no debate gave a valid verdict{found}{first}"
-    named = {frozenset({1}): "all debated candidates were accepted", frozenset({0}): "all debated candidates were rejected"}
+        advice = "; raise curate.max_tokens" if _lost(items).keys() & {"cut", "thinking"} else ""
+        return f"no candidate could be used{counts}{advice}{_first_problem(items)}"
+    named = {
+        frozenset(): "no debate gave a valid verdict", frozenset({1}): "all debated candidates were accepted",
+        frozenset({0}): "all debated candidates were rejected",
+    }  # fmt: skip
     reason = named.get(frozenset(finals - {None}), "no prompt has both an accepted and a rejected candidate")
-    return f"{reason}{found}{first}"
-
-
-def _problems(item: Mapping[str, Any]) -> list[str]:
-    """What went wrong with an item's requests, in words."""
-    return [text for text in (item["problem"], *(d["problem"] for d in item["debates"] if d["final"] is None)) if text]
-
-
-def _advice(items: Sequence[Mapping[str, Any]]) -> str:
-    lost = {cause for item in items for cause in item["lost"]}
-    return "; raise curate.max_tokens" if lost & {"cut", "thinking"} else ""
+    return f"{reason}{counts}{_first_problem(items)}"
 
 
 def _check_lost(items: Sequence[Mapping[str, Any]], most: float) -> None:
     """UserError if too many of these items' requests or debates gave nothing. Candidates that were written but cannot be used
     stop the run only if there is no other."""
-    debates = [d for item in items for d in item["debates"]]
-    written = {"cut", "thinking", "empty", "duplicate"}
-    failed = sum(count for item in items for cause, count in item["lost"].items() if cause not in written)
-    unusable = sum(sum(item["lost"].values()) for item in items)
-    lost = sum(d["final"] is None for d in debates) + failed
-    if lost <= most * (len(debates) + failed) and (debates or unusable < _MOST_UNUSABLE):
+    debates, lost = _debates(items), _lost(items)
+    failed = sum(count for cause, count in lost.items() if cause not in ("cut", "thinking", "empty", "duplicate"))
+    invalid, asked = sum(d["final"] is None for d in debates) + failed, len(debates) + failed
+    if invalid <= most * asked and (debates or sum(lost.values()) < _MOST_UNUSABLE):
         return
     if not debates:
         raise UserError(f"{why_no_pair(items)}. {_CONTINUE}")
-    problem = next(text for item in items for text in _problems(item))
     raise UserError(
-        f"{lost / (len(debates) + failed):.0%} of the debates gave no valid verdict (limit {most:.0%}, curate.max_invalid): "
-        f"{causes(items)}. The first problem: {problem}. {_CONTINUE}"
+        f"{invalid / asked:.0%} of the debates gave no valid verdict (limit {most:.0%}, curate.max_invalid): "
+        f"{causes(items)}{_first_problem(items)}. {_CONTINUE}"
     )

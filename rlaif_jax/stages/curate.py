@@ -57,7 +57,7 @@ def _curate(x: Run, stage: Stage, prompts: Prompts, author: LLM, llm: LLM) -> Ma
     }  # fmt: skip
     if not facts["pairs"]:
         raise UserError(f"curation found no pair ({path}): {why_no_pair(items)}")
-    lost, unanswered = causes(items), sum(item["unanswered"] for item in items)
+    lost, unanswered = causes(items), sum(item.get("unanswered", False) for item in items)
     facts |= ({"lost": lost} if lost else {}) | ({"unanswered": unanswered} if unanswered else {})
     return facts | spending(llm)
 
