@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Callable, Mapping
 
 from rlaif_jax.data.corpus.build import CorpusConfig
+from rlaif_jax.data.sources import FORMATS, ON_ERROR
 from rlaif_jax.errors import UserError
 from rlaif_jax.feedback.llm import LLM
 from rlaif_jax.feedback.openai_llm import HttpConfig
@@ -24,9 +25,9 @@ class SourceConfig:
     """One data file.
 
     Attributes:
-      path: path of the file, relative to `data.root`, or "tfds:FOLDER".
-      format: "auto", "sharegpt_pairs", "alpaca", "verl" or "labelled".
-      columns: field of a record (prompt, response ...) -> column of the file, if their names differ.
+      path: path of the file, relative to `data.root`; a folder of shards, a pattern ("train-*.parquet"), or "tfds:FOLDER".
+      format: "auto" (by the columns of each row), "chat", "alpaca", "sharegpt_pairs", "verl" or "labelled".
+      columns: field of a record (prompt, response ...) -> column of the file, if their names differ; "" = no column.
       prefix: text that is put before every prompt.
       limit: number of rows to read from the start of the file; 0 = all.
       on_error: what a row that cannot be read does: "raise", or "skip" (counted and reported).
@@ -38,6 +39,13 @@ class SourceConfig:
     prefix: str = ""
     limit: int = 0
     on_error: str = "raise"
+
+    def __post_init__(self):
+        for field, allowed in (("format", FORMATS), ("on_error", ON_ERROR)):
+            if getattr(self, field) not in allowed:
+                raise UserError(f"{field} is {getattr(self, field)!r}; expected one of {', '.join(allowed)}")
+        if self.limit < 0:
+            raise UserError(f"limit is {self.limit}; expected a number of rows, or 0 for all")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -51,9 +51,13 @@ class Rows(Sequence):
         return self.items[index]
 
 
-def encode_sft(records: Sequence[SftExample], tokenizer: Tokenizer, max_length: int, too_long="drop") -> Encoded:
-    """Tokens of prompt and response of every example that fits into `max_length`."""
-    return encode_records(records, lambda r: [conversation(tokenizer, r, r.response)], max_length, too_long, "examples")
+def encode_sft(
+    records: Sequence[SftExample], tokenizer: Tokenizer, max_length: int, too_long: str = "drop", *, field: str = ""
+) -> Encoded:
+    """Tokens of prompt and response of every example that fits into `max_length`, which is the config's `field`."""
+    return encode_records(
+        records, lambda r: [conversation(tokenizer, r, r.response)], max_length, too_long, "examples", field=field
+    )  # fmt: skip
 
 
 def pack(lengths: Sequence[int], max_length: int, seed: int) -> list[list[int]]:
@@ -94,11 +98,13 @@ def _plain_rows(encoded: Encoded, max_length: int, pad_id: int, scalars: Callabl
     return Rows(rows, max_length, pad_id, encoded.dropped, encoded.truncated, left=left)
 
 
-def pair_rows(pairs: Sequence[PreferencePair], tokenizer: Tokenizer, max_length: int, too_long: str = "drop") -> Rows:
+def pair_rows(
+    pairs: Sequence[PreferencePair], tokenizer: Tokenizer, max_length: int, too_long: str = "drop", *, field: str = ""
+) -> Rows:
     """Rows of pairs, chosen first. Batches: tokens, segment_ids, positions (B, 2, T) int32; margin (B,) float32."""
     encoded = encode_records(
         pairs, lambda p: [conversation(tokenizer, p, text) for text in (p.chosen, p.rejected)],
-        max_length, too_long, "pairs",
+        max_length, too_long, "pairs", field=field,
     )  # fmt: skip
     return _plain_rows(encoded, max_length, tokenizer.pad_id, lambda i: {"margin": np.float32(pairs[i].margin)})
 
@@ -125,21 +131,25 @@ def _shared(questions: Sequence[Segment]) -> tuple[Segment, ...]:
     return (first[:common], common), *((ids[common : start + 1], start - common) for ids, start in questions)
 
 
-def labelled_rows(items: Sequence[LabelledResponse], tokenizer: Tokenizer, max_length: int, too_long: str = "drop") -> Rows:
+def labelled_rows(
+    items: Sequence[LabelledResponse], tokenizer: Tokenizer, max_length: int, too_long: str = "drop", *, field: str = ""
+) -> Rows:
     """Rows of labelled responses. Batches: tokens, segment_ids, positions (B, T) int32; label (B,) float32."""
     encoded = encode_records(
-        items, lambda r: [conversation(tokenizer, r, r.response)], max_length, too_long, "labelled responses"
+        items, lambda r: [conversation(tokenizer, r, r.response)], max_length, too_long, "labelled responses", field=field
     )  # fmt: skip
     return _plain_rows(encoded, max_length, tokenizer.pad_id, lambda i: {"label": np.float32(items[i].label)})
 
 
-def prompt_rows(records: Sequence[Prompt], tokenizer: Tokenizer, max_length: int, too_long: str = "drop") -> Rows:
+def prompt_rows(
+    records: Sequence[Prompt], tokenizer: Tokenizer, max_length: int, too_long: str = "drop", *, field: str = "rl.max_prompt_tokens"
+) -> Rows:
     """Rows of prompts, left-padded. Batches: tokens, segment_ids (P, Tp) int32; row (P,) int64, the index of the record."""
 
     def line(record: Prompt) -> list[Segment]:
         tokens = tokenizer.encode_messages(turns_of(record))
         return [(np.array(tokens, np.int32), len(tokens))]
 
-    encoded = encode_records(records, line, max_length, too_long, "prompts", keep_end=True)
+    encoded = encode_records(records, line, max_length, too_long, "prompts", keep_end=True, field=field)
     rows = _plain_rows(encoded, max_length, tokenizer.pad_id, lambda i: {"row": np.int64(i)}, left=True)
     return dataclasses.replace(rows, notes=[dict(r.meta) for r in records])

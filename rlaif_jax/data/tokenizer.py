@@ -276,11 +276,12 @@ class Encoded:
 
 def encode_records(
     records: Sequence[Any], lines_of: Callable[[Any], list[Segment]], max_length: int, too_long: str, what: str,
-    keep_end: bool = False,
+    keep_end: bool = False, *, field: str = "",
 ) -> Encoded:  # fmt: skip
     """Tokenises every record once. Records longer than `max_length` are dropped or truncated, counted and logged.
 
-    `too_long` is "drop" or "truncate"; `what` names the records in messages. UserError if no record is left.
+    `too_long` is "drop" or "truncate"; `what` names the records in messages, and `field` the config field of the limit. UserError
+    if no record is left.
     """
     if too_long not in TOO_LONG:
         raise UserError(f"too_long: expected one of {', '.join(TOO_LONG)}, found {too_long!r}")
@@ -300,7 +301,7 @@ def encode_records(
         _log.warning("%d of %d %s exceed %d tokens: %d dropped, %d truncated",
                      dropped + truncated, len(records), what, max_length, dropped, truncated)  # fmt: skip
     if not items:
-        reason = f"none of {len(records)} {what} fits into {max_length} tokens; raise the limit" if records else ""
+        reason = f"none of {len(records)} {what} fits into {max_length} tokens; raise {field or 'the limit'}" if records else ""
         raise UserError(reason or f"there are no {what} to make batches from")
     return Encoded(items, dropped, truncated)
 

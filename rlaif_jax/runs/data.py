@@ -5,16 +5,14 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Callable, Iterable
-from pathlib import Path
 from typing import Any
 
-from rlaif_jax.config import DpoConfig, RewardConfig, SourceConfig
+from rlaif_jax.config import DpoConfig, RewardConfig
 from rlaif_jax.config.stages import CURATE, FEEDBACK, SFT, TOKENIZER, Stage
 from rlaif_jax.data import corpus, pipelines
 from rlaif_jax.data.audit import without_leaks
-from rlaif_jax.data.records import LabelledResponse, PreferencePair, Prompt, Record, SftExample
+from rlaif_jax.data.records import LabelledResponse, PreferencePair, Prompt, Record, SftExample, request_of
 from rlaif_jax.data.rows import encode_sft, labelled_rows, pair_rows, sft_rows, verdict_rows
-from rlaif_jax.data.sources import load
 from rlaif_jax.data.streams import stream
 from rlaif_jax.data.tokenizer import Segment, Tokenizer, chat_segment, encode_records
 from rlaif_jax.errors import UserError
@@ -23,44 +21,24 @@ from rlaif_jax.feedback.principles import read_rules
 from rlaif_jax.feedback.prompts import load_prompts
 from rlaif_jax.feedback.transcripts import Transcript, VerdictPair, labelled_verdicts, write_transcripts, write_verdict_pairs
 from rlaif_jax.language import Language, get_language
-from rlaif_jax.runs.folder import Run
+from rlaif_jax.runs.sources import RunSources
 from rlaif_jax.sharding import host_rows
 
 _SCRIPT_ROWS = 200  # prompts from which the language of a task is detected
 _TOKENIZER_ROWS = 4000  # transcripts that a tokenizer is trained on
 
 
-class RunData:
+class RunData(RunSources):
     """Loads what a stage needs; reports rows that were skipped, leaked or too long."""
-
-    def __init__(self, run: Run):
-        self._run, self._cfg = run, run.cfg.data
-
-    @property
-    def root(self) -> Path:
-        """The folder of the data files."""
-        return Path(self._cfg.root).expanduser() if self._cfg.root else self._run.folder(TOKENIZER.name) / "corpus"
 
     @functools.cached_property
     def language(self) -> Language:
-        """The task's language: as the config says, or by the script of the first RL prompts."""
+        """The task's language: as the config says, or by the script of the first prompts, those of RL where the config has any."""
         name = self._run.cfg.language
-        return get_language(name, "" if name != "auto" else "".join(r.prompt for r in self._some_prompts()))
-
-    def _some_prompts(self) -> list[Prompt]:
-        source = self._cfg.prompts
-        return self.records(Prompt, dataclasses.replace(source, limit=min(source.limit or _SCRIPT_ROWS, _SCRIPT_ROWS)))
-
-    def require_files(self) -> None:
-        """UserError that names the field and the file, where a data file that every run of this config reads is missing."""
-        cfg, data = self._run.cfg, self._cfg
-        fields = ["prompts", "eval_prompts", *(["sft", "sft_eval"] if cfg.sft is not None else [])]
-        fields += ["pairs", "pairs_eval"] if self.uses_pairs else []
-        for field in fields if data.root else ():
-            path = getattr(data, field).path
-            if path and not path.startswith("tfds:") and not (self.root / path).exists():
-                held_out = f"; for a held-out share of the training file: data.{field}.path=''" if field.endswith("_eval") else ""
-                raise UserError(f"data.{field}: {self.root / path} does not exist{'' if field == 'eval_prompts' else held_out}")
+        if name != "auto":
+            return get_language(name)
+        prompts = self.records(Prompt, self._cfg.prompts if self.uses_prompts else self._cfg.eval_prompts)
+        return get_language(name, "".join(r.prompt for r in prompts[:_SCRIPT_ROWS]))
 
     def prepare(self) -> dict[str, Any]:
         """Writes the bundled corpus where the config names no data of its own."""
@@ -85,31 +63,11 @@ class RunData:
             texts += [text for r in rows for text in (*(m.content for m in r.messages), r.target)]
         return Tokenizer.train(texts, cfg.vocab_size, folder)
 
-    def records(self, kind: type, source: SourceConfig) -> list[Record]:
-        """All records of one source, problems reported."""
-        path = source.path if source.path.startswith("tfds:") else self.root / source.path
-        loaded = load(
-            kind, path, format=source.format, columns=source.columns, prefix=source.prefix, limit=source.limit,
-            on_error=source.on_error,
-        )  # fmt: skip
-        if loaded.skipped:
-            self._say(f"{source.path}: {len(loaded.skipped)} rows skipped, the first: {loaded.skipped[0]}")
-        return loaded.records
-
-    def split(self, kind: type, train: SourceConfig, held_out: SourceConfig) -> tuple[list[Record], list[Record]]:
-        """Training and held-out records; without a held-out file, the last part of the training file, by prompt."""
-        records = self.records(kind, train)
-        if held_out.path:
-            return records, self.records(kind, held_out)
-        prompts = list(dict.fromkeys(r.prompt for r in records))
-        last = set(prompts[-max(int(len(prompts) * self._cfg.eval_fraction), 1) :])
-        return [r for r in records if r.prompt not in last], [r for r in records if r.prompt in last]
-
     def sft_batches(self, tokenizer: Tokenizer) -> tuple[Any, Callable[[], Iterable[dict]], dict[str, Any]]:
         """(training iterator, held-out pass, facts)."""
         cfg, seed = self._run.cfg.sft, self.seed(SFT, "rows")
         train, held_out = self.split(SftExample, self._cfg.sft, self._cfg.sft_eval)
-        encoded = [encode_sft(part, tokenizer, cfg.max_length) for part in (train, held_out)]
+        encoded = [encode_sft(part, tokenizer, cfg.max_length, field="sft.max_length") for part in (train, held_out)]
         self._too_long("SFT examples", encoded[0].dropped + encoded[1].dropped, cfg.max_length)
         rows, held_rows = (sft_rows(e, cfg.max_length, tokenizer.pad_id, packing=cfg.packing, seed=seed) for e in encoded)
         facts = {"examples": len(encoded[0]), "rows": len(rows), "held_out": len(encoded[1])}
@@ -118,13 +76,14 @@ class RunData:
     def transcripts(self, most: int = 0) -> tuple[list[Transcript], list[VerdictPair]]:
         """The embedded feedback model's data: transcripts of every role, and pairs of verdicts; at most `most` of each (0: all).
 
-        They contain no request of the evaluation or of the judge's labelled rows.
+        They contain no request of the evaluation, of the held-out pairs or of the judge's labelled rows.
         """
         cfg, judge = self._run.cfg.feedback, self._run.cfg.judge
         prompts, language = load_prompts(cfg.family(self.language)), self.language
         if cfg.source == "labelled":
             return labelled_verdicts(self.game_rows()[0], prompts, read_rules(judge.principles, language))
-        held_out = {r.prompt for part in (self.eval_prompts(), *self.game_rows()[1:]) for r in part}
+        rows = self.game_rows()[1:] if self.has_labels else ()
+        held_out = {r.prompt for part in (self.eval_prompts(), self.pairs()[2], *rows) for r in part}
         limit = judge.game.limit if judge.game else len(read_rules(judge.principles, language))
         together = 1 if judge.mode == "checklist" else limit  # principles that the judge is asked about at one time
         seed, count, pairs = self._run.cfg.seed, cfg.transcripts, cfg.verdict_pairs
@@ -167,26 +126,39 @@ class RunData:
         Held-out rows that also occur in the training files of this model, or of SFT, are left out.
         """
         if cfg.loss == "bradley_terry":
-            train, _, every = self.pairs()
-            held_out = self.held_out_pairs()
-            leaked = len(every) - len(held_out)
+            train, held_out = self.pairs()[0], self.require_held_out_pairs()
+            leaked = len(self.pairs()[2]) - len(held_out)
             make = pair_rows
         else:
             train, held_out = self.labelled()
             leaked = 0
             make = labelled_rows
-        rows, held_rows = (make(part, tokenizer, cfg.max_length) for part in (train, held_out))
+        field = f"{'grader' if cfg is self._run.cfg.grader else 'reward'}.max_length"
+        rows, held_rows = (make(part, tokenizer, cfg.max_length, field=field) for part in (train, held_out))
         self._too_long("answers", rows.dropped + held_rows.dropped, cfg.max_length)
         facts = {"examples": len(rows), "held_out": len(held_rows), "leaked_left_out": leaked}
         return *self._batches(rows, held_rows, cfg.train.batch_size, seed), facts
 
     def pair_batches(self, cfg: DpoConfig, tokenizer: Tokenizer, seed: int):
         """(training iterator, held-out pass, facts) for DPO: the reward model's pairs, with a loss mask on the answers."""
-        parts = self.pairs()[0], self.held_out_pairs()
-        rows, held_rows = (dataclasses.replace(pair_rows(part, tokenizer, cfg.max_length), with_loss_mask=True) for part in parts)
+        parts = self.pairs()[0], self.require_held_out_pairs()
+        encoded = (pair_rows(part, tokenizer, cfg.max_length, field="dpo.max_length") for part in parts)
+        rows, held_rows = (dataclasses.replace(part, with_loss_mask=True) for part in encoded)
         self._too_long("answers", rows.dropped + held_rows.dropped, cfg.max_length)
         facts = {"examples": len(rows), "held_out": len(held_rows)}
         return *self._batches(rows, held_rows, cfg.train.batch_size, seed), facts
+
+    @property
+    def uses_prompts(self) -> bool:
+        """Whether any stage samples answers to the RL prompts."""
+        cfg = self._run.cfg
+        return bool(cfg.all_arms()) or cfg.curate is not None or (cfg.judge is not None and cfg.judge.game is not None)
+
+    @property
+    def reads_pairs(self) -> bool:
+        """Whether the run reads `data.pairs`: curated pairs are enough for a reward model."""
+        curate = self._run.cfg.curate
+        return self.uses_pairs and (curate is None or curate.with_data_pairs or self._cfg.grader_share > 0)
 
     @property
     def uses_pairs(self) -> bool:
@@ -197,9 +169,11 @@ class RunData:
 
     def pairs(self) -> tuple[list[PreferencePair], list[PreferencePair], list[PreferencePair]]:
         """(pairs for the reward model, pairs of other prompts for the grader, held-out pairs); empty where no stage learns from
-        pairs."""
+        pairs. Where curated pairs are all there is, a share of them is held out, unless there is a held-out file."""
         if not self.uses_pairs:
             return [], [], []
+        if not self.reads_pairs:
+            return self._only_curated()
         train, held_out = self.split(PreferencePair, self._cfg.pairs, self._cfg.pairs_eval)
         share = self._cfg.grader_share
         prompts = list(dict.fromkeys(p.prompt for p in train))
@@ -208,6 +182,25 @@ class RunData:
         if self._run.cfg.curate:
             own = self.curated_pairs() + (own if self._run.cfg.curate.with_data_pairs else [])
         return own, kept_apart, held_out
+
+    def _only_curated(self) -> tuple[list[PreferencePair], list[PreferencePair], list[PreferencePair]]:
+        curated, held_out = self.curated_pairs(), self._cfg.pairs_eval
+        if self.is_given(held_out):
+            return curated, [], self.records(PreferencePair, held_out)
+        if not self._run.is_done(CURATE.name):  # a stage before it, to which these pairs mean nothing
+            return [], [], []
+        train, held_out = self._held_out_share(curated, "the curated pairs")
+        return train, [], held_out
+
+    def require_held_out_pairs(self) -> list[PreferencePair]:
+        """`held_out_pairs`, or a UserError that says why there are none."""
+        found, every = self.held_out_pairs(), len(self.pairs()[2])
+        if not found:
+            raise UserError(
+                f"data.pairs_eval: each of the {every} held-out pairs has an answer that is also in a training file (data.pairs, "
+                "data.sft) for the same prompt, and is left out; give data.pairs_eval pairs with other answers"
+            )
+        return found
 
     def held_out_pairs(self) -> list[PreferencePair]:
         """Held-out pairs that occur in no training file of the reward model or of SFT."""
@@ -226,8 +219,7 @@ class RunData:
     @property
     def has_labels(self) -> bool:
         """Whether there are labelled responses: from the grader's pairs, or in a file that exists."""
-        source = self._cfg.labelled.path
-        return self._cfg.grader_share > 0 or bool(source and (source.startswith("tfds:") or (self.root / source).exists()))
+        return self._cfg.grader_share > 0 or self.is_given(self._cfg.labelled)
 
     def labelled(self) -> tuple[list[LabelledResponse], list[LabelledResponse]]:
         """(training, held-out) labelled responses for the grader. None occurs in a training file of the reward model.
@@ -235,40 +227,70 @@ class RunData:
         With `data.grader_share` they are both sides of the grader's pairs and of the held-out pairs. Otherwise they come from the
         labelled files, without rows that SFT trains on.
         """
-        data = self._cfg
-        reward_pairs, grader_pairs, pairs_eval = self.pairs()
+        data, seen = self._cfg, self._learned()
         if data.grader_share:
-            train, held_out, seen = _sides(grader_pairs), _sides(pairs_eval), [reward_pairs]
+            _, grader_pairs, pairs_eval = self.pairs()
+            train, held_out = _sides(grader_pairs), _sides(pairs_eval)
         else:
             train, held_out = self.split(LabelledResponse, data.labelled, data.labelled_eval)
-            seen = [reward_pairs, self.sft_examples()]
         (train, a), (held_out, b) = (without_leaks(part, *seen) for part in (train, held_out))
         held_out, c = without_leaks(held_out, train)
         if a + b + c:
             self._say(f"labelled responses: {a + b + c} leaked rows left out (they also occur in the training files)")
         return train, held_out
 
+    def _learned(self) -> list[list[Record]]:
+        """What a labelled response must not occur in: the reward model's pairs, and the SFT examples beside labelled files."""
+        return [self.pairs()[0], *([] if self._cfg.grader_share else [self.sft_examples()])]
+
     def game_rows(self) -> tuple[list[LabelledResponse], list[LabelledResponse], list[LabelledResponse]]:
-        """Labelled responses for the judge's game: (to reflect on, for its gate, held-out test rows)."""
-        train, test = self.labelled()
-        if self._cfg.labelled_val.path and not self._cfg.grader_share:
-            return train, self.records(LabelledResponse, self._cfg.labelled_val), test
+        """Labelled responses for the judge's game: (to reflect on, for its gate, held-out test rows). The judge rates answers to
+        single requests, so rows with earlier turns are left out."""
+        train, test = (self._single(part) for part in self.labelled())
+        if self.is_given(self._cfg.labelled_val) and not self._cfg.grader_share:
+            gate, leaked = without_leaks(self.records(LabelledResponse, self._cfg.labelled_val), *self._learned(), train, test)
+            if leaked:
+                self._say(f"data.labelled_val: {leaked} leaked rows left out (they also occur in other files)")
+            return train, self._single(gate), test
         prompts = list(dict.fromkeys(r.prompt for r in train))
         gate = set(prompts[-max(len(prompts) // 5, 1) :])
         return [r for r in train if r.prompt not in gate], [r for r in train if r.prompt in gate], test
 
+    def _single(self, rows: list[LabelledResponse]) -> list[LabelledResponse]:
+        single = [r for r in rows if not r.history]
+        if len(single) < len(rows):
+            self._say(f"labelled responses: {len(rows) - len(single)} with earlier turns are not for the judge, and left out")
+        return single
+
     def rl_prompts(self, held_out: int) -> tuple[list[Prompt], list[Prompt], dict[str, Any]]:
-        """(training prompts, the last `held_out` prompts, which evaluations during training use, facts)."""
+        """(training prompts, the last `held_out` prompts, which evaluations during training use, facts). A prompt that occurs
+        several times is either trained on or held out."""
         records = self.records(Prompt, self._cfg.prompts)
-        held_out = min(held_out, len(records) // 10 or 1)
-        return records[:-held_out], records[-held_out:], {"prompts": len(records) - held_out, "held_out": held_out}
+        requests = list(dict.fromkeys(map(request_of, records)))
+        if held_out < 1:
+            raise UserError(f"rl.eval_prompts is {held_out}: RL measures its reward on held-out prompts; set it to at least 1")
+        if len(requests) < 2:
+            raise UserError("data.prompts: it has one prompt, and RL holds one out (rl.eval_prompts): give at least 2 prompts")
+        last = set(requests[-min(held_out, len(requests) // 10 or 1) :])
+        train, apart = [r for r in records if request_of(r) not in last], [r for r in records if request_of(r) in last]
+        return train, apart, {"prompts": len(train), "held_out": len(apart)}
 
     def eval_prompts(self) -> list[Prompt]:
-        """Held-out prompts for the comparison, without those that are also RL prompts. Another system turn makes another prompt."""
-        limit = self._run.cfg.evaluation.limit
-        seen = {(r.prompt, r.system) for r in self.records(Prompt, self._cfg.prompts)}
-        unique = {(r.prompt, r.system): r for r in self.records(Prompt, self._cfg.eval_prompts)}
-        return [r for key, r in unique.items() if key not in seen][: limit or None]
+        """Held-out prompts for the comparison, each once, without those that a stage trains on."""
+        limit, records = self._run.cfg.evaluation.limit, self.records(Prompt, self._cfg.eval_prompts)
+        seen = {request_of(r) for part in self._trained_on() for r in part}
+        unique = list({request_of(r): r for r in records if request_of(r) not in seen}.values())
+        if not unique:
+            raise UserError(
+                f"data.eval_prompts: each of its {len(records)} prompts is also in a training file (data.prompts, data.sft, "
+                "data.pairs); give it prompts that no stage trains on"
+            )
+        return unique[: limit or None]
+
+    def _trained_on(self) -> list[list[Record]]:
+        prompts = self.records(Prompt, self._cfg.prompts) if self.uses_prompts else []
+        pairs = self.records(PreferencePair, self._cfg.pairs) if self.reads_pairs else []
+        return [prompts, self.sft_examples(), pairs]
 
     def seed(self, stage: Stage, use: str) -> int:
         """The seed of one use of randomness in a stage."""
@@ -283,10 +305,9 @@ class RunData:
         if count:
             self._say(f"{count} {what} are longer than {max_length} tokens and left out")
 
-    def _say(self, text: str) -> None:
-        self._run.console.print(text, highlight=False, markup=False)
-
-
 def _sides(pairs: list[PreferencePair]) -> list[LabelledResponse]:
     """Both answers of each pair, the chosen one labelled 1."""
-    return [LabelledResponse(p.prompt, text, label, p.system) for p in pairs for text, label in ((p.chosen, 1), (p.rejected, 0))]
+    return [
+        LabelledResponse(p.prompt, text, label, p.system, history=p.history)
+        for p in pairs for text, label in ((p.chosen, 1), (p.rejected, 0))
+    ]  # fmt: skip

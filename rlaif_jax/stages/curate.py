@@ -64,7 +64,7 @@ def _curate(x: Run, stage: Stage, prompts: Prompts, author: LLM, llm: LLM) -> Ma
 
 def _retriever(x: Run, data: RunData) -> Retriever:
     """Retrieves from the SFT examples, which count as good texts. Runs on this process's devices alone."""
-    cfg, examples = x.cfg.curate, data.records(SftExample, x.cfg.data.sft)
+    cfg, examples = x.cfg.curate, [e for e in data.records(SftExample, x.cfg.data.sft) if not e.history]
     embed = sentence_embedder(cfg.embedder) if cfg.embedder else tfidf_embedder([e.prompt for e in examples])
     place = x.place if jax.process_count() == 1 else x.place.local()
     return Retriever(examples, embed, place, cfg.popularity_weight)

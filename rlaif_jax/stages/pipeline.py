@@ -14,9 +14,9 @@ from typing import Any
 import jax
 
 from rlaif_jax.config.run_config import RunConfig
-from rlaif_jax.config.stages import FEEDBACK, Stage, stage_of, stages_of
+from rlaif_jax.config.stages import FEEDBACK, TOKENIZER, Stage, stage_of, stages_of
 from rlaif_jax.errors import UserError
-from rlaif_jax.runs.data import RunData
+from rlaif_jax.runs.data_check import check_data
 from rlaif_jax.runs.folder import Run
 from rlaif_jax.sharding import Placement, on_first
 from rlaif_jax.stages import curate, evaluate, principles, report, rl, tokenizer, train
@@ -48,6 +48,8 @@ def run(x: Run, names: Sequence[str] | None = None) -> None:
         facts = KINDS[stage.kind](x, stage)
         x.mark_done(stage.name, began, facts)
         x.console.print(f"{stage.name}: done in {time.perf_counter() - began:.0f} s  {_short(facts)}")
+        if stage is TOKENIZER and not x.cfg.data.root:  # the bundled corpus has just been written
+            _check_data(x, [s for s in todo if s is not TOKENIZER and not x.is_done(s.name)])
 
 
 def _check_before(x: Run, todo: Sequence[Stage]) -> None:
@@ -58,8 +60,17 @@ def _check_before(x: Run, todo: Sequence[Stage]) -> None:
             rl.require_memory(x, stage.name)
             for function in x.cfg.all_arms()[stage.name].functions.values():
                 x.resolve(function.function)
-    if any(stage.kind not in ("evaluate", "report") for stage in todo):
-        RunData(x).require_files()
+    if x.cfg.data.root or x.is_done(TOKENIZER.name):
+        _check_data(x, todo)
+
+
+def _check_data(x: Run, todo: Sequence[Stage]) -> None:
+    """UserError with every mistake in the data that these stages read; prints what makes a result weaker."""
+    found = on_first(lambda: dataclasses.asdict(check_data(x, todo)), "check data") if todo else {"warnings": (), "problems": ()}
+    for text in found["warnings"]:
+        x.console.print(f"note: {text}", style="yellow", markup=False, soft_wrap=True)
+    if problems := found["problems"]:
+        raise UserError(problems[0] if len(problems) == 1 else "the data:\n  " + "\n  ".join(problems))
 
 
 def uneven_batches(cfg: RunConfig, stages: Iterable[Stage], place: Placement) -> list[str]:
