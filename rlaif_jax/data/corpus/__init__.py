@@ -1,6 +1,6 @@
 """A bundled corpus of Chinese greetings, made by a grammar: requests, good and flawed answers, and a gold scorer.
 
-Nothing is downloaded, and the same seed gives the same rows. The gold scorer is for evaluation and labels, never a reward.
+Nothing is downloaded, and the same seed gives the same rows. The gold scorer is for evaluation and labels, not a reward.
 """
 
 from rlaif_jax.data.corpus.build import FILES, Corpus, CorpusConfig, bad_response, generate, write

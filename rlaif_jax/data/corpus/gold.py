@@ -1,7 +1,8 @@
 """The gold scorer: which flaws a text has as an answer to a request.
 
-It knows the grammar of the corpus, so it is for evaluation and labels only. Never use it as a training reward: that would only
-show that its score can be optimised.
+It knows the grammar of the corpus, so it is for evaluation and labels. Never use it as a training reward: that would only show that
+its score can be optimised. It is not independent of all training: the transcripts from which the embedded judge learns have its
+labels (`feedback/transcripts.py`), so it reaches the rewards of that judge, and what it debates, through them.
 """
 
 from __future__ import annotations
@@ -53,7 +54,7 @@ def count_chars(text: str) -> int:
 def gold_flaws(request: Request, response: str) -> tuple[str, ...]:
     """The flaws of `response` as an answer to `request`, in the order of `FLAWS`. Any text is allowed.
 
-    For evaluation and labels only, never a training reward (see the module's docstring).
+    For evaluation and labels, not a training reward (see the module's docstring).
     """
     parsed = _parse(response)
     short = _is_short_form(parsed)
@@ -69,7 +70,7 @@ def gold_flaws(request: Request, response: str) -> tuple[str, ...]:
 
 
 def is_excellent(request: Request, response: str) -> bool:
-    """Whether the answer has no flaw. For evaluation and labels only, never a training reward."""
+    """Whether the answer has no flaw. For evaluation and labels, not a training reward."""
     return not gold_flaws(request, response)
 
 
