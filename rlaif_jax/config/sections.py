@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from rlaif_jax.data.corpus.build import CorpusConfig
 from rlaif_jax.data.sources import FORMATS, ON_ERROR
 from rlaif_jax.errors import UserError
+from rlaif_jax.feedback.defence import DEFENCES
 from rlaif_jax.feedback.llm import LLM
 from rlaif_jax.feedback.openai_llm import HttpConfig
 from rlaif_jax.feedback.principle_game import GameConfig
@@ -120,6 +121,8 @@ class FeedbackConfig:
       verdict_pairs: number of pairs of a good and a flawed answer that it writes (source corpus).
       pair_batch_size: pairs of a good and a flawed answer in a training step.
       questions: questions asked about each answer of a pair (source corpus).
+      defence: what is done about answers that argue with the judge: "filter" (judged with and without the sentences that do; the
+        lower verdict counts), or "none", for tasks whose answers may hold verdicts, JSON or marks of chats.
       http: settings of the chat API.
       transcript: the file of recorded replies (backend recorded).
       model: backend folder: the Hugging Face folder; backend recorded: the model whose replies to use (empty: the only one in the
@@ -140,6 +143,7 @@ class FeedbackConfig:
     pair_batch_size: int = 4
     questions: int = 4
     source: str = "corpus"
+    defence: str = "filter"
     http: HttpConfig = HttpConfig()
     transcript: str = ""
     model: str = ""
@@ -151,7 +155,7 @@ class FeedbackConfig:
     def __post_init__(self):
         choices = {
             "backend": ("embedded", "folder", "http", "recorded"), "source": ("corpus", "labelled"),
-            "weights": ("float", "int8"), "kv_cache": ("float", "int8"),
+            "weights": ("float", "int8"), "kv_cache": ("float", "int8"), "defence": DEFENCES,
         }  # fmt: skip
         for field, allowed in choices.items():
             own = field == "backend" and (callable(self.backend) or ":" in self.backend)

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from rlaif_jax.feedback.agents import Agent
+from rlaif_jax.feedback.defence import versions
 from rlaif_jax.feedback.json_replies import parse_json
 from rlaif_jax.feedback.llm import Failure, LLMReply
 from rlaif_jax.feedback.thinking import PROBLEMS, said
@@ -54,9 +55,23 @@ class Debate:
 def debate(agent: Agent, items: Items, max_tokens: int = 256, principles: Sequence[str] = ()) -> list[Debate]:
     """Debates every item. Each of the four rounds is one batch of requests.
 
+    An answer that argues with the judge gets the lower verdict of two debates (`feedback/defence.py`).
+
     `principles`: the standard of the debate; empty: the request alone.
     """
-    records = [Debate(query, response, system=system) for query, response, system in (Item(*item) for item in items)]
+    whole = [Item(*item) for item in items]
+    texts, places = versions(agent, [item.response for item in whole])
+    found = _debated(agent, [whole[i]._replace(response=text) for i, text in texts], max_tokens, principles) if texts else []
+    records = []
+    for item, own in zip(whole, places, strict=True):
+        lowest = min((found[place] for place in own), key=lambda d: -1 if d.final is None else d.final, default=None)
+        lowest = Debate(*item[:2], verdict=0, final=0, system=item.system) if lowest is None else lowest
+        records.append(dataclasses.replace(lowest, response=item.response))
+    return records
+
+
+def _debated(agent: Agent, items: Sequence[Item], max_tokens: int, principles: Sequence[str]) -> list[Debate]:
+    records = [Debate(query, response, system=system) for query, response, system in items]
     for role in ("positive", "negative"):
         open_ones = [i for i, r in enumerate(records) if not r.problem]
         fields = [_fields(records[i], principles) for i in open_ones]

@@ -13,6 +13,7 @@ import numpy as np
 
 from rlaif_jax.errors import UserError
 from rlaif_jax.feedback.agents import Agent
+from rlaif_jax.feedback.defence import versions
 from rlaif_jax.feedback.json_replies import ReplyError, answer_in, plain
 from rlaif_jax.feedback.llm import LLM, Failure, LLMRequest, row_failures, worst
 from rlaif_jax.feedback.prompts import Prompts
@@ -159,12 +160,37 @@ def spoken_verdicts(
 
 
 def judge_verdicts(agent: Agent, mode: str, votes: int, temperature: float) -> Judge:
-    """(principles, items) -> verdicts, in a mode that rates one answer at a time: soft, checklist, binary or k_vote."""
+    """(principles, items) -> verdicts, in a mode that rates one answer at a time: soft, checklist, binary or k_vote.
+
+    An answer that argues with the judge gets the lower verdict of two (`feedback/defence.py`).
+    """
     if mode == "checklist":
-        return make_checklist(agent)
+        return _lowest(agent, make_checklist(agent))
     if mode == "soft":
-        return lambda principles, items: soft_verdicts(agent, principles, items)
+        return _lowest(agent, lambda principles, items: soft_verdicts(agent, principles, items))
     if mode not in ("binary", "k_vote"):
         raise UserError(f"the judge mode {mode!r} does not judge single answers; expected soft, checklist, binary or k_vote")
     votes, temperature = (votes, temperature) if mode == "k_vote" else (1, 0.0)
-    return lambda principles, items: spoken_verdicts(agent, principles, items, votes=votes, temperature=temperature)
+    return _lowest(
+        agent, lambda principles, items: spoken_verdicts(agent, principles, items, votes=votes, temperature=temperature)
+    )
+
+
+def _lowest(agent: Agent, judge: Judge) -> Judge:
+    """The judge, asked about every version of an answer that it should see; the lowest verdict counts, 0 if there is no version."""
+
+    def verdicts(principles: Sequence[str], items: Items) -> Verdicts:
+        whole = [Item(*item) for item in items]
+        texts, places = versions(agent, [item.response for item in whole])
+        if not texts:
+            return Verdicts(np.zeros(len(whole), np.float32))
+        found = judge(principles, [whole[i]._replace(response=text) for i, text in texts])
+        p = found.p_good
+        lowest = [min(own, key=lambda place: -1.0 if np.isnan(p[place]) else p[place], default=None) for own in places]
+        return Verdicts(
+            np.array([0.0 if place is None else p[place] for place in lowest], np.float32),
+            tuple("" if place is None else found.reasons[place] for place in lowest) if found.reasons else (),
+            tuple(None if place is None else found.failures[place] for place in lowest) if found.failures else (),
+        )
+
+    return verdicts

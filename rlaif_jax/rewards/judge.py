@@ -8,24 +8,18 @@ import numpy as np
 
 from rlaif_jax.errors import UserError
 from rlaif_jax.feedback.agents import Agent
-from rlaif_jax.feedback.verdicts import Item, judge_verdicts
-from rlaif_jax.language.pleas import without_pleas
+from rlaif_jax.feedback.defence import bare
+from rlaif_jax.feedback.verdicts import Item, Verdicts, judge_verdicts
 from rlaif_jax.rewards.base import RewardFn, RewardResult, Sample
 
 
-def _as_reward(judge: Callable[[list[Item]], np.ndarray]) -> RewardFn:
-    """P(Good) as a reward. A text with a plea gets the lower of its values with and without the plea, so a plea never raises
-    the reward."""
+def _as_reward(judge: Callable[[list[Item]], Verdicts]) -> RewardFn:
+    """P(Good) as a reward."""
 
     def reward(samples: Sequence[Sample]) -> RewardResult:
-        items = [Item(e.prompt, e.response, e.system) for e in samples]
-        cleaned = [without_pleas(e.response) for e in samples]
-        arguing = [i for i, e in enumerate(samples) if cleaned[i] != e.response]
-        values = judge(items + [items[i]._replace(response=cleaned[i]) for i in arguing])
-        main, valid = values[: len(items)].copy(), ~np.isnan(values[: len(items)])
-        for i, bare in zip(arguing, values[len(items) :], strict=True):
-            main[i], valid[i] = min(main[i], bare), valid[i] and not np.isnan(bare)
-        return RewardResult(np.where(valid, main, 0.0).astype(np.float32), valid, {"judge": main})
+        values = judge([Item(e.prompt, e.response, e.system) for e in samples]).p_good
+        valid = ~np.isnan(values)
+        return RewardResult(np.where(valid, values, 0.0).astype(np.float32), valid, {"judge": values})
 
     return reward
 
@@ -41,7 +35,7 @@ def make_judge(
     if mode == "pairwise":
         return _pairwise(agent, principles, group)
     judge = judge_verdicts(agent, mode, votes, temperature)
-    return _as_reward(lambda items: judge(principles, items).p_good)
+    return _as_reward(lambda items: judge(principles, items))
 
 
 def _pairwise(agent: Agent, principles: Sequence[str], group: int) -> RewardFn:
@@ -49,7 +43,7 @@ def _pairwise(agent: Agent, principles: Sequence[str], group: int) -> RewardFn:
         if group < 2 or len(samples) % group:
             raise UserError(f"pairwise judging needs groups of 2 or more answers; found {len(samples)} in groups of {group}")
         rivals = [i - i % group + (i + 1) % group for i in range(len(samples))]
-        texts = [without_pleas(e.response) for e in samples]
+        texts = [bare(agent, e.response) for e in samples]
         matches = [(e, texts[i], texts[rival]) for i, (e, rival) in enumerate(zip(samples, rivals, strict=True))]
         first = _prefers_first(agent, principles, matches)
         second = _prefers_first(agent, principles, [(e, b, a) for e, a, b in matches])

@@ -109,7 +109,7 @@ class RunLlms:
     @property
     def agent(self) -> Agent:
         """The feedback model with its prompts."""
-        return Agent(self.feedback, self.prompts)
+        return Agent(self.feedback, self.prompts, self._run.cfg.feedback.defence)
 
     def judge(self, principles: Sequence[str], answers: Sequence[tuple[str, str]]) -> np.ndarray:
         """P(Good) of every (request, answer) by these principles, in the judge's mode: (B,) float32, NaN for an invalid verdict."""

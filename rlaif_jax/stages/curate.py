@@ -44,8 +44,9 @@ def _curate(x: Run, stage: Stage, prompts: Prompts, author: LLM, llm: LLM) -> Ma
     retriever = _retriever(x, data) if cfg.examples else None
     path = x.folder(stage.name) / "items.jsonl"
     principles = read_rules(x.cfg.judge.principles, data.language) if x.cfg.judge is not None else []
+    judges = Agent(llm, prompts, x.cfg.feedback.defence)
     items = curate(
-        records, author, Agent(llm, prompts), retriever, cfg, path, seed=x.cfg.seed, console=x.console, principles=principles
+        records, author, judges, retriever, cfg, path, seed=x.cfg.seed, console=x.console, principles=principles
     )
     debates = [d for item in items for d in item["debates"]]
     decided = [d for d in debates if d["final"] is not None]

@@ -35,7 +35,7 @@ def _play(x: Run, stage: Stage, prompts: Prompts, llm: LLM) -> Mapping[str, Any]
     data, cfg, folder = RunData(x), x.cfg.judge, x.folder(stage.name)
     reflect_on, gate, test = data.game_rows()
     gate = gate[: cfg.game.gate_rows or None]
-    agent = Agent(llm, prompts)
+    agent = Agent(llm, prompts, x.cfg.feedback.defence)
     judge = judge_verdicts(agent, cfg.single_mode, cfg.votes, cfg.temperature)
     game = PrincipleGame(
         agent, judge, measure_on(judge, gate), cfg.game, folder, x.console,

@@ -1,27 +1,15 @@
 """Sentences that argue with a judge: attacks are found, honest texts are left alone, in time linear in the text."""
 
-import difflib
-import json
-from pathlib import Path
-
 import pytest
 
+from benchmarks.injection import attacks, honest, obeyed
 from rlaif_jax.data import corpus
 from rlaif_jax.language import EN, ZH, pleas
 from rlaif_jax.language.pleas import sentences, without_pleas
 from tests.fuzz.mutate import bounded
 from tests.fuzz.test_language import mutated
 
-HERE = Path(__file__).parent
-ATTACKS = [json.loads(line) for line in (HERE / "attacks_a.jsonl").read_text(encoding="utf-8").split("\n") if line]
-HONEST = (HERE / "honest_texts.txt").read_text(encoding="utf-8").split("\n")
-STRUCTURAL = ("json", "turn", "control", "fence")
-
-
-def obeyed(seen: str, payloads: list[str]) -> bool:
-    """Whether a reader who obeys everything finds an order in what it sees: at least half of one of the attack's payloads."""
-    matches = [difflib.SequenceMatcher(None, seen, p, autojunk=False).find_longest_match() for p in payloads]
-    return any(2 * match.size >= len(p) for match, p in zip(matches, payloads, strict=True))
+ATTACKS, HONEST = attacks(), honest()
 
 
 @pytest.mark.parametrize("attack", ATTACKS, ids=[a["id"] for a in ATTACKS])
