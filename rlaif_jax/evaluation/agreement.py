@@ -61,16 +61,19 @@ def _check_labels(labels: np.ndarray) -> None:
 
 
 def confusion(scores: ArrayLike, labels: ArrayLike, mask: ArrayLike | None = None, threshold: float = 0.5) -> Confusion:
-    """The counts, with predicted = score >= threshold. labels are 0/1. ValueError on other labels, unequal shapes or NaN."""
+    """The counts, with predicted = score > threshold; a tie of votes (0.5) means bad. labels are 0/1.
+
+    ValueError on other labels, unequal shapes or NaN.
+    """
     (s, y), missing = _known(mask, scores, labels)
     _check_labels(y)
-    good, said = y == 1, s >= threshold
+    good, said = y == 1, s > threshold
     counts = (good & said, ~good & said, good & ~said, ~good & ~said)
     return Confusion(*(int(c.sum()) for c in counts), missing)
 
 
 def agreement(scores: ArrayLike, labels: ArrayLike, mask: ArrayLike | None = None, threshold: float = 0.5) -> Agreement:
-    """All figures. scores: probabilities or 0/1 predictions; score >= threshold means "good".
+    """All figures. scores: probabilities or 0/1 predictions; score > threshold means "good".
 
     The accuracy has a Wilson 95 % interval.
     """

@@ -67,4 +67,4 @@ def debate_table(items: Sequence[Mapping[str, Any]]) -> Table | None:
 def _cell(value: Any) -> Any:
     if isinstance(value, float):
         return "–" if value != value else f"{value:.3f}"
-    return str(value)
+    return "–" if value is None else str(value)

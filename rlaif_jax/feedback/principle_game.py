@@ -22,13 +22,15 @@ import numpy as np
 from rich.console import Console
 from rich.progress import Progress
 
-from rlaif_jax.data.records import LabelledResponse
+from rlaif_jax.data.records import LabelledResponse, Prompt
 from rlaif_jax.data.streams import stream
 from rlaif_jax.errors import UserError
 from rlaif_jax.feedback.agents import Agent
-from rlaif_jax.feedback.json_replies import parse_json
+from rlaif_jax.feedback.json_replies import Answer, Parse, parse_json
+from rlaif_jax.feedback.llm import Failure, LLMRequest, worst
 from rlaif_jax.feedback.principles import Edit, Versions, apply_edit
-from rlaif_jax.feedback.verdicts import BAD, GOOD, Judge
+from rlaif_jax.feedback.thinking import said
+from rlaif_jax.feedback.verdicts import BAD, GOOD, Item, Judge, says_good
 
 Measure = Callable[[Sequence[str]], dict[str, float]]  # principles -> balanced_accuracy and other metrics on validation rows
 _EDITS = ("keep", "add", "replace", "remove")
@@ -72,11 +74,11 @@ class PrincipleGame:
 
     def __init__(
         self, agent: Agent, judge: Judge, measure: Measure, cfg: GameConfig, folder: Path, console: Console, *,
-        queries: Sequence[str], labelled: Sequence[LabelledResponse], seed: int,
+        queries: Sequence[Prompt | str], labelled: Sequence[LabelledResponse], seed: int,
     ):  # fmt: skip
         self._agent, self._judge, self._measure = agent, judge, measure
         self._cfg, self._console, self._seed = cfg, console, seed
-        self._queries, self._labelled = list(queries), list(labelled)
+        self._queries, self._labelled = [q if isinstance(q, Prompt) else Prompt(q) for q in queries], list(labelled)
         self.principles, self.strategies = Versions(folder / "principles"), Versions(folder / "strategies")
         self._rounds_file, self._log = folder / "rounds.jsonl", folder / "game.jsonl"
 
@@ -94,11 +96,11 @@ class PrincipleGame:
     @property
     def current(self) -> list[str]:
         """The current principles: the last version that the gate accepted."""
-        return self.principles.rules(max(r["version"] for r in self.principles.rows if r["accepted"]))
+        return self.principles.rules(self.principles.in_force()["version"])
 
     def _resume(self, principles, strategies) -> list[dict[str, Any]]:
         if self._rounds_file.exists():
-            rows = [json.loads(line) for line in self._rounds_file.read_text(encoding="utf-8").split("\n") if line]
+            rows = self._read_rounds()
             self.principles.truncate(rows[-1]["principle_versions"])
             self.strategies.truncate(rows[-1]["strategy_versions"])
             return rows
@@ -106,6 +108,8 @@ class PrincipleGame:
         self.strategies.truncate(0)
         self.strategies.add(strategies, None, "start", True)
         scores = self._measure(principles)
+        if scores["balanced_accuracy"] is None:
+            raise UserError("the gate of the principle game needs labelled answers of both kinds, good and bad; found one kind")
         self.principles.add(principles, scores["balanced_accuracy"], "start", True)
         rows = [self._row(0, scores, {"fooled": float("nan"), "accepted": 0, "rolled_back": 0, "kept": 0, "unusable": 0})]
         self._write(rows)
@@ -140,21 +144,23 @@ class PrincipleGame:
         requests = [
             self._agent.prompts.request(
                 "generator", max_tokens=self._cfg.reply_tokens, temperature=1.0, seed=stream(self._seed, f"principles/{number}"),
-                strategies=strategies, query=q)
+                strategies=strategies, query=q.prompt, system=q.system)
             for q in queries
         ]  # fmt: skip
-        answers = [r.text if r.failure is None else "" for r in self._agent.llm.complete(requests)]
-        pairs = [(q, a) for q, a in zip(queries, answers, strict=True) if a.strip()]
-        verdicts = self._judge(self.current, pairs)
+        replies = self._agent.llm.complete(requests)
+        _heed([r.failure for r in replies])
+        answers = [said(r).text for r in replies]
+        items = [Item(q.prompt, a, q.system) for q, a in zip(queries, answers, strict=True) if a]
+        verdicts = self._judge(self.current, [item.pair() for item in items])
         events = []
-        for i, (query, response) in enumerate(pairs):
+        for i, (query, response, system) in enumerate(items):
             if np.isnan(verdicts.p_good[i]):
                 continue
-            fooled = bool(verdicts.p_good[i] > 0.5)
+            fooled = bool(says_good(verdicts.p_good[i]))
             reason = verdicts.reasons[i] if verdicts.reasons else ""
             events.append({"list": "principles" if fooled else "strategies", "fooled": fooled, "query": query,
-                           "response": response, "reason": reason})  # fmt: skip
-        fields = [{"strategies": strategies, "query": e["query"], "response": e["response"]} for e in events]
+                           "response": response, "system": system, "reason": reason})  # fmt: skip
+        fields = [{"strategies": strategies} | {name: e[name] for name in Item._fields} for e in events]
         roles = ["confess" if e["fooled"] else "advise" for e in events]
         extra = [{} if e["fooled"] else {"reason": e["reason"] or BAD} for e in events]
         self._suggest(events, roles, [f | x for f, x in zip(fields, extra, strict=True)], rng)
@@ -163,20 +169,20 @@ class PrincipleGame:
     def _reflect(self, rng: random.Random) -> list[dict[str, Any]]:
         """Labelled answers that the detector judges wrongly: one event with a suggestion for each."""
         drawn = rng.sample(self._labelled, min(8 * self._cfg.reflections, len(self._labelled)))
-        verdicts = self._judge(self.current, [(r.prompt, r.response) for r in drawn])
+        verdicts = self._judge(self.current, [Item(r.prompt, r.response, r.system).pair() for r in drawn])
         reasons = verdicts.reasons or ("",) * len(drawn)
         wrong = [
-            (row, GOOD if p > 0.5 else BAD, reason) for row, p, reason in zip(drawn, verdicts.p_good, reasons, strict=True)
-            if not np.isnan(p) and (p > 0.5) != bool(row.label)
+            (row, GOOD if says_good(p) else BAD, reason) for row, p, reason in zip(drawn, verdicts.p_good, reasons, strict=True)
+            if not np.isnan(p) and says_good(p) != bool(row.label)
         ][: self._cfg.reflections]  # fmt: skip
         events = [
-            {"list": "principles", "query": r.prompt, "response": r.response, "verdict": said, "reason": reason}
-            for r, said, reason in wrong
+            {"list": "principles", "query": r.prompt, "response": r.response, "verdict": verdict, "reason": reason}
+            for r, verdict, reason in wrong
         ]
         fields = [
-            {"principles": self.current, "query": r.prompt, "response": r.response, "verdict": said,
-             "label": GOOD if r.label else BAD, "reason": reason if said == BAD else ""}
-            for r, said, reason in wrong
+            {"principles": self.current, "query": r.prompt, "response": r.response, "system": r.system, "verdict": verdict,
+             "label": GOOD if r.label else BAD, "reason": reason if verdict == BAD else ""}
+            for r, verdict, reason in wrong
         ]  # fmt: skip
         self._suggest(events, ["principle_review"] * len(events), fields, rng)
         return events
@@ -188,7 +194,7 @@ class PrincipleGame:
             )
             for role, f in zip(roles, fields, strict=True)
         ]
-        answers = self._agent.ask(requests, lambda text: parse_json(text, {"suggestion": str}))
+        answers = self._ask(requests, lambda text: parse_json(text, {"suggestion": str}))
         for event, answer in zip(events, answers, strict=True):
             event["suggestion"] = answer.value["suggestion"] if answer.value else ""
 
@@ -207,8 +213,7 @@ class PrincipleGame:
             return "accepted"
         scores = [self._measure(edited)["balanced_accuracy"] for edited in candidates]
         best = int(np.argmax(scores))
-        in_force = max((r for r in self.principles.rows if r["accepted"]), key=lambda r: r["version"])
-        accepted = scores[best] > in_force["score"]  # an edit without gain would only make the list longer
+        accepted = scores[best] > self.principles.in_force()["score"]  # an edit without gain would only make the list longer
         self.principles.add(candidates[best], scores[best], event["suggestion"], accepted)
         return "accepted" if accepted else "rolled_back"
 
@@ -226,7 +231,7 @@ class PrincipleGame:
         ]  # fmt: skip
         found: list[list[str]] = []
         keeps = False
-        for answer in self._agent.ask(requests, _parse_edit):
+        for answer in self._ask(requests, _parse_edit):
             if answer.value is None:
                 continue
             keeps = keeps or answer.value["edit"] == "keep"
@@ -235,6 +240,25 @@ class PrincipleGame:
             if edited is not None and edited not in found:
                 found.append(edited)
         return found, keeps
+
+    def _ask(self, requests: Sequence[LLMRequest], parse: Parse) -> list[Answer]:
+        answers = self._agent.ask(requests, parse)
+        _heed([a.failure for a in answers])
+        return answers
+
+    def _read_rounds(self) -> list[dict[str, Any]]:
+        """The rows of the finished rounds. UserError that names the file if it is damaged."""
+        try:
+            rows = [json.loads(line) for line in self._rounds_file.read_text(encoding="utf-8").split("\n") if line]
+            counts = [(row["principle_versions"], row["strategy_versions"]) for row in rows]
+            if not rows or not all(type(n) is int and n > 0 for pair in counts for n in pair):
+                raise ValueError("expected one row per round, with its numbers of versions")
+            if counts[-1][0] > len(self.principles.rows) or counts[-1][1] > len(self.strategies.rows):
+                raise ValueError("it counts more versions than versions.json has")
+        except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+            why = f"{type(error).__name__}: {error!s:.200}"
+            raise UserError(f"{self._rounds_file} is damaged ({why}); move the folder of the stage away to begin again") from error
+        return rows
 
     def _row(self, number: int, scores: dict[str, float], counts: dict[str, Any]) -> dict[str, Any]:
         sizes = {"principles": len(self.current), "strategies": len(self.strategies.rules(len(self.strategies.rows) - 1))}
@@ -246,6 +270,14 @@ class PrincipleGame:
         temporary = self._rounds_file.with_suffix(".tmp")
         temporary.write_text(text, encoding="utf-8")
         temporary.replace(self._rounds_file)
+
+
+def _heed(failures: Sequence[Failure | None]) -> None:
+    """UserError if no request of a batch got an answer: a round without answers would count as played."""
+    if failures and all(f is not None and f.unanswered for f in failures):
+        raise UserError(
+            f"the feedback model did not answer ({worst(failures)}). Finished rounds are saved; run the same command to continue"
+        )
 
 
 def _parse_edit(text: str) -> dict[str, Any]:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import json
+import math
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -12,24 +14,46 @@ from rlaif_jax.errors import UserError
 from rlaif_jax.language import ZH, Language
 
 _HERE = Path(__file__).parent / "rules"
+_AGAIN = "move the folder of the stage away, and the game begins again"
+_ESCAPED = re.compile(r"\A\\(?=[#\\])")
 
 
 def read_rules(source: str | Path, language: Language = ZH) -> list[str]:
-    """The rules of a file, one per line. Blank lines and lines that begin with "#" are skipped.
+    """The rules of a file, one per line. Blank lines and lines that begin with "#" are skipped; a rule that begins with "#" is
+    written as "\\#...", as `rules_text` does.
 
     `source` is a path, or the name of a bundled list ("principles", "principles_general", "strategies") in the
     given `language`.
     """
     bundled = _HERE / language.name / f"{source}.txt"
-    path = bundled if bundled.exists() else Path(source).expanduser()
-    if not path.exists():
+    path = bundled if _exists(bundled) else Path(source).expanduser()
+    if not _exists(path):
         known = ", ".join(sorted(p.stem for p in bundled.parent.glob("*.txt")))
         raise UserError(f"rules {str(source)!r}: not a file, and not a bundled list ({known})")
-    lines = (line.strip() for line in path.read_text(encoding="utf-8").split("\n"))
-    rules = [line for line in lines if line and not line.startswith("#")]
+    try:
+        text = path.read_bytes().decode("utf-8-sig")
+    except OSError as error:
+        raise UserError(f"{path}: expected a file of rules, one per line ({error.strerror})") from error
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: byte {error.start} is not UTF-8; save the file as UTF-8") from error
+    lines = (line.strip() for line in re.split(r"\r\n|\r|\n", text))
+    rules = [_ESCAPED.sub("", line) for line in lines if line and not line.startswith("#")]
     if not rules:
         raise UserError(f"{path} has no rules; write one per line")
     return rules
+
+
+def _exists(path: Path) -> bool:
+    try:
+        return path.exists()
+    except OSError:  # a name that is too long
+        return False
+
+
+def rules_text(rules: Sequence[str]) -> str:
+    """The content of a file that `read_rules` reads as these rules."""
+    lines = (re.sub(r"[\r\n]+", " ", rule).strip() for rule in rules)
+    return "".join(f"\\{line}\n" if line.startswith(("#", "\\")) else f"{line}\n" for line in lines)
 
 
 def diff(old: Sequence[str], new: Sequence[str]) -> str:
@@ -71,12 +95,12 @@ class Versions:
         self._folder = folder
         folder.mkdir(parents=True, exist_ok=True)
         self._index = folder / "versions.json"
-        self.rows: list[dict] = json.loads(self._index.read_text(encoding="utf-8")) if self._index.exists() else []
+        self.rows: list[dict] = _read_index(self._index) if self._index.exists() else []
 
     def add(self, rules: Sequence[str], score: float | None, why: str, accepted: bool) -> int:
         """Saves a version and returns its number."""
         number = len(self.rows)
-        self.path(number).write_text("".join(f"{rule}\n" for rule in rules), encoding="utf-8")
+        self.path(number).write_text(rules_text(rules), encoding="utf-8")
         self.rows.append({"version": number, "score": score, "why": why, "accepted": accepted})
         self._index.write_text(json.dumps(self.rows, ensure_ascii=False, indent=1), encoding="utf-8")
         return number
@@ -95,4 +119,30 @@ class Versions:
 
     def best(self) -> int:
         """The number of the accepted version with the best score; the earliest one on ties."""
-        return max((r for r in self.rows if r["accepted"]), key=lambda r: (r["score"], -r["version"]))["version"]
+        scored = [r for r in self.rows if r["accepted"] and r["score"] is not None]
+        if not scored:
+            raise UserError(f"{self._index} has no accepted version with a score; {_AGAIN}")
+        return max(scored, key=lambda r: (r["score"], -r["version"]))["version"]
+
+    def in_force(self) -> dict:
+        """The row of the last accepted version."""
+        accepted = [r for r in self.rows if r["accepted"]]
+        if not accepted:
+            raise UserError(f"{self._index} has no accepted version; {_AGAIN}")
+        return accepted[-1]
+
+
+def _read_index(path: Path) -> list[dict]:
+    """The rows of versions.json. UserError that names the file if it is damaged."""
+    try:
+        rows = json.loads(path.read_text(encoding="utf-8"))
+        for number, row in enumerate(rows):
+            score = row["score"]
+            known = score is None or (type(score) in (int, float) and math.isfinite(score))
+            if type(row["version"]) is not int or row["version"] != number or not known:
+                raise ValueError(f"row {number} has the version {row['version']!r:.40} and the score {score!r:.40}")
+            if not isinstance(row["why"], str) or not isinstance(row["accepted"], bool):
+                raise ValueError(f"row {number} has no reason or no outcome")
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        raise UserError(f"{path} is damaged ({type(error).__name__}: {error!s:.200}); {_AGAIN}") from error
+    return rows

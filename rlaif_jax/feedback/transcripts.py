@@ -98,12 +98,12 @@ def labelled_verdicts(
     """
 
     def verdict(r: LabelledResponse) -> Transcript:
-        messages = prompts.messages("detector", principles=principles, query=r.prompt, response=r.response)
+        messages = prompts.messages("detector", principles=principles, query=r.prompt, response=r.response, system=r.system)
         return Transcript("detector", messages, GOOD if r.label else BAD)
 
-    by_prompt: dict[str, tuple[list[Transcript], list[Transcript]]] = {}
+    by_prompt: dict[tuple[str, str], tuple[list[Transcript], list[Transcript]]] = {}
     for r in rows:
-        by_prompt.setdefault(r.prompt, ([], []))[0 if r.label else 1].append(verdict(r))
+        by_prompt.setdefault((r.prompt, r.system), ([], []))[0 if r.label else 1].append(verdict(r))
     pairs = [((g,), (b,)) for good, bad in by_prompt.values() for g, b in zip(good, bad, strict=False)]
     return [verdict(r) for r in rows], pairs
 

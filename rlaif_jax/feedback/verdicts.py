@@ -42,6 +42,10 @@ class Item(NamedTuple):
     response: str
     system: str = ""
 
+    def pair(self) -> tuple[str, ...]:
+        """(query, response), and the system turn only if there is one: a judge of one's own may know no third."""
+        return self if self.system else (self.query, self.response)
+
 
 @dataclasses.dataclass(frozen=True)
 class Verdicts:

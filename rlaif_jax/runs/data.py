@@ -16,7 +16,7 @@ from rlaif_jax.data.rows import encode_sft, labelled_rows, pair_rows, sft_rows, 
 from rlaif_jax.data.streams import stream
 from rlaif_jax.data.tokenizer import Segment, Tokenizer, chat_segment, encode_records
 from rlaif_jax.errors import UserError
-from rlaif_jax.feedback.curate import read_items
+from rlaif_jax.feedback.curated_items import read_items
 from rlaif_jax.feedback.principles import read_rules
 from rlaif_jax.feedback.prompts import load_prompts
 from rlaif_jax.feedback.transcripts import Transcript, VerdictPair, labelled_verdicts, write_transcripts, write_verdict_pairs

@@ -13,7 +13,8 @@ from rlaif_jax.config.stages import SFT, Stage
 from rlaif_jax.data.records import SftExample
 from rlaif_jax.errors import UserError
 from rlaif_jax.feedback.agents import Agent
-from rlaif_jax.feedback.curate import causes, curate, why_no_pair
+from rlaif_jax.feedback.curate import check_examples, curate
+from rlaif_jax.feedback.curated_items import causes, why_no_pair
 from rlaif_jax.feedback.llm import LLM, spending
 from rlaif_jax.feedback.multihost import lead
 from rlaif_jax.feedback.principles import read_rules
@@ -36,11 +37,7 @@ def _curate(x: Run, stage: Stage, prompts: Prompts, author: LLM, llm: LLM) -> Ma
     data, cfg = RunData(x), x.cfg.curate
     records = data.rl_prompts(x.cfg.rl.eval_prompts)[0][: cfg.prompts or None]
     author = Agent(author, load_prompts("embedded") if cfg.source == "policy" else prompts)
-    if cfg.examples and not author.prompts.shows("candidate", "examples"):
-        raise UserError(
-            f"curate.examples is {cfg.examples}, but candidate.j2 of the prompts {prompts.family!r} shows no examples; use the "
-            "field `examples` there, or set curate.examples=0"
-        )
+    check_examples(cfg, author.prompts)
     retriever = _retriever(x, data) if cfg.examples else None
     path = x.folder(stage.name) / "items.jsonl"
     principles = read_rules(x.cfg.judge.principles, data.language) if x.cfg.judge is not None else []

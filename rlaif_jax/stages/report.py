@@ -19,7 +19,7 @@ from rlaif_jax.evaluation.hacking import Flag, hack_flags
 from rlaif_jax.evaluation.headline import headline
 from rlaif_jax.evaluation.plots import Curve
 from rlaif_jax.evaluation.report import Report, Table, console_table, write_report
-from rlaif_jax.feedback.curate import read_items
+from rlaif_jax.feedback.curated_items import read_items
 from rlaif_jax.language import Language, get_language
 from rlaif_jax.models.model_config import parameter_count
 from rlaif_jax.runs.folder import Run

@@ -9,10 +9,11 @@ from rich.console import Console
 from rlaif_jax.data.records import Prompt, SftExample
 from rlaif_jax.errors import UserError
 from rlaif_jax.feedback.agents import Agent
-from rlaif_jax.feedback.curate import CurateConfig, causes, curate, pairs_of, read_items, why_no_pair
+from rlaif_jax.feedback.curate import CurateConfig, check_examples, curate, pairs_of
+from rlaif_jax.feedback.curated_items import causes, read_items, why_no_pair
 from rlaif_jax.feedback.debate import Debate, debate
 from rlaif_jax.feedback.llm import Failure, LLMReply
-from rlaif_jax.feedback.prompts import load_prompts
+from rlaif_jax.feedback.prompts import ROLES, Prompts, load_prompts
 from rlaif_jax.feedback.retrieval import Retriever, tfidf_embedder
 
 PROMPTS = load_prompts("zh")
@@ -233,6 +234,16 @@ def test_examples_reach_the_author_whoever_writes(tmp_path, one_device):
                console=Console(quiet=True))  # fmt: skip
         assert [m.role for m in llm.heard[0].messages] == roles
         assert all(any(e.response in m.content for m in llm.heard[0].messages) for e in examples)
+
+
+def test_examples_that_no_prompt_shows_are_refused(tmp_path):
+    for role in ROLES:
+        (tmp_path / f"{role}.j2").write_text("{{ query }}", encoding="utf-8")
+    own = Prompts(str(tmp_path))
+    with pytest.raises(UserError, match="curate.examples is 3, but candidate.j2"):
+        check_examples(CurateConfig(examples=3, source="llm"), own)
+    check_examples(CurateConfig(source="llm"), own)
+    check_examples(CurateConfig(examples=3), load_prompts("embedded"))
 
 
 @pytest.mark.parametrize(

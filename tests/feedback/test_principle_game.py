@@ -1,21 +1,24 @@
 """The game that optimises the judge's principles, with players whose moves are known."""
 
+import io
 import itertools
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from rich.console import Console
 
-from rlaif_jax.data.records import LabelledResponse
+from rlaif_jax.data.records import LabelledResponse, Prompt
 from rlaif_jax.errors import UserError
 from rlaif_jax.feedback.agents import Agent
-from rlaif_jax.feedback.llm import LLMReply
+from rlaif_jax.feedback.llm import Failure, LLMReply
 from rlaif_jax.feedback.principle_game import GameConfig, PrincipleGame
-from rlaif_jax.feedback.principles import Edit, Versions, apply_edit, diff, read_rules
+from rlaif_jax.feedback.principles import Edit, Versions, apply_edit, diff, read_rules, rules_text
 from rlaif_jax.feedback.prompts import load_prompts
 from rlaif_jax.feedback.verdicts import Verdicts
 from rlaif_jax.language import EN, ZH, is_han
+from rlaif_jax.stages.principles import _check_rows, measure_on
 
 FLAWS = "甲乙丙丁"  # an answer is bad if it holds one of these; a principle "不写X" covers one
 
@@ -161,6 +164,139 @@ def test_an_interrupted_game_goes_on_as_if_it_had_not_been(tmp_path):
     game, resumed = play(tmp_path / "cut")
     assert json.dumps(resumed) == json.dumps(whole)
     assert game.principles.rows == Versions(tmp_path / "whole" / "principles").rows
+
+
+def answers(*p_good, failure=None):
+    """A judge with these verdicts, whatever it is asked."""
+    failures = tuple(failure if np.isnan(p) else None for p in p_good)
+    return lambda principles, items: Verdicts(np.array(p_good, np.float32), failures=failures)
+
+
+def test_silence_on_hard_answers_gains_nothing():
+    rows = [LabelledResponse("q", "r", label) for label in (1, 1, 1, 0, 0, 0)]
+    hard = measure_on(answers(0.9, 0.9, 0.2, 0.1, 0.1, 0.8), rows)(["x"])
+    silent = measure_on(answers(0.9, 0.9, np.nan, 0.1, 0.1, np.nan), rows)(["x"])
+    assert hard["balanced_accuracy"] == silent["balanced_accuracy"] == pytest.approx(2 / 3)
+    assert (hard["n"], silent["n"]) == (6, 4) and hard["accuracy"] == silent["accuracy"]
+
+
+def test_a_tie_means_bad_for_the_gate_too():
+    assert measure_on(answers(0.5, 0.5), [LabelledResponse("q", "r", label) for label in (1, 0)])(["x"])["accuracy"] == 0.5
+    assert measure_on(answers(0.5), [LabelledResponse("q", "r", 0)])(["x"])["accuracy"] == 1.0
+
+
+def test_a_judge_that_is_away_says_nothing_about_principles():
+    rows = [LabelledResponse("q", "r", label) for label in (1, 0, 1, 0)]
+    with pytest.raises(UserError, match=r"1 of 4 labelled rows \(timeout: 60 s\)"):
+        measure_on(answers(0.9, 0.1, np.nan, 0.1, failure=Failure("timeout", "60 s")), rows)(["x"])
+    unreadable = measure_on(answers(0.9, 0.1, np.nan, 0.1, failure=Failure("unreadable")), rows)(["x"])
+    assert unreadable["accuracy"] == 0.75
+    with pytest.raises(UserError, match="no verdict on any labelled row .*HTTP 401"):
+        measure_on(answers(np.nan, np.nan, failure=Failure("rejected", "HTTP 401")), rows[:2])(["x"])
+
+
+def test_an_outage_ends_the_round_and_the_game_goes_on_later(tmp_path):
+    _, whole = play(tmp_path / "whole")
+
+    class Dies(Players):
+        calls = 0
+
+        def complete(self, requests, on_reply=None):
+            Dies.calls += 1
+            if Dies.calls > 20:
+                return [LLMReply(failure=Failure("connection", "refused")) for _ in requests]
+            return super().complete(requests)
+
+    with pytest.raises(UserError, match="connection: refused"):
+        play(tmp_path / "cut", llm=Dies())
+    assert json.dumps(play(tmp_path / "cut")[1]) == json.dumps(whole)
+
+
+def test_the_game_shows_system_turns_and_hides_thinking(tmp_path):
+    asked = []
+
+    class Thinker(Players):
+        def complete(self, requests, on_reply=None):
+            asked.extend(requests)
+            return [LLMReply(f'<think>{{"edit": "remove", "number": 1}}</think>{r.text}') for r in super().complete(requests)]
+
+    def see(principles, items):
+        assert all(system == "只用英文" and "<think>" not in response for _, response, system in items)
+        return judge(principles, [item[:2] for item in items])
+
+    cfg = GameConfig(rounds=2)
+    labelled = [LabelledResponse(r.prompt, r.response, r.label, "只用英文") for r in LABELLED]
+    game = PrincipleGame(Agent(Thinker(), load_prompts("zh")), see, measure, cfg, tmp_path, Console(quiet=True),
+                         queries=[Prompt(f"请求{i}", "只用英文") for i in range(9)], labelled=labelled, seed=0)  # fmt: skip
+    rows = game.play(["不写甲"], ["写乙"])
+    assert sum(r["accepted"] for r in rows) > 0
+    assert all("只用英文" in r.messages[0].content or "有人建议" in r.messages[0].content for r in asked)
+
+
+def test_a_gate_of_one_kind_is_refused(tmp_path):
+    game = PrincipleGame(Agent(Players(), load_prompts("zh")), judge, measure_on(answers(0.9), [LabelledResponse("q", "r", 1)]),
+                         GameConfig(), tmp_path, Console(quiet=True), queries=["q"], labelled=LABELLED, seed=0)  # fmt: skip
+    with pytest.raises(UserError, match="both kinds"):
+        game.play(["x"], ["y"])
+    assert measure_on(judge, [])(["x"])["n"] == 0
+
+
+def test_rows_that_say_little_are_named_before_the_game():
+    said = Console(record=True, width=200, file=io.StringIO())
+    x = SimpleNamespace(cfg=SimpleNamespace(judge=SimpleNamespace(game=GameConfig(gate_rows=2))), console=said)
+    good, bad = (LabelledResponse("q", "r", label) for label in (1, 0))
+    for gate, match in (([good] * 2, "2 labelled rows, none of them bad"), ([], "0 labelled rows, none of them good or bad")):
+        with pytest.raises(UserError, match=f"{match}.*judge.game.gate_rows .it is 2"):
+            _check_rows(x, gate, [good, bad] * 30)
+    _check_rows(x, [good, bad], [good, bad] * 30)
+    assert said.export_text() == ""
+    _check_rows(x, [good, bad], [good])
+    assert "tested on 1 labelled rows, none of them bad" in said.export_text()
+
+
+@pytest.mark.parametrize(
+    "content",
+    ["", "[", "{}", "[1]", "\xff", "[" * 5000, '[{"version": 1, "score": 0.5, "why": "start", "accepted": true}]',
+     '[{"version": 0, "score": NaN, "why": "start", "accepted": true}]', '[{"version": 0, "score": 1, "why": "s", "accepted": 1}]',
+     '[{"version": 0, "score": 1, "accepted": true}]'],
+)  # fmt: skip
+def test_damaged_state_is_named(tmp_path, content):
+    play(tmp_path, rounds=1)
+    for name in ("principles/versions.json", "rounds.jsonl"):
+        path = tmp_path / name
+        before = path.read_bytes()
+        path.write_bytes(content.encode("latin-1"))
+        if content == "{}" and name != "rounds.jsonl":
+            content = "[{}]"
+        with pytest.raises(UserError, match=path.name):
+            play(tmp_path, rounds=2)
+        path.write_bytes(before)
+    rows = play(tmp_path, rounds=2)[1]
+    assert len(rows) == 3
+
+
+def test_every_rule_survives_its_file(tmp_path):
+    rules = ["#1 must be warm", "\\# too", "\\\\", "# # #", "plain", "a\u2028b\u0085c", "1. 甲", "tab\tinside"]
+    path = tmp_path / "rules.txt"
+    path.write_text(rules_text(rules), encoding="utf-8")
+    assert read_rules(path) == rules
+    versions = Versions(tmp_path / "v")
+    versions.add(rules, 0.5, "start", True)
+    assert Versions(tmp_path / "v").rules(0) == rules
+    assert rules_text(["two\nlines\r\n"]) == "two lines\n"
+
+
+def test_files_of_rules_that_cannot_be_read_are_named(tmp_path):
+    path = tmp_path / "rules.txt"
+    for content, match in ((b"\xff\xfe", "rules.txt: byte 0 is not UTF-8"), ("好\n".encode() + b"\xc3(", "byte 4 is not UTF-8")):
+        path.write_bytes(content)
+        with pytest.raises(UserError, match=match):
+            read_rules(path)
+    path.write_bytes(b"\xef\xbb\xbf# note\r\none\rtwo\r\n")
+    assert read_rules(path) == ["one", "two"]
+    for source in (tmp_path, "x" * 5000, "no\0where"):
+        with pytest.raises(UserError):
+            read_rules(source)
 
 
 def test_edits():

@@ -11,7 +11,7 @@ from rlaif_jax.data.records import LabelledResponse
 from rlaif_jax.errors import UserError
 from rlaif_jax.feedback.agents import Agent
 from rlaif_jax.feedback.choices import choice_row
-from rlaif_jax.feedback.curate import read_items
+from rlaif_jax.feedback.curated_items import read_items
 from rlaif_jax.feedback.debate import Debate
 from rlaif_jax.feedback.json_replies import ReplyError, ask, parse_json
 from rlaif_jax.feedback.llm import LLMReply, LLMRequest, Message
