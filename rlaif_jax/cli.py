@@ -15,7 +15,7 @@ from typing import Any
 from rich.console import Console
 
 from rlaif_jax import __version__
-from rlaif_jax.errors import EXIT_RESTART, EXIT_USER_ERROR, Interrupted, Preempted, UserError
+from rlaif_jax.errors import EXIT_RESTART, EXIT_USER_ERROR, Interrupted, Preempted, UserError, masked, printable
 
 _PIPE_WIDTH = 200  # columns, where the output is no terminal
 
@@ -162,7 +162,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return args.call(args, _console())
     except UserError as error:
-        print(f"rlaif: error: {error}", file=sys.stderr)
+        print(f"rlaif: error: {masked(printable(str(error)))}", file=sys.stderr)
         return EXIT_USER_ERROR
     except Preempted as notice:
         print(f"rlaif: {notice}; start the same command again to resume", file=sys.stderr)
@@ -181,7 +181,7 @@ def _console() -> Console:
 
 
 def _say(text: str) -> None:
-    print(f"rlaif: {text}", file=sys.stderr, flush=True)
+    print(f"rlaif: {masked(printable(text))}", file=sys.stderr, flush=True)
 
 
 def _config(args: argparse.Namespace) -> Any:

@@ -6,12 +6,14 @@ A row with an invalid reward has `valid` False. It is left out of every mean, an
 from __future__ import annotations
 
 import dataclasses
+from typing import Annotated
 
 import jax
 import jax.numpy as jnp
 
 from rlaif_jax.algorithms.masked import masked_mean, masked_var, whiten
 from rlaif_jax.errors import UserError
+from rlaif_jax.ranges import Range, Share, check_fields
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,10 +35,11 @@ class AdvantageConfig:
     baseline: str = "group_mean"
     scale: str = "group"
     whiten: str = "none"
-    gamma: float = 1.0
-    epsilon: float = 1e-4
+    gamma: Share = 1.0
+    epsilon: Annotated[float, Range(0, 1)] = 1e-4
 
     def __post_init__(self):
+        check_fields(self)
         allowed = {
             "baseline": ("group_mean", "leave_one_out", "none"),
             "scale": ("group", "batch", "none"),

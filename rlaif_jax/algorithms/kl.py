@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Annotated
 
 import jax
 import jax.numpy as jnp
 
 from rlaif_jax.errors import UserError
+from rlaif_jax.ranges import CountOrZero, Range, Weight, check_fields
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,21 +28,19 @@ class KlConfig:
       ref_sync_steps: steps after which the policy becomes the new reference, again and again; 0 = never.
     """
 
-    coef: float = 0.001
+    coef: Weight = 0.001
     place: str = "loss"
     estimator: str = "k3"
     unbiased: bool = False
-    target: float = 0.0
-    horizon: float = 10_000.0
-    ref_sync_steps: int = 0
+    target: Weight = 0.0
+    horizon: Annotated[float, Range(1, 1e12)] = 10_000.0
+    ref_sync_steps: CountOrZero = 0
 
     def __post_init__(self):
+        check_fields(self)
         for field, values in (("place", ("loss", "reward")), ("estimator", ("k1", "k2", "k3"))):
             if getattr(self, field) not in values:
                 raise UserError(f"kl.{field} is {getattr(self, field)!r}; expected one of {', '.join(values)}")
-        for field in ("coef", "target", "ref_sync_steps"):
-            if getattr(self, field) < 0:
-                raise UserError(f"kl.{field} is {getattr(self, field)}; expected 0 or more")
         if self.place == "loss" and self.estimator == "k1" and not self.unbiased and self.coef > 0:
             raise UserError(
                 "kl.estimator k1 in the loss has an expected gradient of zero: use k2 or k3, set kl.unbiased, "

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
+from typing import Annotated
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +17,7 @@ from rlaif_jax.algorithms.kl import KlConfig, kl_terms
 from rlaif_jax.algorithms.losses import aggregate
 from rlaif_jax.algorithms.mean import Max, Mean, Metrics, Min, mean_of
 from rlaif_jax.errors import UserError
+from rlaif_jax.ranges import Range, Share, SignedWeight, Weight, check_fields
 
 _LOG_RATIO_BOUND = 20.0  # e^20 is far outside any clip, and does not overflow
 _SAPO_TEMPERATURES = (1.0, 1.05)  # of positive and negative advantages
@@ -49,16 +51,17 @@ class PolicyConfig:
 
     loss: Callable[..., jax.Array] | str = "clip"
     importance_level: str = "token"
-    clip_low: float = 0.2
-    clip_high: float = 0.2
-    dual_clip: float = 0.0
+    clip_low: Share = 0.2
+    clip_high: Weight = 0.2
+    dual_clip: Weight = 0.0
     aggregation: str = "token_mean"
-    entropy_coefficient: float = 0.0
+    entropy_coefficient: SignedWeight = 0.0
     rollout_correction: str = "none"
-    rollout_correction_low: float = 0.0
-    rollout_correction_high: float = 2.0
+    rollout_correction_low: Weight = 0.0
+    rollout_correction_high: Annotated[float, Range(0, 1e12, above=True)] = 2.0
 
     def __post_init__(self):
+        check_fields(self)
         allowed = {
             "loss": ("clip", "cispo", "sapo", "reinforce"),
             "importance_level": ("token", "sequence"),

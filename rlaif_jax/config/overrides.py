@@ -13,7 +13,7 @@ from typing import Any
 from rlaif_jax.config import old_names
 from rlaif_jax.config.run_config import RunConfig
 from rlaif_jax.config.values import Text, default_of, fields_of, from_dict, known_field, parsed, plain, section_type
-from rlaif_jax.errors import UserError
+from rlaif_jax.errors import UserError, holds_secret, shown
 from rlaif_jax.rewards.function import FunctionConfig
 from rlaif_jax.trainers.config import RlConfig
 
@@ -33,7 +33,9 @@ def overridden(cfg: RunConfig, items: Sequence[str], say: Callable[[str], None] 
     for item in items:
         name, equals, text = item.partition("=")
         if not equals:
-            raise UserError(f"--set {item!r}: expected field=value, for example --set sft.train.steps=100")
+            raise UserError(f"--set {shown(item)}: expected field=value, for example --set sft.train.steps=100")
+        if len(name) > 200 or holds_secret(name):
+            raise UserError(f"--set: unknown field {shown(name)}; expected field=value, for example --set sft.train.steps=100")
         split.append((old_names.upgraded_path(name, say).split("."), _Override(name, text, values, say)))
     for path, override in sorted(split, key=lambda pair: len(pair[0])):
         if path[0] == "arms" and not values["arms"]:
@@ -56,7 +58,7 @@ def _set_in_arms(cfg: RunConfig, values: dict[str, Any], path: Sequence[str], it
             _set(values, RunConfig, ["arms", name, *path], quiet)
         else:
             field = ".".join(["arms", name, *path])
-            item.say(f"note: {field} keeps its own value, {own!r}; to change it: --set {field}={item.text}")
+            item.say(f"note: {field} keeps its own value, {shown(own)}; to change it: --set {field}={item.text}")
 
 
 def _find(values: Any, kind: Any, path: Sequence[str]) -> Any:
@@ -143,7 +145,7 @@ def _opened(value: Any, kind: type | None, rest: Sequence[str], item: _Override)
     if value is None:
         raise UserError(f"--set {item.full}: {at} is none in this config; add the section with --set {at}={{}}")
     if not isinstance(value, Mapping):
-        raise UserError(f"--set {item.full}: {at} is {value!r}, which has no fields")
+        raise UserError(f"--set {item.full}: {at} is {shown(value)}, which has no fields")
     return dict(value) if kind is None else _Fresh(kind, value)
 
 

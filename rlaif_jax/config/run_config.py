@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
+from collections.abc import Mapping
 from typing import Any
 
 from rlaif_jax.config.sections import (
@@ -15,10 +16,11 @@ from rlaif_jax.config.sections import (
     LoggingConfig,
     TokenizerConfig,
 )
-from rlaif_jax.errors import UserError
+from rlaif_jax.errors import UserError, holds_secret
 from rlaif_jax.feedback.curate import CurateConfig
 from rlaif_jax.models.lora import LoraConfig
 from rlaif_jax.models.model_config import ModelConfig
+from rlaif_jax.ranges import Seed, check_fields
 from rlaif_jax.sharding.mesh import MeshConfig
 from rlaif_jax.trainers.config import DpoConfig, RewardConfig, RlConfig, SftConfig
 
@@ -58,7 +60,7 @@ class RunConfig:
     """
 
     name: str = "run"
-    seed: int = 0
+    seed: Seed = 0
     language: str = "auto"
     data: DataConfig = DataConfig()
     tokenizer: TokenizerConfig = TokenizerConfig()
@@ -78,6 +80,7 @@ class RunConfig:
     logging: LoggingConfig = LoggingConfig()
 
     def __post_init__(self):
+        check_fields(self)
         if self.language not in ("auto", "zh", "en"):
             raise UserError(f"language is {self.language!r}; expected auto, zh or en")
         for field in ("curate", "judge"):
@@ -99,6 +102,7 @@ class RunConfig:
         self._check_names()
         for name in self.all_arms():
             self._check_arm(name)
+        _check_secrets(self)
 
     def _check_names(self) -> None:
         """UserError for an arm's name that cannot be a folder and a system, and for one name of two functions."""
@@ -174,3 +178,17 @@ class RunConfig:
     def max_prompt_tokens(self) -> int:
         """Tokens of the longest prompt that is sampled from: the largest limit of all arms."""
         return max([self.rl_of(name).max_prompt_tokens for name in self.all_arms()], default=self.rl.max_prompt_tokens)
+
+
+def _check_secrets(value: Any, path: str = "") -> None:
+    """UserError for a field that holds a key or a password: a config is written into run folders and model cards."""
+    if isinstance(value, str) and holds_secret(value):
+        raise UserError(
+            f"{path} looks like a key or password (not shown here), and a config is saved in clear text: put it into an "
+            "environment variable, and name that variable in feedback.http.key_variable"
+        )
+    fields = dataclasses.fields(value) if dataclasses.is_dataclass(value) else ()
+    inner = {f.name: getattr(value, f.name) for f in fields} if fields else value if isinstance(value, Mapping) else {}
+    for name, child in inner.items():
+        _check_secrets(str(name), f"the name of an entry of {path}")
+        _check_secrets(child, f"{path}.{name}".lstrip("."))

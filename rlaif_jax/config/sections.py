@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping
+from typing import Annotated
 
 from rlaif_jax.data.corpus.build import CorpusConfig
 from rlaif_jax.data.sources import FORMATS, ON_ERROR
-from rlaif_jax.errors import UserError
+from rlaif_jax.errors import UserError, shown
 from rlaif_jax.feedback.defence import DEFENCES
 from rlaif_jax.feedback.llm import LLM
 from rlaif_jax.feedback.openai_llm import HttpConfig
@@ -15,6 +16,7 @@ from rlaif_jax.feedback.principle_game import GameConfig
 from rlaif_jax.feedback.prompts import family_for
 from rlaif_jax.language import Language
 from rlaif_jax.models.model_config import preset
+from rlaif_jax.ranges import Count, CountOrZero, Range, ShareBelowOne, Temperature, Tokens, Weight, check_fields
 from rlaif_jax.rewards.function import FunctionConfig
 from rlaif_jax.rewards.rules import RuleConfig
 from rlaif_jax.sampling.filters import SamplingConfig
@@ -38,15 +40,14 @@ class SourceConfig:
     format: str = "auto"
     columns: dict[str, str] = dataclasses.field(default_factory=dict)
     prefix: str = ""
-    limit: int = 0
+    limit: CountOrZero = 0
     on_error: str = "raise"
 
     def __post_init__(self):
+        check_fields(self)
         for field, allowed in (("format", FORMATS), ("on_error", ON_ERROR)):
             if getattr(self, field) not in allowed:
-                raise UserError(f"{field} is {getattr(self, field)!r}; expected one of {', '.join(allowed)}")
-        if self.limit < 0:
-            raise UserError(f"limit is {self.limit}; expected a number of rows, or 0 for all")
+                raise UserError(f"{field} is {shown(getattr(self, field))}; expected one of {', '.join(allowed)}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,13 +81,11 @@ class DataConfig:
     labelled_eval: SourceConfig = SourceConfig("labelled_test.jsonl")
     prompts: SourceConfig = SourceConfig("prompts.jsonl")
     eval_prompts: SourceConfig = SourceConfig("eval_prompts.jsonl")
-    eval_fraction: float = 0.05
-    grader_share: float = 0.0
+    eval_fraction: ShareBelowOne = 0.05
+    grader_share: ShareBelowOne = 0.0
 
     def __post_init__(self):
-        for field in ("eval_fraction", "grader_share"):
-            if not 0 <= getattr(self, field) < 1:
-                raise UserError(f"data.{field} is {getattr(self, field)}; expected a share in [0, 1)")
+        check_fields(self)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,7 +98,10 @@ class TokenizerConfig:
     """
 
     path: str = ""
-    vocab_size: int = 2048
+    vocab_size: Annotated[int, Range(300, 2**20)] = 2048
+
+    def __post_init__(self):
+        check_fields(self)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -136,23 +138,24 @@ class FeedbackConfig:
     backend: Callable[[], LLM] | str = "embedded"
     prompts: str = ""
     train: TrainConfig = TrainConfig()
-    max_length: int = 128
-    pair_max_length: int = 256
-    transcripts: int = 30000
-    verdict_pairs: int = 20000
-    pair_batch_size: int = 4
-    questions: int = 4
+    max_length: Tokens = 128
+    pair_max_length: Annotated[int, Range(0, 2**24)] = 256
+    transcripts: CountOrZero = 30000
+    verdict_pairs: CountOrZero = 20000
+    pair_batch_size: Count = 4
+    questions: Annotated[int, Range(1, 1000)] = 4
     source: str = "corpus"
     defence: str = "filter"
     http: HttpConfig = HttpConfig()
     transcript: str = ""
     model: str = ""
     preset: str = ""
-    batch_size: int = 128
+    batch_size: Count = 128
     weights: str = "float"
     kv_cache: str = "float"
 
     def __post_init__(self):
+        check_fields(self)
         choices = {
             "backend": ("embedded", "folder", "http", "recorded"), "source": ("corpus", "labelled"),
             "weights": ("float", "int8"), "kv_cache": ("float", "int8"), "defence": DEFENCES,
@@ -193,8 +196,8 @@ class JudgeConfig:
     strategies: str = "strategies"
     game: GameConfig | None = GameConfig()
     mode: str = "soft"
-    votes: int = 3
-    temperature: float = 0.7
+    votes: Annotated[int, Range(1, 1000)] = 3
+    temperature: Temperature = 0.7
 
     @property
     def single_mode(self) -> str:
@@ -202,6 +205,7 @@ class JudgeConfig:
         return "soft" if self.mode == "pairwise" else self.mode
 
     def __post_init__(self):
+        check_fields(self)
         modes = ("soft", "checklist", "binary", "k_vote", "pairwise")
         if self.mode not in modes:
             raise UserError(f"judge.mode is {self.mode!r}; expected one of {', '.join(modes)}")
@@ -219,17 +223,18 @@ class ArmConfig:
       rl: settings of RL; None: those of the run's section `rl`.
     """
 
-    reward_model: float = 0.0
-    judge: float = 0.0
+    reward_model: Weight = 0.0
+    judge: Weight = 0.0
     functions: dict[str, FunctionConfig] = dataclasses.field(default_factory=dict)
     rules: RuleConfig = RuleConfig()
     rl: RlConfig | None = None
 
     def __post_init__(self):
         if not isinstance(self.functions, Mapping):
-            raise UserError(f"arm: functions is {self.functions!r}; expected functions by name, for example {{'short': short}}")
+            raise UserError(f"arm: functions is {shown(self.functions)}; expected functions by name, such as {{'short': short}}")
         found = {n: f if isinstance(f, FunctionConfig) else FunctionConfig(f) for n, f in self.functions.items()}
         object.__setattr__(self, "functions", found)
+        check_fields(self)
         if taken := sorted(found.keys() & _REWARD_NAMES):
             raise UserError(f"arm: a function is called {taken[0]!r}, which names another reward; choose another name")
         if not self.sources and not self.rules.constraint_weight + self.rules.repetition_weight + self.rules.length_weight:
@@ -259,10 +264,13 @@ class EvaluationConfig:
       best_of: adds a baseline that needs no training: of this many SFT answers, the best by the reward model; 0 = off.
     """
 
-    limit: int = 0
-    batch_size: int = 64
+    limit: CountOrZero = 0
+    batch_size: Count = 64
     sampling: SamplingConfig = SamplingConfig()
-    best_of: int = 0
+    best_of: Annotated[int, Range(0, 1000)] = 0
+
+    def __post_init__(self):
+        check_fields(self)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -274,3 +282,6 @@ class LoggingConfig:
     """
 
     wandb_project: str = ""
+
+    def __post_init__(self):
+        check_fields(self)

@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from rlaif_jax.config import old_names
-from rlaif_jax.errors import UserError
+from rlaif_jax.errors import UserError, shown
 from rlaif_jax.rewards.function import FunctionConfig, name_of
 
 
@@ -37,9 +37,9 @@ def known_field(name: str, kind: type, where: str) -> None:
     """UserError with a suggestion where a section has no such field."""
     hints = fields_of(kind)
     if name not in hints:
-        close = difflib.get_close_matches(name, hints, n=1)
+        close = difflib.get_close_matches(name, hints, n=1) if len(name) < 100 else ()
         hint = f"did you mean {close[0]!r}?" if close else f"known: {', '.join(hints)}"
-        raise UserError(f"{where}: unknown field {name!r}; {hint}")
+        raise UserError(f"{where}: unknown field {shown(name)}; {hint}")
 
 
 def section_type(kind: Any) -> type | None:
@@ -60,8 +60,8 @@ def from_dict(kind: type, values: Any, where: str = "", say: Callable[[str], Non
 def _section(kind: type, values: Any, where: str, say: Callable[[str], None]) -> Any:
     place = where or kind.__name__
     if not isinstance(values, Mapping):
-        raise UserError(f"{place}: expected the fields of {kind.__name__}, found {values!r}")
-    values = {old_names.current_name(kind, name, say): value for name, value in values.items()}
+        raise UserError(f"{place}: expected the fields of {kind.__name__}, found {shown(values)}")
+    values = {old_names.current_name(kind, str(name), say): value for name, value in values.items()}
     for name in values:
         known_field(name, kind, place)
     hints = fields_of(kind)
@@ -71,6 +71,8 @@ def _section(kind: type, values: Any, where: str, say: Callable[[str], None]) ->
     try:
         return kind(**found)
     except UserError as error:
+        if str(error).startswith(f"{kind.__name__}."):  # the name of a field, which is known here with what is around it
+            raise UserError(f"{where}.{str(error).partition('.')[2]}" if where else str(error).partition(".")[2]) from error
         if where and not str(error).startswith(where.split(".")[0]):
             raise UserError(f"{where}: {error}") from error
         raise
@@ -89,13 +91,20 @@ def _checked(value: Any, kind: Any, where: str, say: Callable[[str], None]) -> A
     if typing.get_origin(kind) is dict and isinstance(value, Mapping):
         return {str(k): _checked(v, typing.get_args(kind)[1], f"{where}.{k}", say) for k, v in value.items()}
     if kind is float and type(value) in (int, float):
-        return float(value)
+        return _float(value, where)
     if kind is str and isinstance(value, str):
         return str(value)
     if kind in (int, bool) and type(value) is kind:
         return value
     name = getattr(kind, "__name__", str(kind))
-    raise UserError(f"{where}: expected {name}, found {value!r} ({type(value).__name__})")
+    raise UserError(f"{where}: expected {name}, found {shown(value)} ({type(value).__name__})")
+
+
+def _float(value: float, where: str) -> float:
+    try:
+        return float(value)
+    except OverflowError as error:
+        raise UserError(f"{where}: expected a float, found {shown(value)}") from error
 
 
 def _one_of(value: Any, kinds: tuple[Any, ...], where: str, say: Callable[[str], None]) -> Any:
@@ -113,7 +122,7 @@ def parsed(text: str) -> Any:
         return words[text.lower()]
     try:
         return ast.literal_eval(text)
-    except (ValueError, SyntaxError):
+    except (ValueError, TypeError, SyntaxError, RecursionError, MemoryError):  # "[[[..." beyond the depth of Python's parser
         return str(text)
 
 

@@ -15,7 +15,7 @@ import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -31,8 +31,10 @@ from rlaif_jax.feedback.prompts import Prompts
 from rlaif_jax.feedback.retrieval import Retriever
 from rlaif_jax.feedback.thinking import said
 from rlaif_jax.feedback.verdicts import Item
+from rlaif_jax.ranges import Count, CountOrZero, Range, Share, Temperature, Tokens, Weight, check_fields
 
 _LEAST_RECENT = 16  # the share of lost debates is that of the last `chunk` prompts, at least of so many
+
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,29 +58,25 @@ class CurateConfig:
       with_data_pairs: train the reward model on `data.pairs` as well.
     """
 
-    prompts: int = 0
-    candidates: int = 4
-    temperature: float = 1.0
-    max_tokens: int = 128
-    reply_tokens: int = 256
+    prompts: CountOrZero = 0
+    candidates: Annotated[int, Range(2, 2**16)] = 4
+    temperature: Temperature = 1.0
+    max_tokens: Tokens = 128
+    reply_tokens: Tokens = 256
     source: str = "policy"
-    examples: int = 0
+    examples: Annotated[int, Range(0, 1000)] = 0
     embedder: str = ""
-    popularity_weight: float = 0.0
-    pairs_per_prompt: int = 2
-    margin: float = 0.0
-    chunk: int = 64
-    max_invalid: float = 0.2
+    popularity_weight: Weight = 0.0
+    pairs_per_prompt: Count = 2
+    margin: Weight = 0.0
+    chunk: Count = 64
+    max_invalid: Share = 0.2
     with_data_pairs: bool = False
 
     def __post_init__(self):
-        if self.candidates < 2:
-            raise UserError(f"curate.candidates is {self.candidates}; pairs need at least 2 answers per prompt")
+        check_fields(self)
         if self.source not in ("policy", "llm"):
             raise UserError(f"curate.source is {self.source!r}; expected policy or llm")
-        for field in ("chunk", "pairs_per_prompt", "max_tokens", "reply_tokens"):
-            if getattr(self, field) < 1:
-                raise UserError(f"curate.{field} is {getattr(self, field)}; expected at least 1")
 
 
 def check_examples(cfg: CurateConfig, prompts: Prompts) -> None:

@@ -9,16 +9,18 @@ import json
 import math
 import os
 import random
+import re
 import threading
 import time
 from collections.abc import Callable, Coroutine, Sequence
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 
-from rlaif_jax.errors import UserError
+from rlaif_jax.errors import UserError, holds_secret
 from rlaif_jax.feedback.choices import choice_row
 from rlaif_jax.feedback.llm import Failure, LLMReply, LLMRequest, OnReply, OnRow
+from rlaif_jax.ranges import Money, Range, check_fields
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,18 +43,23 @@ class HttpConfig:
     model: str = ""
     base_url: str = ""
     key_variable: str = "OPENAI_API_KEY"
-    concurrency: int = 16
-    requests_per_minute: float = 0.0
-    timeout: float = 60.0
-    attempts: int = 8
-    price_prompt: float = 0.0
-    price_completion: float = 0.0
-    budget: float = 0.0
+    concurrency: Annotated[int, Range(1, 4096)] = 16
+    requests_per_minute: Annotated[float, Range(0, 1e6)] = 0.0
+    timeout: Annotated[float, Range(0, 1e5, above=True)] = 60.0
+    attempts: Annotated[int, Range(1, 1000)] = 8
+    price_prompt: Money = 0.0
+    price_completion: Money = 0.0
+    budget: Money = 0.0
 
     def __post_init__(self):
-        for field in ("concurrency", "attempts"):
-            if getattr(self, field) < 1:
-                raise UserError(f"{field} is {getattr(self, field)}; expected at least 1")
+        check_fields(self)
+        name = self.key_variable
+        looks_like_a_key = holds_secret(name) or re.fullmatch(r"(?=.*\d)[A-Za-z0-9]{20,}", name)
+        if looks_like_a_key or not re.fullmatch(r"[A-Za-z_]\w{0,63}|", name):
+            raise UserError(
+                "http.key_variable is the name of an environment variable, such as OPENAI_API_KEY, not the key itself (what is "
+                "there is not shown here): export OPENAI_API_KEY=... and leave the field as it is"
+            )
         if self.budget and not (self.price_prompt or self.price_completion):
             raise UserError("budget needs price_prompt and price_completion (money per million tokens)")
 

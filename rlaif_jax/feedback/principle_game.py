@@ -16,7 +16,7 @@ import json
 import random
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 from rich.console import Console
@@ -31,6 +31,7 @@ from rlaif_jax.feedback.llm import Failure, LLMRequest, worst
 from rlaif_jax.feedback.principles import Edit, Versions, apply_edit
 from rlaif_jax.feedback.thinking import said
 from rlaif_jax.feedback.verdicts import BAD, GOOD, Item, Judge, says_good
+from rlaif_jax.ranges import CountOrZero, Range, Temperature, Tokens, check_fields
 
 Measure = Callable[[Sequence[str]], dict[str, float]]  # principles -> balanced_accuracy and other metrics on validation rows
 _EDITS = ("keep", "add", "replace", "remove")
@@ -51,20 +52,17 @@ class GameConfig:
       reply_tokens: limit on a reply, in tokens.
     """
 
-    rounds: int = 5
-    games: int = 4
-    reflections: int = 4
-    edits: int = 1
-    limit: int = 10
-    gate_rows: int = 0
-    temperature: float = 0.7
-    reply_tokens: int = 128
+    rounds: Annotated[int, Range(1, 10_000)] = 5
+    games: CountOrZero = 4
+    reflections: CountOrZero = 4
+    edits: Annotated[int, Range(1, 10_000)] = 1
+    limit: Annotated[int, Range(1, 1000)] = 10
+    gate_rows: CountOrZero = 0
+    temperature: Temperature = 0.7
+    reply_tokens: Tokens = 128
 
     def __post_init__(self):
-        least_of = {"rounds": 1, "games": 0, "reflections": 0, "edits": 1, "limit": 1, "gate_rows": 0, "reply_tokens": 1}
-        for field, least in least_of.items():
-            if getattr(self, field) < least:
-                raise UserError(f"judge.game.{field} is {getattr(self, field)}; expected at least {least}")
+        check_fields(self)
         if not self.games + self.reflections:
             raise UserError("judge.game: games and reflections are both 0; set at least one of them")
 

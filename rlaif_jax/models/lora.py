@@ -13,7 +13,7 @@ import dataclasses
 import math
 import re
 from collections.abc import Sequence
-from typing import Any
+from typing import Annotated, Any
 
 import jax
 import jax.numpy as jnp
@@ -22,6 +22,9 @@ from rlaif_jax.errors import UserError
 from rlaif_jax.models import transformer
 from rlaif_jax.models.matrices import LoraMatrix, dense
 from rlaif_jax.models.model_config import ModelConfig
+from rlaif_jax.ranges import Positive, Range, check_fields
+
+_ALL = {"layers/(q|k|v|o|gate|up|down)": 16}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,19 +37,16 @@ class LoraConfig:
       alpha: scales the update by alpha / rank. There is no dropout.
     """
 
-    targets: dict[str, int] = dataclasses.field(default_factory=lambda: {"layers/(q|k|v|o|gate|up|down)": 16})
-    alpha: float = 32.0
+    targets: dict[str, Annotated[int, Range(0, 2**16)]] = dataclasses.field(default_factory=lambda: dict(_ALL))
+    alpha: Positive = 32.0
 
     def __post_init__(self):
-        for pattern, rank in self.targets.items():
+        check_fields(self)
+        for pattern in self.targets:
             try:
                 re.compile(pattern)
             except re.error as error:
                 raise UserError(f"lora.targets: {pattern!r} is not a regular expression: {error}") from error
-            if rank < 0:
-                raise UserError(f"lora.targets: the rank of {pattern!r} is {rank}; expected 0 (none) or more")
-        if self.alpha <= 0:
-            raise UserError(f"lora.alpha is {self.alpha}; expected more than 0")
 
 
 def ranks(cfg: ModelConfig, lora: LoraConfig) -> dict[str, int]:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Annotated
 
 from rlaif_jax.errors import UserError
+from rlaif_jax.ranges import Count, Range, Tokens, check_fields
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,16 +23,17 @@ class RopeScaling:
     """
 
     type: str = "llama3"
-    factor: float = 8.0
-    low_freq_factor: float = 1.0
-    high_freq_factor: float = 4.0
-    original_positions: int = 8192
+    factor: Annotated[float, Range(1, 1e4)] = 8.0
+    low_freq_factor: Annotated[float, Range(0, 1e4, above=True)] = 1.0
+    high_freq_factor: Annotated[float, Range(0, 1e4, above=True)] = 4.0
+    original_positions: Tokens = 8192
 
     def __post_init__(self):
+        check_fields(self)
         if self.type not in ("linear", "llama3"):
             raise UserError(f"model.rope_scaling.type is {self.type!r}; expected linear or llama3")
-        if self.factor < 1 or not 0 < self.low_freq_factor < self.high_freq_factor or self.original_positions < 1:
-            raise UserError("model.rope_scaling: expected factor >= 1, 0 < low_freq_factor < high_freq_factor, positions >= 1")
+        if self.low_freq_factor >= self.high_freq_factor:
+            raise UserError("model.rope_scaling: expected low_freq_factor < high_freq_factor")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,30 +67,31 @@ class ModelConfig:
         From this config it takes only the fields from param_dtype to kv_cache. Empty = train from random weights.
     """
 
-    vocab_size: int = 0
-    width: int = 128
-    ffn: int = 384
-    layers: int = 4
-    heads: int = 4
-    kv_heads: int = 2
-    head_dim: int = 32
-    rope_theta: float = 10_000.0
-    norm_eps: float = 1e-6
+    vocab_size: Annotated[int, Range(0, 2**24)] = 0
+    width: Annotated[int, Range(1, 2**20)] = 128
+    ffn: Annotated[int, Range(1, 2**22)] = 384
+    layers: Annotated[int, Range(1, 4096)] = 4
+    heads: Annotated[int, Range(1, 2**14)] = 4
+    kv_heads: Annotated[int, Range(1, 2**14)] = 2
+    head_dim: Annotated[int, Range(2, 2**14)] = 32
+    rope_theta: Annotated[float, Range(1, 1e12)] = 10_000.0
+    norm_eps: Annotated[float, Range(0, 1)] = 1e-6
     qkv_bias: bool = False
     qk_norm: bool = False
     tied_embeddings: bool = True
     rope_scaling: RopeScaling | None = None
-    max_positions: int = 32_768
+    max_positions: Tokens = 32_768
     param_dtype: str = "float32"
     compute_dtype: str = "float32"
     remat: str = "none"
     attention: str = "xla"
-    logit_chunk: int = 256
+    logit_chunk: Count = 256
     rollout_quant: str = "float"
     kv_cache: str = "float"
     init_from: str = ""
 
     def __post_init__(self):
+        check_fields(self)
         if self.heads % self.kv_heads:
             raise UserError(f"model.heads ({self.heads}) must be a multiple of model.kv_heads ({self.kv_heads})")
         if self.head_dim % 2:

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import importlib
+import re
 import sys
 import threading
 import traceback
 import types
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 
-from rlaif_jax.errors import UserError
+from rlaif_jax.errors import UserError, printable
+from rlaif_jax.ranges import Seconds, SignedWeight, check_fields
 from rlaif_jax.rewards.base import RewardFn, RewardResult, Sample
 from rlaif_jax.sharding.hosts import on_first
 
@@ -40,19 +43,18 @@ class FunctionConfig:
     """
 
     function: Callable[..., Any] | str = ""
-    weight: float = 1.0
-    timeout: float = 0.0
+    weight: SignedWeight = 1.0
+    timeout: Seconds = 0.0
     on_error: str = "invalid"
     processes: str = "first"
 
     def __post_init__(self):
+        check_fields(self)
         if not callable(self.function) and ":" not in self.function:
             raise UserError(f"function is {self.function!r}; expected a callable, module:name or file.py:name")
         for field, allowed in (("on_error", ("invalid", "raise")), ("processes", ("first", "all"))):
             if getattr(self, field) not in allowed:
                 raise UserError(f"function.{field} is {getattr(self, field)!r}; expected one of {', '.join(allowed)}")
-        if self.timeout < 0:
-            raise UserError(f"function.timeout is {self.timeout}; expected seconds, or 0 for no limit")
 
 
 def name_of(function: Score | str) -> str:
@@ -73,8 +75,10 @@ def resolve(function: Score | str) -> Score:
     _make_importable(Path.cwd())
     try:
         module = run_file(Path(place)) if place.endswith(".py") else importlib.import_module(place)
-    except ImportError as error:
-        raise UserError(f"reward function {function!r}: {place} cannot be imported ({error})") from error
+    except UserError:
+        raise
+    except (Exception, SystemExit) as error:
+        raise UserError(f"function {function!r}: {place} cannot be imported ({type(error).__name__}: {error})") from error
     found: Any = module
     for part in name.split("."):
         found = getattr(found, part, None)
@@ -91,7 +95,7 @@ def _make_importable(folder: Path) -> None:
 
 
 def run_file(path: Path) -> Any:
-    """Runs a Python file as a module. A saved config names its functions "file.py:name". UserError if the file does not exist."""
+    """Runs a Python file as a module. A saved config names its functions "file.py:name". UserError if there is none or it fails."""
     if not path.is_file():
         raise UserError(f"the file {path} does not exist (working directory: {Path.cwd()})")
     _make_importable(path.parent)
@@ -99,8 +103,26 @@ def run_file(path: Path) -> Any:
     module = types.ModuleType(name)
     module.__dict__.update(__file__=str(path), __rlaif_config__=path.name)
     sys.modules[name] = module  # dataclasses and pickle look up a class's module there
-    exec(compile(path.read_bytes(), str(path), "exec"), module.__dict__)
+    with one_line_errors(path):
+        exec(compile(path.read_bytes(), str(path), "exec"), module.__dict__)
     return module
+
+
+@contextlib.contextmanager
+def one_line_errors(path: Path) -> Iterator[None]:
+    """Whatever code of the file raises is a UserError with the line of the file: "my.py:12: NameError: ..."."""
+    try:
+        yield
+    except (Exception, SystemExit) as error:
+        lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(path)]
+        line = lines[-1] if lines else 0
+        if isinstance(error, SyntaxError) and error.filename == str(path):
+            line, error = error.lineno or 0, SyntaxError(error.msg)
+        place = f"{path}:{line}" if line else str(path)
+        what = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
+        if isinstance(error, TypeError) and (found := re.search(r"(\w+)\.__init__\(\) got an unexpected keyword .*'(\w+)'", what)):
+            what = f"{found[1]} has no field {found[2]!r}; `rlaif config list` shows all of them"
+        raise UserError(f"{place}: {printable(what)}") from error
 
 
 def function_reward(cfg: FunctionConfig, name: str, report: Callable[[str], None]) -> RewardFn:

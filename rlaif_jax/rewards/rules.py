@@ -9,6 +9,7 @@ import numpy as np
 
 from rlaif_jax.errors import UserError
 from rlaif_jax.language import Language, get_language, language_of
+from rlaif_jax.ranges import Count, Weight, check_fields
 from rlaif_jax.rewards.base import RewardFn, RewardResult, Sample
 
 
@@ -30,21 +31,22 @@ class RuleConfig:
       normalise: "none", or "batch": normalise each reward to zero mean and unit standard deviation over the batch before summing.
     """
 
-    constraint_weight: float = 0.0
-    repetition_weight: float = 0.0
-    length_weight: float = 0.0
-    length_min: int = 10
-    length_max: int = 60
+    constraint_weight: Weight = 0.0
+    repetition_weight: Weight = 0.0
+    length_weight: Weight = 0.0
+    length_min: Count = 10
+    length_max: Count = 60
     veto_constraint: bool = False
     veto_repetition: bool = False
-    veto_penalty: float = 1.0
+    veto_penalty: Weight = 1.0
     normalise: str = "none"
 
     def __post_init__(self):
+        check_fields(self)
         if self.normalise not in ("none", "batch"):
             raise UserError(f"rules.normalise is {self.normalise!r}; expected none or batch")
-        if not 0 < self.length_min <= self.length_max:
-            raise UserError(f"rules.length_min {self.length_min} is not in 1 to length_max {self.length_max}")
+        if self.length_min > self.length_max:
+            raise UserError(f"rules.length_min {self.length_min} is more than length_max {self.length_max}")
 
 
 def keeps_constraints(request: str, response: str, language: str = "auto") -> float | None:

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import dataclasses
 from functools import partial
+from typing import Annotated
 
 import chex
 import jax
 import jax.numpy as jnp
 
 from rlaif_jax.errors import UserError
+from rlaif_jax.ranges import CountOrZero, Range, ShareBelowOne, Temperature, Tokens, check_fields
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,23 +30,14 @@ class SamplingConfig:
       max_tokens: most tokens of a response, EOS included.
     """
 
-    temperature: float = 1.0
-    top_k: int = 0
-    top_p: float = 1.0
-    min_p: float = 0.0
-    max_tokens: int = 64
+    temperature: Temperature = 1.0
+    top_k: CountOrZero = 0
+    top_p: Annotated[float, Range(0, 1, above=True)] = 1.0
+    min_p: ShareBelowOne = 0.0
+    max_tokens: Tokens = 64
 
     def __post_init__(self):
-        checks = (
-            ("temperature", self.temperature >= 0, ">= 0"),
-            ("top_k", self.top_k >= 0, ">= 0 (0 = off)"),
-            ("top_p", 0 < self.top_p <= 1, "in (0, 1]"),
-            ("min_p", 0 <= self.min_p < 1, "in [0, 1)"),
-            ("max_tokens", self.max_tokens >= 1, ">= 1"),
-        )
-        for field, ok, expected in checks:
-            if not ok:
-                raise UserError(f"sampling.{field} is {getattr(self, field)!r}; expected {expected}")
+        check_fields(self)
 
 
 @chex.dataclass(frozen=True)

@@ -12,7 +12,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Annotated, Any
 
 import jax
 import numpy as np
@@ -20,9 +20,11 @@ from jax.experimental import mesh_utils
 from jax.sharding import AbstractMesh, AxisType, Mesh
 
 from rlaif_jax.errors import UserError
+from rlaif_jax.ranges import Range, check_fields
 from rlaif_jax.sharding.rules import RULE_SETS
 
 AXES = ("data", "fsdp", "tensor", "context")
+Size = Annotated[int, Range(1, 2**20, also=-1)]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,16 +42,17 @@ class MeshConfig:
       rules: the rule set of the parameters, a name in `RULE_SETS`.
     """
 
-    data: int = -1
-    fsdp: int = 1
-    tensor: int = 1
-    context: int = 1
-    dcn_data: int = -1
-    dcn_fsdp: int = 1
+    data: Size = -1
+    fsdp: Size = 1
+    tensor: Size = 1
+    context: Annotated[int, Range(1, 1)] = 1
+    dcn_data: Size = -1
+    dcn_fsdp: Size = 1
     granule: str = "auto"
     rules: str = "default"
 
     def __post_init__(self):
+        check_fields(self)
         _check_granule(self.granule)
         if self.rules not in RULE_SETS:
             raise UserError(f"mesh.rules is {self.rules!r}; expected one of {', '.join(RULE_SETS)}")

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Annotated
 
 from rlaif_jax.algorithms.advantages import AdvantageConfig
 from rlaif_jax.algorithms.kl import KlConfig
 from rlaif_jax.algorithms.policy import PolicyConfig
 from rlaif_jax.errors import UserError
+from rlaif_jax.ranges import Count, CountOrZero, Positive, Range, Share, Tokens, Weight, check_fields
 from rlaif_jax.sampling.filters import SamplingConfig
 from rlaif_jax.trainers.optimizer import OptimizerConfig
 
@@ -31,29 +33,23 @@ class TrainConfig:
       patience: stop the stage after this many evaluations in a row without a new best score; 0 = never.
     """
 
-    steps: int = 1000
-    batch_size: int = 64
-    grad_accumulation: int = 1
+    steps: Count = 1000
+    batch_size: Annotated[int, Range(1, 2**20)] = 64
+    grad_accumulation: Annotated[int, Range(1, 2**20)] = 1
     optimizer: OptimizerConfig = OptimizerConfig()
-    log_every: int = 10
-    eval_every: int = 0
-    checkpoint_every: int = 200
-    max_to_keep: int = 2
+    log_every: Count = 10
+    eval_every: CountOrZero = 0
+    checkpoint_every: Count = 200
+    max_to_keep: Count = 2
     select: str = "last"  # last | best
-    patience: int = 0
+    patience: CountOrZero = 0
 
     def __post_init__(self):
-        if self.patience < 0:
-            raise UserError(f"train.patience is {self.patience}; expected 0 (off) or a number of evaluations")
-        for field in ("steps", "batch_size", "grad_accumulation", "log_every", "checkpoint_every", "max_to_keep"):
-            if getattr(self, field) < 1:
-                raise UserError(f"train.{field} is {getattr(self, field)}; expected at least 1")
+        check_fields(self)
         if self.batch_size % self.grad_accumulation:
             raise UserError(f"batch_size {self.batch_size} is not a multiple of grad_accumulation {self.grad_accumulation}")
         if self.select not in ("last", "best"):
             raise UserError(f"train.select is {self.select!r}; expected last or best")
-        if self.eval_every < 0:
-            raise UserError(f"train.eval_every is {self.eval_every}; expected a number of steps, or 0 (at every checkpoint)")
         if self.select == "best" and self.eval_every and self.checkpoint_every % self.eval_every:
             raise UserError(
                 f"with train.select best, checkpoint_every {self.checkpoint_every} must be a multiple of eval_every "
@@ -72,8 +68,11 @@ class SftConfig:
     """
 
     train: TrainConfig = TrainConfig()
-    max_length: int = 96
+    max_length: Tokens = 96
     packing: bool = True
+
+    def __post_init__(self):
+        check_fields(self)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,11 +92,12 @@ class RewardConfig:
     train: TrainConfig = TrainConfig()
     loss: str = "bradley_terry"
     init: str = "sft"  # sft | base | feedback
-    max_length: int = 96
-    center_coef: float = 0.0
+    max_length: Tokens = 96
+    center_coef: Weight = 0.0
     folder: str = ""
 
     def __post_init__(self):
+        check_fields(self)
         for field, allowed in (("loss", ("bradley_terry", "binary")), ("init", ("sft", "base", "feedback"))):
             if getattr(self, field) not in allowed:
                 raise UserError(f"{field} is {getattr(self, field)!r}; expected one of {', '.join(allowed)}")
@@ -118,18 +118,16 @@ class CriticConfig:
 
     optimizer: OptimizerConfig = OptimizerConfig(1e-5, "constant")
     init: str = "reward"
-    gamma: float = 1.0
-    lam: float = 0.95
-    value_clip: float = 0.2
+    gamma: Share = 1.0
+    lam: Share = 0.95
+    value_clip: Weight = 0.2
     whiten: bool = True
-    warmup: int = 0
+    warmup: CountOrZero = 0
 
     def __post_init__(self):
+        check_fields(self)
         if self.init not in ("reward", "policy"):
             raise UserError(f"critic.init is {self.init!r}; expected reward or policy")
-        for field in ("gamma", "lam"):
-            if not 0 <= getattr(self, field) <= 1:
-                raise UserError(f"critic.{field} is {getattr(self, field)}; expected a number in [0, 1]")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -144,11 +142,14 @@ class ShapingConfig:
       clip: clip the reward to [-clip, clip], after normalisation; 0 = off.
     """
 
-    missing_eos_penalty: float = 1.0
-    overlong_buffer: int = 0
-    overlong_penalty: float = 1.0
+    missing_eos_penalty: Weight = 1.0
+    overlong_buffer: CountOrZero = 0
+    overlong_penalty: Weight = 1.0
     normalise: bool = False
-    clip: float = 0.0
+    clip: Weight = 0.0
+
+    def __post_init__(self):
+        check_fields(self)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -181,29 +182,27 @@ class RlConfig:
     """
 
     train: TrainConfig = TrainConfig(batch_size=32)
-    group_size: int = 4
+    group_size: Annotated[int, Range(1, 2**16)] = 4
     advantage: AdvantageConfig = AdvantageConfig()
     policy: PolicyConfig = PolicyConfig()
     kl: KlConfig = KlConfig()
     critic: CriticConfig | None = None
     shaping: ShapingConfig = ShapingConfig()
     sampling: SamplingConfig = SamplingConfig()
-    max_prompt_tokens: int = 48
-    num_epochs: int = 1
-    num_minibatches: int = 2
-    kl_early_stop: float = 0.0
-    max_resamples: int = 0
-    rollout_chunks: int = 1
+    max_prompt_tokens: Tokens = 48
+    num_epochs: Annotated[int, Range(1, 1000)] = 1
+    num_minibatches: Annotated[int, Range(1, 2**20)] = 2
+    kl_early_stop: Weight = 0.0
+    max_resamples: Annotated[int, Range(0, 1000)] = 0
+    rollout_chunks: Annotated[int, Range(1, 2**20)] = 1
     offload_optimizer: bool = False
     offload_reference: bool = False
-    eval_prompts: int = 64
-    samples_every: int = 20
-    max_invalid_rewards: float = 0.2
+    eval_prompts: CountOrZero = 64
+    samples_every: Count = 20
+    max_invalid_rewards: Share = 0.2
 
     def __post_init__(self):
-        for field in ("group_size", "num_epochs", "num_minibatches", "rollout_chunks"):
-            if getattr(self, field) < 1:
-                raise UserError(f"rl.{field} is {getattr(self, field)}; expected at least 1")
+        check_fields(self)
         rows = self.train.batch_size * self.group_size
         if rows % (self.num_minibatches * self.train.grad_accumulation):
             raise UserError(
@@ -239,12 +238,11 @@ class DpoConfig:
 
     train: TrainConfig = TrainConfig()
     loss: str = "sigmoid"
-    beta: float = 0.1
-    label_smoothing: float = 0.0
-    max_length: int = 96
+    beta: Positive = 0.1
+    label_smoothing: Annotated[float, Range(0, 0.5, below=True)] = 0.0
+    max_length: Tokens = 96
 
     def __post_init__(self):
+        check_fields(self)
         if self.loss not in ("sigmoid", "ipo"):
             raise UserError(f"dpo.loss is {self.loss!r}; expected sigmoid or ipo")
-        if self.beta <= 0:
-            raise UserError(f"dpo.beta is {self.beta}; expected more than 0")

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Annotated
 
 import jax
 import jax.numpy as jnp
 import optax
 
 from rlaif_jax.errors import UserError
+from rlaif_jax.ranges import Positive, Range, Share, ShareBelowOne, check_fields
 from rlaif_jax.trainers import int8_adam, low_memory
 
 
@@ -32,19 +34,20 @@ class OptimizerConfig:
         parameter. False: no copy; every update is rounded stochastically.
     """
 
-    learning_rate: float = 1e-3
+    learning_rate: Annotated[float, Range(0, 10)] = 1e-3
     schedule: str = "cosine"
-    warmup: float = 0.03
-    final_ratio: float = 0.1
-    weight_decay: float = 0.01
-    beta1: float = 0.9
-    beta2: float = 0.99
-    epsilon: float = 1e-8
-    clip_norm: float = 1.0
+    warmup: Share = 0.03
+    final_ratio: Share = 0.1
+    weight_decay: Annotated[float, Range(0, 10)] = 0.01
+    beta1: ShareBelowOne = 0.9
+    beta2: ShareBelowOne = 0.99
+    epsilon: Annotated[float, Range(0, 1, above=True)] = 1e-8
+    clip_norm: Positive = 1.0
     moments: str = "float32"
     masters: bool = True
 
     def __post_init__(self):
+        check_fields(self)
         if self.schedule not in ("constant", "linear", "cosine"):
             raise UserError(f"optimizer.schedule is {self.schedule!r}; expected constant, linear or cosine")
         if self.moments not in ("float32", "bfloat16", "int8", "factored"):

@@ -76,7 +76,7 @@ def test_more_patience_sees_the_later_rise(tmp_path, one_device):
 def test_without_patience_it_runs_all_steps(tmp_path, one_device):
     state, _ = fit(tmp_path, one_device, [1.0] * 10, patience=0)
     assert int(state.step) == 20
-    with pytest.raises(UserError, match="train.patience is -1"):
+    with pytest.raises(UserError, match="TrainConfig.patience is -1"):
         TrainConfig(patience=-1)
 
 

@@ -6,16 +6,18 @@ import dataclasses
 import json
 import random
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from rlaif_jax.data.corpus.corrupt import flawed_response
 from rlaif_jax.data.corpus.flaws import RESPONSE_ONLY, applicable_flaws
 from rlaif_jax.data.corpus.gold import gold_flaws
 from rlaif_jax.data.corpus.requests import Request, sample_request
 from rlaif_jax.data.corpus.responses import good_response
+from rlaif_jax.ranges import Range, Share, check_fields
 
 SECOND_FLAW_SHARE = 0.12
 _TRIES = 200
+Rows = Annotated[int, Range(0, 10_000_000)]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,14 +32,17 @@ class CorpusConfig:
       visible: share of the bad answers of pairs and labelled rows whose flaw can be seen without the request.
     """
 
-    sft: int = 12000
-    pairs: int = 6000
-    labelled: int = 3000
-    rl_prompts: int = 2000
-    eval_prompts: int = 400
-    sft_flaw_rate: float = 0.65
-    sft_visible: float = 0.7
-    visible: float = 0.45
+    sft: Rows = 12000
+    pairs: Rows = 6000
+    labelled: Rows = 3000
+    rl_prompts: Rows = 2000
+    eval_prompts: Rows = 400
+    sft_flaw_rate: Share = 0.65
+    sft_visible: Share = 0.7
+    visible: Share = 0.45
+
+    def __post_init__(self):
+        check_fields(self)
 
 
 @dataclasses.dataclass(frozen=True)
