@@ -10,7 +10,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from rlaif_jax.errors import UserError
+from rlaif_jax.errors import UserError, read_text, shown
 from rlaif_jax.language import ZH, Language
 
 _HERE = Path(__file__).parent / "rules"
@@ -29,14 +29,8 @@ def read_rules(source: str | Path, language: Language = ZH) -> list[str]:
     path = bundled if _exists(bundled) else Path(source).expanduser()
     if not _exists(path):
         known = ", ".join(sorted(p.stem for p in bundled.parent.glob("*.txt")))
-        raise UserError(f"rules {str(source)!r}: not a file, and not a bundled list ({known})")
-    try:
-        text = path.read_bytes().decode("utf-8-sig")
-    except OSError as error:
-        raise UserError(f"{path}: expected a file of rules, one per line ({error.strerror})") from error
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path}: byte {error.start} is not UTF-8; save the file as UTF-8") from error
-    lines = (line.strip() for line in re.split(r"\r\n|\r|\n", text))
+        raise UserError(f"rules {shown(str(source))}: not a file, and not a bundled list ({known})")
+    lines = (line.strip() for line in re.split(r"\r\n|\r|\n", read_text(path)))
     rules = [_ESCAPED.sub("", line) for line in lines if line and not line.startswith("#")]
     if not rules:
         raise UserError(f"{path} has no rules; write one per line")
@@ -46,7 +40,7 @@ def read_rules(source: str | Path, language: Language = ZH) -> list[str]:
 def _exists(path: Path) -> bool:
     try:
         return path.exists()
-    except OSError:  # a name that is too long
+    except (ValueError, OSError):  # a name with NUL bytes, or too long
         return False
 
 

@@ -6,6 +6,7 @@ from rlaif_jax.data.records import SftExample
 from rlaif_jax.errors import UserError
 from rlaif_jax.feedback.prompts import ROLES, Prompts, family_for, fence, load_prompts
 from rlaif_jax.language import EN, ZH
+from tests.fuzz.mutate import bounded
 
 FIELDS = {
     "query": "写一条祝福", "response": "愿你好", "examples": [SftExample("问", "答")], "positive": "p", "negative": "n",
@@ -95,16 +96,79 @@ def test_the_hash_is_of_the_contents_and_part_of_the_key(tmp_path):
     assert a.messages == b.messages and a.key("m") != b.key("m")
 
 
+def _folder(folder, **texts):
+    for role in ROLES:
+        (folder / f"{role}.j2").write_text(texts.get(role, "{{ query }}"), encoding="utf-8")
+    return str(folder)
+
+
 def test_mistakes_in_prompt_files_are_named(tmp_path):
     with pytest.raises(UserError, match="debate_judge.j2"):
         Prompts(str(tmp_path))
-    for role in ROLES:
-        (tmp_path / f"{role}.j2").write_text("{{ nothing_of_the_kind }}", encoding="utf-8")
-    with pytest.raises(UserError, match="debate_judge.j2.*nothing_of_the_kind"):
-        Prompts(str(tmp_path)).render("debate_judge")
-    (tmp_path / "debate_judge.j2").write_text("line\n{% if %}", encoding="utf-8")
+    with pytest.raises(UserError, match="debate_judge.j2: unknown field 'nothing_of_the_kind'"):
+        Prompts(_folder(tmp_path, debate_judge="{{ nothing_of_the_kind }}"))
+    with pytest.raises(UserError, match="compare.j2: unknown field 'respons'; did you mean 'response'"):
+        Prompts(_folder(tmp_path, compare="{{ respons }}"))
+    with pytest.raises(UserError, match="debate_judge.j2: 'query' is undefined"):
+        Prompts(_folder(tmp_path)).render("debate_judge")
+    with pytest.raises(UserError, match="detector.j2: it renders to an empty chat"):
+        Prompts(_folder(tmp_path, detector="{% if verdict %}x{% endif %}")).render("detector", verdict=0)
     with pytest.raises(UserError, match="debate_judge.j2:2"):
+        Prompts(_folder(tmp_path, debate_judge="line\n{% if %}"))
+    (tmp_path / "debate_judge.j2").write_bytes(b"line\n{{ query }} caf\xe9")
+    with pytest.raises(UserError, match=r"debate_judge.j2:2: not UTF-8"):
         Prompts(str(tmp_path))
+
+
+BUILDS_A_LONG_TEXT = "{% set n = namespace(s='x' ~ query) %}{% for i in range(200) %}{% set n.s = n.s ~ n.s %}{% endfor %}{{ n.s }}"
+HOSTILE = {
+    "shell": "{{ cycler.__init__.__globals__.os.system('touch ran') }}",
+    "classes": "{{ query.__class__.__mro__[1].__subclasses__() }}",
+    "format": "{{ '{0.__class__}'.format(query) }}",
+    "loops": "{% for a in range(99999) %}{% for b in range(99999) %}{% for c in range(9999) %}{% endfor %}{% endfor %}{% endfor %}",
+    "text_loops": "{% for a in query * 1 %}{% endfor %}",
+    "product": "{{ 'a' * 3000000000 }}",
+    "product_of_a_field": "{{ query * 3000000000 }}",
+    "list_product": "{{ ([1] * 3000000000) | length }}",
+    "power": "{{ 9 ** 9 ** 9 }}",
+    "width": "{{ '%3000000000d' % 1 }}",
+    "centre": "{{ query | center(3000000000) }}",
+    "just": "{{ query.ljust(3000000000) }}",
+    "doubled": BUILDS_A_LONG_TEXT,
+    "doubled_sum": BUILDS_A_LONG_TEXT.replace("~ n.s", "+ n.s"),
+    "replaced": "{% set n = namespace(s='aa') %}{% for i in range(99) %}{% set n.s = n.s | replace('a', n.s) %}{% endfor %}{{ n }}",
+    "macro": "{% macro f(n) %}{{ f(n - 1) }}{{ f(n - 1) }}{% endmacro %}{{ f(60) }}",
+    "output": "{% for a in range(99999) %}{{ query }}" + "x" * 10000 + "{% endfor %}",
+    "block": "{% set t %}{% for a in range(99999) %}" + "x" * 60000 + "{% endfor %}{% endset %}{{ t }}",
+    "include": "{% include '/etc/passwd' %}",
+    "extends": "{% extends '/etc/passwd' %}",
+    "lists": "{% for a in range(9999) %}{{ range(99999) | list | length }}{% endfor %}",
+    "joined": "{{ range(99999) | join(query * 1) }}",
+    "nested": "{{ " + "(" * 5000 + "query" + ")" * 5000 + " }}",
+    "digits": "{{ " + "9" * 5000 + " }}",
+    "assigned": "{% set query = 1 %}{% for _ in range(3) %}{% do query.clear() %}{% endfor %}",
+}
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_a_template_runs_no_code_and_ends_soon(tmp_path, monkeypatch, name):
+    monkeypatch.chdir(tmp_path)
+    with bounded(2.0, 300), pytest.raises(UserError, match="detector.j2"):
+        Prompts(_folder(tmp_path, detector=HOSTILE[name])).messages("detector", query="q" * 500)
+    assert not (tmp_path / "ran").exists()
+
+
+def test_a_template_may_use_loops_macros_filters_and_methods(tmp_path):
+    text = (
+        "{% macro item(n, rule) %}{{ n }}. {{ rule | trim | replace('a', 'b') }}{% endmacro %}"
+        "{% for rule in principles | sort if rule %}{{ item(loop.index, rule.strip()) }}"
+        "{{ ', ' if not loop.last else '' }}{% endfor %}{% for i in range(2) %}{{ i + 1 }}{% endfor %} {{ 'a' ~ query ~ 3 }} "
+        "{{ principles | join('/') }} {{ '-' ~ query | upper }} {{ (limit * 2 + 1) % 5 }}"
+    )
+    prompts = Prompts(_folder(tmp_path, detector=text))
+    assert prompts.render("detector", query="q", principles=["b ", "a"], limit=10) == "1. b, 2. b12 aq3 b /a -Q 1"
+    long = [f"principle {i}" for i in range(1000)]
+    assert load_prompts("zh").render("detector", query="q", response="r" * 20_000, principles=long).count("principle") == 1000
 
 
 def test_a_list_is_named_in_the_language_of_the_template():

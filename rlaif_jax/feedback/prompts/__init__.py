@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import functools
 import hashlib
 import logging
@@ -11,11 +12,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import jinja2
-import jinja2.meta
-
-from rlaif_jax.errors import UserError
+from rlaif_jax.errors import UserError, read_text, shown
 from rlaif_jax.feedback.llm import LLMRequest, Message
+from rlaif_jax.feedback.prompts.sandbox import Template, fence
 from rlaif_jax.language import Language, language_of
 
 ROLES = (
@@ -29,14 +28,12 @@ _TAG = re.compile(r"\{[%{#].*?[%}#]\}", re.DOTALL)
 _TURN = re.compile(r"^%% (system|user|assistant)\n", re.MULTILINE)
 
 
-def fence(text: str) -> str:
-    """Puts text of a model or a file between marks. The text cannot end them: marks inside become square brackets."""
-    return "⟦" + text.replace("⟦", "[").replace("⟧", "]") + "⟧"
-
-
 def family_for(language: Language) -> str:
     """The bundled prompt family for chat models in a language."""
     return language.name
+
+
+__all__ = ["ROLES", "Prompts", "family_for", "fence", "load_prompts"]
 
 
 class Prompts:
@@ -51,22 +48,18 @@ class Prompts:
     def __init__(self, family: str):
         folder = _HERE / family if (_HERE / family).is_dir() else Path(family).expanduser()
         files = _files(family, folder)
-        env = jinja2.Environment(undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True, autoescape=False)
-        env.filters["fence"] = fence
-        texts = {role: path.read_text(encoding="utf-8") for role, path in files.items()}
+        texts = {role: read_text(path) for role, path in files.items()}
         self.family, self.hash = family, hashlib.sha256("\0".join(texts.values()).encode("utf-8")).hexdigest()[:16]
         self.language = language_of(_TURN.sub("", _TAG.sub("", "".join(texts.values()))))
-        self._templates, self._files, self._fields = {}, files, {}
-        for role, text in texts.items():
-            try:
-                self._templates[role] = env.from_string(text)
-                self._fields[role] = jinja2.meta.find_undeclared_variables(env.parse(text))
-            except jinja2.TemplateSyntaxError as error:
-                raise UserError(f"{files[role]}:{error.lineno}: {error.message}") from error
+        self._files = files
+        self._templates = {role: Template(text, str(files[role])) for role, text in texts.items()}
+        if folder.parent != _HERE:
+            for role, template in self._templates.items():
+                _check_names(str(files[role]), template)
 
     def shows(self, role: str, field: str) -> bool:
         """Whether the template of a role uses a field."""
-        return field in self._fields[role]
+        return field in self._templates[role].names
 
     def messages(self, role: str, *, system: str = "", **fields: Any) -> tuple[Message, ...]:
         """The chat of a role: one user message, or several turns if the template has lines such as "%% user".
@@ -77,14 +70,14 @@ class Prompts:
         if system and not self.shows(role, "system") and "query" in fields:
             fields["query"] = f"{system}\n\n{fields['query']}"
         fields["system"] = system
-        try:
-            text = self._templates[role].render(**{name: _harmless(value) for name, value in fields.items()})
-        except jinja2.UndefinedError as error:
-            raise UserError(f"prompts {self.family!r}, {self._files[role].name}: {error.message}") from error
+        text = self._templates[role].render({name: _harmless(value) for name, value in fields.items()})
         pieces = _TURN.split(f"%% user\n{text}")[1:]
-        return tuple(
+        chat = tuple(
             Message(who, content.strip()) for who, content in zip(pieces[::2], pieces[1::2], strict=True) if content.strip()
         )
+        if not chat:
+            raise UserError(f"{self._files[role]}: it renders to an empty chat")
+        return chat
 
     def render(self, role: str, **fields: Any) -> str:
         """The chat of a role as one text, for people to read."""
@@ -112,6 +105,21 @@ def _files(family: str, folder: Path) -> dict[str, Path]:
             f"{folder} lacks {', '.join(missing)}"
         )
     return files
+
+
+def _check_names(where: str, template: Template) -> None:
+    """UserError for a field that no template of the bundled families has: it would fail at the first request."""
+    known = _known_names()
+    for name in sorted(template.names - known):
+        close = difflib.get_close_matches(name, known, n=1)
+        hint = f"did you mean {close[0]!r}?" if close else f"the fields of prompts are {', '.join(sorted(known))}"
+        raise UserError(f"{where}: unknown field {shown(name)}; {hint}")
+
+
+@functools.cache
+def _known_names() -> frozenset[str]:
+    files = sorted(path for path in _HERE.glob("*/*.j2"))
+    return frozenset({"system"}).union(*(Template(read_text(path), path.name).names for path in files))
 
 
 def _harmless(value: Any) -> Any:
