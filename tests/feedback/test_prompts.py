@@ -144,6 +144,8 @@ HOSTILE = {
     "extends": "{% extends '/etc/passwd' %}",
     "lists": "{% for a in range(9999) %}{{ range(99999) | list | length }}{% endfor %}",
     "joined": "{{ range(99999) | join(query * 1) }}",
+    "rounded": "{{ 1 | round(1000000000, 'ceil') }}",
+    "spaces": "{{ [query] | tojson(indent=1000000000) }}",
     "nested": "{{ " + "(" * 5000 + "query" + ")" * 5000 + " }}",
     "digits": "{{ " + "9" * 5000 + " }}",
     "assigned": "{% set query = 1 %}{% for _ in range(3) %}{% do query.clear() %}{% endfor %}",

@@ -7,6 +7,7 @@ they work on. Only the filters and methods in the lists below exist.
 from __future__ import annotations
 
 import functools
+import json
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sized
 from typing import Any
@@ -22,8 +23,8 @@ _STEPS = 200_000  # a pass of a loop, a call and a filter take one step and one 
 _CHARACTERS = 1_000_000  # of a text that a template makes
 _LARGEST = 10**12
 _FILTERS = (
-    "abs capitalize count d default dictsort e escape first float int items last length list lower max min reject rejectattr reverse "
-    "round safe select selectattr sort string striptags title tojson trim truncate unique upper wordcount"
+    "abs capitalize count d default dictsort e escape first float int items last length list lower max min reject rejectattr "
+    "reverse safe select selectattr sort string striptags title trim truncate unique upper wordcount"
 )
 _METHODS = (
     "capitalize casefold changed count cycle endswith find get index isalpha isascii isdigit isspace items keys lower lstrip "
@@ -68,7 +69,7 @@ class Sandbox(ImmutableSandboxedEnvironment):
             finalize=self._written,
         )  # fmt: skip
         self._count = _Count()
-        own = {"join": _joined, "replace": _replaced, "indent": _indented, "fence": fence}
+        own = {"join": _joined, "replace": _replaced, "indent": _indented, "tojson": _as_json, "fence": fence}
         self.filters = {name: self._counting(f) for name, f in ({n: self.filters[n] for n in _FILTERS.split()} | own).items()}
         self.filters |= {"_steps": self._steps, "_joined": _joined}
         self.globals = {"range": self._range, "namespace": self.globals["namespace"]}
@@ -181,6 +182,10 @@ def _indented(text: Any, width: int = 4, first: bool = False) -> str:
     lines = str(text).split("\n")
     _check_size(len(lines) * width + len(str(text)))
     return "\n".join(" " * width + line if i or first else line for i, line in enumerate(lines))
+
+
+def _as_json(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False)
 
 
 _ENVIRONMENT = Sandbox()
