@@ -1,7 +1,7 @@
 """Templates of prompts as data: no code runs, and a rendering is bounded in steps and in the size of its texts.
 
-A parsed template is changed so that loops count their steps and `a ~ b` checks its size. Calls and filters count by the size of what
-they work on. Only the filters and methods in the lists below exist.
+A parsed template is changed so that loops count their steps and `a ~ b` checks its size. Calls and filters count by the size of
+what they work on. Only the filters and methods in the lists below exist.
 """
 
 from __future__ import annotations
