@@ -4,28 +4,41 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import difflib
 import os
+import re
 import signal
 import sys
 import traceback
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from rich.console import Console
 
 from rlaif_jax import __version__
-from rlaif_jax.errors import EXIT_RESTART, EXIT_USER_ERROR, Interrupted, Preempted, UserError, masked, printable
-
-_PIPE_WIDTH = 200  # columns, where the output is no terminal
+from rlaif_jax.errors import EXIT_RESTART, EXIT_USER_ERROR, Interrupted, Preempted, UserError, masked, printable, shown
+from rlaif_jax.terminal import PlainConsole, plain_log
 
 # What a command does is imported where it is called: `rlaif --help` should not wait for Flax, Orbax and the rest.
+
+
+class _Parser(argparse.ArgumentParser):
+    """A parser whose errors are one line, with a suggestion for a command that does not exist."""
+
+    def error(self, message: str) -> NoReturn:
+        if found := re.search(r"invalid choice: '(.*)' \(choose from (.*)\)", message, re.DOTALL):
+            known = re.findall(r"[\w-]+", found[2])
+            close = difflib.get_close_matches(found[1][:50], known, n=1)
+            hint = f"did you mean {close[0]!r}?" if close else f"expected one of {', '.join(known)}"
+            message = f"unknown {'command' if 'COMMAND' in message else 'choice'} {shown(found[1])}; {hint}"
+        self.exit(EXIT_USER_ERROR, f"{self.prog}: error: {masked(printable(message))}; {self.prog} --help shows more\n")
 
 
 def _parser() -> argparse.ArgumentParser:
     from rlaif_jax.config.stages import PRINCIPLES, STAGES
 
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="rlaif",
         description="Make small language models write better with AI feedback: SFT, reward model or judge, GRPO or PPO, report. "
         "Start with: rlaif run greetings_demo --out runs/demo",
@@ -43,6 +56,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_config(_add(commands, "rl_judge", "the same as: rlaif rl --arm rl_judge", _stage, stages=("rl_judge",)))
     _add_judge(commands, PRINCIPLES.name)
     _add_config_info(commands)
+    _add(commands, "doctor", "versions, devices and memory of this machine", _doctor)
     _add_plan(commands)
     _add_launch(commands)
     _add_models(commands)
@@ -160,7 +174,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = _parser().parse_args(argv[:end])
     args.after = argv[end + 1 :]
     try:
-        return args.call(args, _console())
+        with plain_log():
+            return args.call(args, PlainConsole())
     except UserError as error:
         print(f"rlaif: error: {masked(printable(str(error)))}", file=sys.stderr)
         return EXIT_USER_ERROR
@@ -173,11 +188,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("rlaif: interrupted; start the same command again to resume from the last checkpoint", file=sys.stderr)
         return 130
-
-
-def _console() -> Console:
-    """The terminal; a pipe or a file gets wide lines, so that no table is cut."""
-    return Console(highlight=False, width=None if sys.stdout.isatty() or "COLUMNS" in os.environ else _PIPE_WIDTH)
 
 
 def _say(text: str) -> None:
@@ -248,6 +258,13 @@ def _score(args: argparse.Namespace, console: Console) -> int:
     from rlaif_jax.runs.folder import open_run
 
     score_file(open_run(args.run, console=console), args.file, args.out, principles=args.principles, console=console)
+    return 0
+
+
+def _doctor(args: argparse.Namespace, console: Console) -> int:
+    from rlaif_jax.commands.doctor import describe_machine
+
+    describe_machine(console)
     return 0
 
 

@@ -73,15 +73,21 @@ def shown(value: Any, limit: int = 100, quote: bool = True) -> str:
 
 
 def read_text(path: Path) -> str:
-    """The text of a UTF-8 file, without a byte-order mark. UserError for a folder, a file that cannot be read, or other bytes."""
+    """The text of a UTF-8 file. UserError for a folder, a file that cannot be read, or other bytes."""
     try:
-        return path.read_bytes().decode("utf-8-sig")
+        return decoded(path.read_bytes(), str(path))
     except IsADirectoryError as error:
         raise UserError(f"{path} is a folder; expected a file") from error
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}") from error
-    except ValueError as error:  # a name with a NUL byte, or other bytes
-        if not isinstance(error, UnicodeDecodeError):
-            raise UserError(f"{shown(str(path))} cannot be the name of a file") from error
-        line = error.object[: error.start].count(b"\n") + 1
-        raise UserError(f"{path}:{line}: not UTF-8 (byte {error.start}); save the file as UTF-8") from error
+
+
+def decoded(content: bytes, where: str) -> str:
+    """The text of a file, without a byte-order mark. UserError with the line of the first byte that is not UTF-8."""
+    if content[:2] in (b"\xff\xfe", b"\xfe\xff"):
+        raise UserError(f"{where}:1: not UTF-8 but UTF-16; convert the file to UTF-8")
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        raise UserError(f"{where}:{line}: not UTF-8 at byte {error.start}; convert the file to UTF-8") from error

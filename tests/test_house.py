@@ -7,8 +7,8 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "rlaif_jax"
 # Each package may import those before it, and itself.
 ORDER = (
-    "errors", "ranges", "language", "sharding", "algorithms", "models", "sampling", "data", "feedback", "rewards", "trainers",
-    "evaluation", "config", "runs", "stages", "plan", "commands", "cli",
+    "errors", "ranges", "terminal", "language", "sharding", "algorithms", "models", "sampling", "data", "feedback", "rewards",
+    "trainers", "evaluation", "config", "runs", "stages", "plan", "commands", "cli",
 )  # fmt: skip
 TREES = {path: ast.parse(path.read_text(encoding="utf-8")) for path in sorted(PACKAGE.rglob("*.py"))}
 
@@ -65,7 +65,7 @@ def test_no_module_imports_itself_by_way_of_others():
 
 
 def test_the_root_holds_the_face_the_command_and_the_errors():
-    assert sorted(path.stem for path in PACKAGE.glob("*.py")) == ["__init__", "cli", "errors", "ranges"]
+    assert sorted(path.stem for path in PACKAGE.glob("*.py")) == ["__init__", "cli", "errors", "ranges", "terminal"]
 
 
 def _functions(tree: ast.AST, inside: tuple[str, ...] = (), outers: tuple[ast.AST, ...] = ()):

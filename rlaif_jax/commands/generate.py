@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 
 from rich.console import Console
 from rich.text import Text
 
-from rlaif_jax.errors import UserError
+from rlaif_jax.errors import UserError, printable
 from rlaif_jax.runs.chat_model import Answerer, ChatModel, Messages, chat_messages
 from rlaif_jax.sampling.filters import SamplingConfig
-
-_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
 
 def generate(
@@ -62,7 +59,7 @@ def _answer(answer: Answerer, messages: Messages, prompt: str, samples: int, con
 
 def _show(console: Console, text: str, style: str = "") -> None:
     """Prints a model's text without interpreting markup or terminal control characters."""
-    console.print(Text(_CONTROL.sub("", text), style=style), end="", soft_wrap=True)
+    console.print(Text(printable(text), style=style), end="", soft_wrap=True)
 
 
 def _ask(console: Console) -> str:

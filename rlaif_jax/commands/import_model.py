@@ -47,7 +47,7 @@ def import_model(folder: str | Path, out: str | Path, *, dtype: str = "", consol
     part.rename(out)
     size = f"{sum(x.nbytes for x in jax.tree.leaves(params)) / 2**20:,.0f} MiB of {model.param_dtype}"
     kind = "reward model" if found.scalar else "language model"
-    console.print(f"{found.raw['model_type']} {kind}, {parameter_count(model):,} parameters, {size}")
+    console.print(f"{found.raw['model_type']} {kind}, {parameter_count(model):,} parameters, {size}", markup=False)
     console.print(f"{out}: start from it with --set model.init_from={out}", soft_wrap=True, markup=False)
 
 

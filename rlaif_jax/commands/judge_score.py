@@ -49,7 +49,8 @@ def score_file(run: Run, path: Path, out: Path | None = None, *, principles: str
     found = np.array(values)
     good = found[~np.isnan(found)]
     mean = f"{(good > 0.5).mean():.1%} good, mean P(Good) {good.mean():.3f}" if len(good) else "all verdicts invalid"
-    console.print(f"{len(found)} answers, {len(found) - len(good)} invalid verdicts, {mean}; written to {out}", soft_wrap=True)
+    text = f"{len(found)} answers, {len(found) - len(good)} invalid verdicts, {mean}; written to {out}"
+    console.print(text, soft_wrap=True, markup=False)
     return out
 
 

@@ -8,6 +8,7 @@ import functools
 import itertools
 import json
 import logging
+import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,7 @@ _HALF = "\ufffd"
 Segment = tuple[np.ndarray, int]  # tokens (int32) of one conversation, and where its answer begins
 TOO_LONG = ("drop", "truncate")
 _log = logging.getLogger(__name__)
+_NO_HINTS = "TRANSFORMERS_NO_ADVISORY_WARNINGS"  # such as "PyTorch was not found": this package does not need it
 
 
 class Tokenizer:
@@ -75,6 +77,7 @@ class Tokenizer:
         tokenizer.json is used unchanged; AutoTokenizer would replace parts of it for some model families. `rows` is the number
         of embeddings of the folder's model: UserError if there are more tokens.
         """
+        os.environ.setdefault(_NO_HINTS, "1")
         from transformers import PreTrainedTokenizerFast
 
         folder = Path(folder)
@@ -101,6 +104,7 @@ class Tokenizer:
         """
         from tokenizers import Regex, decoders, models, pre_tokenizers, trainers
         from tokenizers import Tokenizer as Backend
+        os.environ.setdefault(_NO_HINTS, "1")
         from transformers import PreTrainedTokenizerFast
 
         alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())

@@ -105,7 +105,7 @@ def curate(
     recent = [item for item in items.values() if not unanswered(item)]
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
                TextColumn("left"), TimeRemainingColumn())  # fmt: skip
-    with path.open("a", encoding="utf-8") as file, Progress(*columns, console=console) as progress:
+    with path.open("a", encoding="utf-8") as file, Progress(*columns, console=console, disable=not console.is_terminal) as progress:
         task = progress.add_task("curate: prompts", total=len(recent))
         for _ in range(2):  # the second time those that got no answer
             todo = [r for key, r in wanted.items() if key not in items or unanswered(items[key])]

@@ -83,7 +83,7 @@ class PrincipleGame:
     def play(self, principles: Sequence[str], strategies: Sequence[str]) -> list[dict[str, Any]]:
         """Plays the remaining rounds. Returns the metrics of the start and of every round."""
         rows = self._resume(principles, strategies)
-        with Progress(console=self._console, transient=True) as progress:
+        with Progress(console=self._console, transient=True, disable=not self._console.is_terminal) as progress:
             task = progress.add_task("judge: rounds", total=self._cfg.rounds, completed=len(rows) - 1)
             for number in range(len(rows), self._cfg.rounds + 1):
                 rows.append(self._round(number))

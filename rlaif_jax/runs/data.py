@@ -305,6 +305,7 @@ class RunData(RunSources):
         if count:
             self._say(f"{count} {what} are longer than {max_length} tokens and left out")
 
+
 def _sides(pairs: list[PreferencePair]) -> list[LabelledResponse]:
     """Both answers of each pair, the chosen one labelled 1."""
     return [

@@ -19,6 +19,7 @@ from rlaif_jax.errors import UserError
 from rlaif_jax.rewards.function import resolve
 from rlaif_jax.runs.changes import changed_fields, refuse_outdated
 from rlaif_jax.sharding import Placement, barrier, connect, is_first, make_mesh, on_first
+from rlaif_jax.terminal import PlainConsole
 
 VERSION = 2  # of run folders; a half-finished stage of another version is not resumed
 _OLD_FOLDERS = {stage.name: stage.old_name for stage in STAGES if stage.old_name}
@@ -119,7 +120,7 @@ def open_run(out: str | Path, cfg: RunConfig | None = None, console: Console | N
     on_first(lambda: _claim(cfg, out), "open")
     mesh = make_mesh(cfg.mesh)
     connect(mesh)
-    return Run(cfg, out, Placement.of(mesh, cfg.mesh.rules), console or Console(quiet=True))
+    return Run(cfg, out, Placement.of(mesh, cfg.mesh.rules), console or PlainConsole())
 
 
 def saved_config(out: Path) -> RunConfig:

@@ -8,7 +8,7 @@ from typing import Any
 
 from rlaif_jax.config.stages import GRADER, REWARD
 from rlaif_jax.data.tokenizer import Tokenizer
-from rlaif_jax.errors import UserError
+from rlaif_jax.errors import UserError, printable
 from rlaif_jax.models.pretrained import foreign_config, load_scalar
 from rlaif_jax.rewards.base import RewardFn, with_unfinished_penalty
 from rlaif_jax.rewards.function import FunctionConfig, function_reward
@@ -90,4 +90,4 @@ class RunRewards:
     def _report(self, text: str) -> None:
         if self._run.console.quiet:  # a script that asked for no progress still needs the problem
             _LOG.warning(text)
-        self._run.console.print(text, style="yellow", markup=False, highlight=False)
+        self._run.console.print(printable(text), style="yellow", markup=False, highlight=False)

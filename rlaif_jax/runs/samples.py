@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
+from rlaif_jax.errors import printable
 from rlaif_jax.rewards.base import RewardResult, Sample
 from rlaif_jax.runs.folder import Run
 from rlaif_jax.sharding import is_first
@@ -47,5 +48,5 @@ def _sample_rows(step: int, rows: list[dict]) -> Any:
     for column in ("reward", "prompt", "response"):
         table.add_column(column)
     for row in rows[:4]:
-        table.add_row(str(row["reward"]), Text(row["prompt"]), Text(row["response"]))
+        table.add_row(str(row["reward"]), Text(printable(row["prompt"])), Text(printable(row["response"])))
     return table

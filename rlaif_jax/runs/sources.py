@@ -11,7 +11,7 @@ from rlaif_jax.config.stages import TOKENIZER
 from rlaif_jax.data.files import TFDS
 from rlaif_jax.data.records import Record, RecordError, request_of
 from rlaif_jax.data.sources import load
-from rlaif_jax.errors import UserError
+from rlaif_jax.errors import UserError, printable
 from rlaif_jax.runs.folder import Run
 
 
@@ -89,7 +89,7 @@ class RunSources:
         return [r for r in records if asked(r) not in last], [r for r in records if asked(r) in last]
 
     def _say(self, text: str) -> None:
-        self._run.console.print(text, highlight=False, markup=False)
+        self._run.console.print(printable(text), highlight=False, markup=False)
 
 
 def asked(record: Record) -> tuple[Any, ...]:

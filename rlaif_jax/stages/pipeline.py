@@ -15,7 +15,7 @@ import jax
 
 from rlaif_jax.config.run_config import RunConfig
 from rlaif_jax.config.stages import FEEDBACK, TOKENIZER, Stage, stage_of, stages_of
-from rlaif_jax.errors import UserError
+from rlaif_jax.errors import UserError, shown
 from rlaif_jax.runs.data_check import check_data
 from rlaif_jax.runs.folder import Run
 from rlaif_jax.sharding import Placement, on_first
@@ -30,6 +30,8 @@ KINDS: Mapping[str, StageFn] = {
 
 def run(x: Run, names: Sequence[str] | None = None) -> None:
     """Runs these stages, or all that the config has, and prints what each took. UserError for one that it does not have."""
+    if not isinstance(x, Run):
+        raise UserError(f"run: expected a run, which open_run(folder, config) returns; found {shown(x)}")
     todo = list(stages_of(x.cfg).values()) if names is None else [stage_of(x.cfg, name) for name in names]
     trains = names is None or all(stage.kind in ("train", "rl", "curate", "principles") for stage in todo)
     x = dataclasses.replace(x, imports_functions=trains)
@@ -47,7 +49,7 @@ def run(x: Run, names: Sequence[str] | None = None) -> None:
         began = time.perf_counter()
         facts = KINDS[stage.kind](x, stage)
         x.mark_done(stage.name, began, facts)
-        x.console.print(f"{stage.name}: done in {time.perf_counter() - began:.0f} s  {_short(facts)}")
+        x.console.print(f"{stage.name}: done in {time.perf_counter() - began:.0f} s  {_short(facts)}", markup=False)
         if stage is TOKENIZER and not x.cfg.data.root:  # the bundled corpus has just been written
             _check_data(x, [s for s in todo if s is not TOKENIZER and not x.is_done(s.name)])
 

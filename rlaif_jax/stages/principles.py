@@ -10,7 +10,7 @@ import numpy as np
 
 from rlaif_jax.config.stages import Stage
 from rlaif_jax.data.records import LabelledResponse
-from rlaif_jax.errors import UserError
+from rlaif_jax.errors import UserError, printable
 from rlaif_jax.evaluation import agreement
 from rlaif_jax.feedback.agents import Agent
 from rlaif_jax.feedback.llm import LLM, spending, worst
@@ -53,7 +53,7 @@ def _play(x: Run, stage: Stage, prompts: Prompts, llm: LLM) -> Mapping[str, Any]
     write_json(folder / "result.json", {"rounds": rows, "test_before": before, "test_after": after})
     (folder / "principles.txt").write_text(rules_text(best), encoding="utf-8")
     (folder / "diff.txt").write_text(diff(start, best) + "\n", encoding="utf-8")
-    x.console.print(diff(start, best), markup=False, highlight=False)
+    x.console.print(printable(diff(start, best)), markup=False, highlight=False)
     names = ("balanced_accuracy", "kappa", "accuracy")
     found = {f"test_{n}_{when}": scores[n] for n in names for when, scores in (("before", before), ("after", after))}
     return {name: value for name, value in found.items() if value is not None} | {

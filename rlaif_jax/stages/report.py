@@ -63,7 +63,7 @@ def _report(x: Run, stage: Stage) -> Mapping[str, Any]:
     )  # fmt: skip
     paths = write_report(x.folder(stage.name), report)
     x.console.print(console_table(systems))
-    x.console.print(f"report: {paths.html}", soft_wrap=True)
+    x.console.print(f"report: {paths.html}", soft_wrap=True, markup=False)
     return {"html": str(paths.html)}
 
 
