@@ -21,6 +21,7 @@ _SECRET = re.compile(
     r"|\bgithub_pat_\w{20,}|\bglpat-[\w-]{16,}|\bA(?:KIA|SIA)[A-Z0-9]{16}\b|\bAIza[\w-]{30,}|\bxox[abeoprs]-[\w-]{10,}"
     r"|\bgsk_[A-Za-z0-9]{16,}|\beyJ[\w-]{10,}\.[\w-]{10,}\.[\w-]*|(?<=://)[^\s/@:]*:[^\s/@]+(?=@)|\bBearer\s+[\w.~+/-]{16,}=*"
 )
+UTF16 = (b"\xff\xfe", b"\xfe\xff")  # byte-order marks
 _SHORT = reprlib.Repr()
 _SHORT.maxstring = _SHORT.maxother = _SHORT.maxlong = 100
 _RUN = re.compile(r"[A-Za-z0-9+=]{28,}")
@@ -84,8 +85,8 @@ def read_text(path: Path) -> str:
 
 def decoded(content: bytes, where: str) -> str:
     """The text of a file, without a byte-order mark. UserError with the line of the first byte that is not UTF-8."""
-    if content[:2] in (b"\xff\xfe", b"\xfe\xff"):
-        raise UserError(f"{where}:1: not UTF-8 but UTF-16; convert the file to UTF-8")
+    if content[:2] in UTF16:
+        raise UserError(f"{where}:1: UTF-16, not UTF-8; convert the file to UTF-8")
     try:
         return content.decode("utf-8-sig")
     except UnicodeDecodeError as error:

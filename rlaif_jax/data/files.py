@@ -15,14 +15,13 @@ from typing import Any
 
 from rlaif_jax.data.records import RecordError
 from rlaif_jax.data.tfds_builder import read_split
-from rlaif_jax.errors import UserError
+from rlaif_jax.errors import UTF16, UserError, decoded
 
 Rows = Iterator[tuple[str, Any]]
 TFDS = "tfds:"
 _SHARD = re.compile(r"(.*?)[-_.]?(\d+)-of-(\d+)")  # train-00000-of-00002
 _SPLIT = re.compile(r"(?:^|[^a-z])(train|test|val|valid|validation|dev|eval)(?![a-z])", re.IGNORECASE)
 _LONGEST_CELL = 2**31 - 1  # the module's own limit is 131,072 characters
-_UTF16 = (b"\xff\xfe", b"\xfe\xff")
 
 
 def read_rows(path: str | Path) -> Rows:
@@ -96,19 +95,8 @@ def _why(error: ValueError) -> str:
     return error.msg if isinstance(error, json.JSONDecodeError) else str(error)
 
 
-def _decoded(content: bytes, where: str) -> str:
-    """The text of a file. UserError with the line of the first byte that is not UTF-8."""
-    if content[:2] in _UTF16:
-        raise UserError(f"{where}:1: UTF-16, not UTF-8; convert the file to UTF-8")
-    try:
-        return content.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = content.count(b"\n", 0, error.start) + 1
-        raise UserError(f"{where}:{line}: not UTF-8 at byte {error.start}; convert the file to UTF-8") from error
-
-
 def _json(path: Path) -> Rows:
-    text = _decoded(path.read_bytes(), str(path))
+    text = decoded(path.read_bytes(), str(path))
     if not text.lstrip().startswith("["):
         yield from _objects(path, text)
         return
@@ -157,8 +145,8 @@ def _jsonl(path: Path) -> Rows:
         for number, line in enumerate(file, 1):
             where = f"{path}:{number}"
             if number == 1:
-                if line[:2] in _UTF16:
-                    _decoded(line, str(path))
+                if line[:2] in UTF16:
+                    decoded(line, str(path))
                 line = line.removeprefix(b"\xef\xbb\xbf")
             if not line.strip():
                 continue
@@ -173,7 +161,7 @@ def _jsonl(path: Path) -> Rows:
 
 def _csv(path: Path) -> Rows:
     csv.field_size_limit(_LONGEST_CELL)
-    lines = _Lines(_decoded(path.read_bytes(), str(path)))
+    lines = _Lines(decoded(path.read_bytes(), str(path)))
     reader = csv.reader(lines, strict=True)  # strict: a quote in the wrong place is an error, and not part of another text
     header: list[str] | None = None
     try:

@@ -23,7 +23,7 @@ def _refused(capsys, *arguments):
     ("name", "content", "message"),
     [
         ("cut.json", b'{"seed": 1, "rl": {"group_size"', r"cut.json:1: not JSON"),
-        ("latin.json", b'{"name": "caf\xe9"}', r"latin.json:1: not UTF-8 \(byte 13\); save the file as UTF-8"),
+        ("latin.json", b'{"name": "caf\xe9"}', r"latin.json:1: not UTF-8 at byte 13; convert the file to UTF-8"),
         ("latin.yaml", b"name: x\nlanguage: \xff\n", r"latin.yaml:2: not UTF-8"),
         ("deep.json", b"[" * 20_000, "nested too deeply|not JSON"),
         ("deep.yaml", b"[" * 5_000, "nested too deeply"),

@@ -288,7 +288,7 @@ def test_every_rule_survives_its_file(tmp_path):
 
 def test_files_of_rules_that_cannot_be_read_are_named(tmp_path):
     path = tmp_path / "rules.txt"
-    for content, match in ((b"\xff\xfe", "rules.txt: byte 0 is not UTF-8"), ("好\n".encode() + b"\xc3(", "byte 4 is not UTF-8")):
+    for content, match in ((b"\xff\xfe", "rules.txt:1: UTF-16"), ("好\n".encode() + b"\xc3(", "rules.txt:2: not UTF-8 at byte 4")):
         path.write_bytes(content)
         with pytest.raises(UserError, match=match):
             read_rules(path)
