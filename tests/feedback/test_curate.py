@@ -260,6 +260,18 @@ def test_a_damaged_line_is_named(tmp_path, line):
         read_items(path)
 
 
+def test_half_characters_in_a_reply_reach_no_file(tmp_path):
+    class Half(Panel):
+        def _reply(self, text, number, seed):
+            reply = super()._reply(text, number, seed)
+            return LLMReply(reply.text.replace('"因"', '"因\\ud83d"') + ("\ud83d" if "评论员" in text else ""))
+
+    found = run(tmp_path / "i.jsonl", 2, Half())
+    first = found[0]["debates"][0]
+    assert first["reason"] == "因\ufffd" and first["positive"] == "话\ufffd" and read_items(tmp_path / "i.jsonl") == found
+    assert run(tmp_path / "i.jsonl", 3, Half())[:2] == found
+
+
 def test_line_separators_inside_texts_are_kept(tmp_path):
     text = "好\u2028祝\u0085福\u2029\x0b"
     found = run(tmp_path / "i.jsonl", 1, Flaky(candidate=LLMReply(text)))
