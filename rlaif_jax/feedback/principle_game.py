@@ -35,6 +35,7 @@ from rlaif_jax.ranges import CountOrZero, Range, Temperature, Tokens, check_fiel
 
 Measure = Callable[[Sequence[str]], dict[str, float]]  # principles -> balanced_accuracy and other metrics on validation rows
 _EDITS = ("keep", "add", "replace", "remove")
+_MOST_AWAY = 0.1  # largest share of a round's requests that a model may leave unanswered
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,6 +80,7 @@ class PrincipleGame:
         self._queries, self._labelled = [q if isinstance(q, Prompt) else Prompt(q) for q in queries], list(labelled)
         self.principles, self.strategies = Versions(folder / "principles"), Versions(folder / "strategies")
         self._rounds_file, self._log = folder / "rounds.jsonl", folder / "game.jsonl"
+        self._failures: list[Failure | None] = []  # of the round's requests
 
     def play(self, principles: Sequence[str], strategies: Sequence[str]) -> list[dict[str, Any]]:
         """Plays the remaining rounds. Returns the metrics of the start and of every round."""
@@ -116,7 +118,7 @@ class PrincipleGame:
     def _round(self, number: int) -> dict[str, Any]:
         rng = random.Random(f"{self._seed}/round/{number}")
         counts = {"fooled": float("nan"), "accepted": 0, "rolled_back": 0, "kept": 0, "unusable": 0}
-        events = []
+        events, self._failures = [], []
         if self._cfg.games:
             played = self._play_games(rng, number)
             events += played
@@ -131,6 +133,7 @@ class PrincipleGame:
             seen.add(same)
             if event["list"] == "principles" and event["outcome"] in counts:
                 counts[event["outcome"]] += 1
+        self._heed(_MOST_AWAY)
         with self._log.open("a", encoding="utf-8") as file:
             file.writelines(json.dumps({"round": number, **e}, ensure_ascii=False) + "\n" for e in events)
         return self._row(number, self._measure(self.current), counts)
@@ -146,7 +149,8 @@ class PrincipleGame:
             for q in queries
         ]  # fmt: skip
         replies = self._agent.llm.complete(requests)
-        _heed([r.failure for r in replies])
+        self._failures += [r.failure for r in replies]
+        self._heed(0.99)
         answers = [said(r).text for r in replies]
         items = [Item(q.prompt, a, q.system) for q, a in zip(queries, answers, strict=True) if a]
         verdicts = self._judge(self.current, [item.pair() for item in items])
@@ -241,8 +245,19 @@ class PrincipleGame:
 
     def _ask(self, requests: Sequence[LLMRequest], parse: Parse) -> list[Answer]:
         answers = self._agent.ask(requests, parse)
-        _heed([a.failure for a in answers])
+        self._failures += [a.failure for a in answers]
+        self._heed(0.99)
         return answers
+
+    def _heed(self, most: float) -> None:
+        """UserError if the model left more than this share of the round's requests unanswered: such a round does not count as
+        played. A single request that is never answered does not stop the game."""
+        away = [f for f in self._failures if f is not None and f.unanswered]
+        if len(away) > max(most * len(self._failures), 1):
+            raise UserError(
+                f"the feedback model left {len(away)} of {len(self._failures)} requests of a round unanswered ({worst(away)}). "
+                "Finished rounds are saved; run the same command to continue"
+            )
 
     def _read_rounds(self) -> list[dict[str, Any]]:
         """The rows of the finished rounds. UserError that names the file if it is damaged."""
@@ -268,14 +283,6 @@ class PrincipleGame:
         temporary = self._rounds_file.with_suffix(".tmp")
         temporary.write_text(text, encoding="utf-8")
         temporary.replace(self._rounds_file)
-
-
-def _heed(failures: Sequence[Failure | None]) -> None:
-    """UserError if no request of a batch got an answer: a round without answers would count as played."""
-    if failures and all(f is not None and f.unanswered for f in failures):
-        raise UserError(
-            f"the feedback model did not answer ({worst(failures)}). Finished rounds are saved; run the same command to continue"
-        )
 
 
 def _parse_edit(text: str) -> dict[str, Any]:

@@ -203,13 +203,23 @@ def test_an_outage_ends_the_round_and_the_game_goes_on_later(tmp_path):
 
         def complete(self, requests, on_reply=None):
             Dies.calls += 1
-            if Dies.calls > 20:
+            if Dies.calls > 14:
                 return [LLMReply(failure=Failure("connection", "refused")) for _ in requests]
             return super().complete(requests)
 
     with pytest.raises(UserError, match="connection: refused"):
         play(tmp_path / "cut", llm=Dies())
     assert json.dumps(play(tmp_path / "cut")[1]) == json.dumps(whole)
+
+
+def test_one_request_that_is_never_answered_does_not_stop_the_game(tmp_path):
+    class Trips(Players):
+        def complete(self, requests, on_reply=None):
+            replies = super().complete(requests)
+            return [LLMReply(failure=Failure("server", "HTTP 500")) if "请求3\n" in r.messages[0].content + "\n" else reply
+                    for r, reply in zip(requests, replies, strict=True)]  # fmt: skip
+
+    assert len(play(tmp_path, rounds=3, llm=Trips())[1]) == 4
 
 
 def test_the_game_shows_system_turns_and_hides_thinking(tmp_path):
