@@ -21,8 +21,8 @@ from rlaif_jax.evaluation.compare import System, difference, figures
 from rlaif_jax.runs.data import RunData
 from rlaif_jax.runs.folder import Run, open_run, write_json
 from rlaif_jax.runs.models import RunModels
-from rlaif_jax.stages.evaluate import answers
-from rlaif_jax.stages.pipeline import ALL_STAGES, run
+from rlaif_jax.stages.evaluate import Answers
+from rlaif_jax.stages.pipeline import run
 
 _SHARED = ("tokenizer", "sft", "reward")  # stages of the base run that all seeds share
 
@@ -40,8 +40,8 @@ def experiment_of(base: Path, out: Path, cfg: RunConfig, console: Console) -> Ru
 
 def compare(experiment: Run) -> dict[str, float]:
     """Gold rates of SFT and RL with their paired difference and its interval; length and distinct-2 relative to SFT."""
-    models, prompts = RunModels(experiment), RunData(experiment).eval_prompts()
-    sft, rl = (System(name, "", tuple(answers(experiment, models, name, prompts, {}))) for name in ("sft", "rl"))
+    answers, prompts = Answers(experiment, RunModels(experiment)), RunData(experiment).eval_prompts()
+    sft, rl = (System(name, "", tuple(answers.graded(name, prompts))) for name in ("sft", "rl"))
     before, after, change = figures(sft), figures(rl), difference(sft, rl, "excellent")
     return {
         "sft": before["excellent"].value, "rl": after["excellent"].value, "gain": change.value, "low": change.low,
@@ -63,7 +63,7 @@ def main() -> None:
         for seed in args.seeds:
             cfg = dataclasses.replace(load_config(path), seed=seed)
             experiment = experiment_of(args.run, args.out / f"{cfg.name}-{seed}", cfg, console)
-            run(experiment, {"rl": ALL_STAGES["rl"]})
+            run(experiment, ["rl"])
             rows.append({"config": cfg.name, "seed": seed, **compare(experiment)})
             write_json(args.out / "learning.json", rows)
     table = Table("config", "seed", "SFT gold", "RL gold", "gain [95 %]", "length", "distinct-2")

@@ -99,10 +99,26 @@ class RunConfig:
             raise UserError("curate is set, but neither reward nor dpo learns from its pairs; set one of them or curate=none")
         if self.evaluation.best_of > 1 and self.reward is None:
             raise UserError("evaluation.best_of chooses by the reward model, and reward is None; set evaluation.best_of=0")
+        self._check_graders()
         self._check_names()
         for name in self.all_arms():
             self._check_arm(name)
         _check_secrets(self)
+
+    def _check_graders(self) -> None:
+        """UserError for a grader that would learn from an arm's own data, and for an evaluation that lacks who judges."""
+        grader, data, reward = self.grader, self.data, self.reward
+        own = self.dpo is not None or (reward is not None and not reward.folder and reward.loss == "bradley_terry")
+        if grader is not None and not grader.folder and grader.loss == "bradley_terry" and own and not data.grader_share:
+            raise UserError(
+                "grader.loss is bradley_terry and data.grader_share is 0: the grader would learn from the reward model's own pairs "
+                "and is not independent. Set data.grader_share=0.3 (a share of the pairs that the reward model then does not get), "
+                "or grader.loss=binary (it learns from the labelled answers)"
+            )
+        if self.evaluation.debate and self.feedback is None:
+            raise UserError("evaluation.debate is set, but feedback is None: set the section `feedback`, which says who debates")
+        if self.evaluation.win_rates and self.judge is None and self.grader is None and self.reward is None:
+            raise UserError("evaluation.win_rates is set, but there is no judge, grader or reward model that could compare answers")
 
     def _check_names(self) -> None:
         """UserError for an arm's name that cannot be a folder and a system, and for one name of two functions."""

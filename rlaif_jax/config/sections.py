@@ -249,7 +249,7 @@ class ArmConfig:
 
 _REWARD_NAMES = {
     "reward_model", "judge", "reward", "grader", "constraint", "repetition", "length", "model", "unfinished", "excellent",
-    "compliance",
+    "compliance", "judge_p", "grader_score", "debate",
 }  # fmt: skip
 
 
@@ -261,13 +261,21 @@ class EvaluationConfig:
       limit: prompts; 0 = all.
       batch_size: prompts at a time.
       sampling: how every system answers.
-      best_of: adds a baseline that needs no training: of this many SFT answers, the best by the reward model; 0 = off.
+      best_of: adds a baseline that needs no training: of this many SFT answers, the best by the reward of the first arm that
+        maximises the reward model, with its rules and penalties; 0 = off.
+      win_rates: prompts on which answers are compared two at a time: every trained policy with what it started from, every two of
+        them, and every system with the data's own best answers (on held-out requests that have one). The judge is asked in both
+        orders (two requests per comparison); the grader and the reward model compare by their scores; 0 = off.
+      debate: prompts whose answers the multi-agent debate grades, for every system: four requests per answer to the feedback
+        model; 0 = off.
     """
 
     limit: CountOrZero = 0
     batch_size: Count = 64
     sampling: SamplingConfig = SamplingConfig()
     best_of: Annotated[int, Range(0, 1000)] = 0
+    win_rates: CountOrZero = 0
+    debate: CountOrZero = 0
 
     def __post_init__(self):
         check_fields(self)

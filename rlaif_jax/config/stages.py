@@ -98,7 +98,6 @@ def _fixed_rows(name: str) -> Callable[[RunConfig], tuple[str, ...]]:
     return fixed
 
 
-
 TOKENIZER = Stage(
     "tokenizer", "tokenizer", "", "write the bundled corpus (where no data.root is set) and train or copy the tokenizer",
     lambda cfg: cfg.tokenizer, "", lambda cfg: (),
@@ -130,9 +129,10 @@ REWARD = Stage(
 )  # fmt: skip
 GRADER = Stage(
     "grader", "train", "an independent evaluator: its one logit scores an answer", "train the independent evaluator",
-    lambda cfg: _trained_here(cfg.grader), "set grader={} without a folder", lambda cfg: (TOKENIZER, *starts_of(cfg.grader)),
-    (*_TRAINED, *_PAIRS, *_LABELLED, "grader", "reward", "dpo", "data.root", "data.sft"), leaves="scalar",
-    fixed=_fixed_rows("grader"),
+    lambda cfg: _trained_here(cfg.grader), "set grader={} without a folder",
+    lambda cfg: (TOKENIZER, *starts_of(cfg.grader), CURATE),
+    # Also what decides which rows the arms learn from, since the grader's rows are apart from them.
+    (*_TRAINED, *_PAIRS, *_LABELLED, "grader", "judge", "feedback.source", "data.root", "data.sft"), leaves="scalar",
 )  # fmt: skip
 PRINCIPLES = Stage(
     "principles", "principles", "", "arm B: the game of generator and detector that optimises the judge's principles",
@@ -177,7 +177,8 @@ def arm_stage(name: str, arm: ArmConfig) -> Stage:
 def _evaluated(cfg: RunConfig) -> tuple[Stage, ...]:
     """Every policy that is compared, and every model that grades."""
     policies = tuple(stage for stage in policy_stages(cfg) if stage is not FEEDBACK)
-    return (TOKENIZER, *policies, REWARD, GRADER, *((FEEDBACK, PRINCIPLES) if cfg.judge is not None else ()))
+    asked = (FEEDBACK, PRINCIPLES) if cfg.judge is not None or cfg.evaluation.debate else ()
+    return (TOKENIZER, *policies, REWARD, GRADER, *asked)
 
 
 EVALUATE = Stage(

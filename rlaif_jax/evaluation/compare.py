@@ -19,12 +19,14 @@ from rlaif_jax.evaluation.scores import (
     mean_figure,
     rate_figure,
 )
+from rlaif_jax.evaluation.text import LABELS
 from rlaif_jax.language import Language, language_of
 
 # Metrics per sample that need no score, metrics of the set of samples, and the metrics that are shares of samples.
 _LENGTHS = {"characters": "length_chars", "words": "length_words"}  # by the language's unit of length
 PLAIN = (*_LENGTHS.values(), "length_tokens", "finished")
 WHOLE_SET = ("distinct_1", "distinct_2", "self_repetition", "unique_responses")
+_LARGEST = float(np.finfo(np.float32).max)
 RATES = ("finished", "self_repetition", "unique_responses")
 
 
@@ -35,7 +37,8 @@ class GradedSample:
     Attributes:
       tokens: length of the response in tokens.
       finished: whether the response ended before the token limit.
-      scores: name -> number, or None without a score (invalid, or not applicable). NaN and infinity raise ValueError.
+      scores: name -> number, or None without a score. A number that is not finite, or outside the range of float32, becomes None.
+      not_applicable: the scores without a number that do not apply to this prompt; the others without a number are invalid.
     """
 
     prompt: str
@@ -43,15 +46,19 @@ class GradedSample:
     tokens: int
     finished: bool
     scores: Mapping[str, float | None] = field(default_factory=dict)
+    not_applicable: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        clean = {name: None if v is None else float(v) for name, v in self.scores.items()}
-        for name, v in clean.items():
-            if v is not None and not math.isfinite(v):
-                raise ValueError(f"score {name!r} is {v} for prompt {self.prompt[:40]!r}; use None for no score")
-            if name in PLAIN + WHOLE_SET:
-                raise UserError(f"score {name!r} has the name of a built-in metric; choose another name")
-        object.__setattr__(self, "scores", clean)
+        if taken := [name for name in self.scores if name in PLAIN + WHOLE_SET]:
+            raise UserError(f"score {taken[0]!r} has the name of a built-in metric; choose another name")
+        object.__setattr__(self, "scores", {name: _usable(v) for name, v in self.scores.items()})
+        object.__setattr__(self, "not_applicable", tuple(self.not_applicable))
+
+
+def _usable(value: float | None) -> float | None:
+    """The number, or None: sums and spreads of numbers beyond float32 would overflow."""
+    number = math.nan if value is None else float(value)
+    return number if math.isfinite(number) and abs(number) <= _LARGEST else None
 
 
 @dataclass(frozen=True)
@@ -104,6 +111,11 @@ class System:
         return [s.scores.get(metric) for s in self.samples]
 
 
+    def applicable(self, score: str) -> int:
+        """The number of samples to which a score applies."""
+        return sum(score not in s.not_applicable for s in self.samples)
+
+
 def check_systems(systems: Sequence[System]) -> None:
     """UserError unless the systems have different names and one language, and answer the same prompts in the same order."""
     if not systems:
@@ -133,16 +145,19 @@ def check_same_prompts(systems: Sequence[System]) -> None:
 def figures(system: System, seed: int = 0) -> dict[str, Figure]:
     """Every metric of one system, with 95 % intervals.
 
-    Rates (Wilson): scores whose values are all 0 or 1, finished, and self_repetition (share of responses with a repeated 4-gram
-    of characters or words). Means (percentile bootstrap, 2,000 resamples, seeded): other scores and all lengths. Ratios over the
-    set of samples (jackknife): distinct_1, distinct_2 and unique_responses. These ratios depend on the number of samples; compare
+    `missing` counts the answers to which a score applies, but which have none. Rates (Wilson): scores whose values are all 0 or 1,
+    finished, and self_repetition (share of responses with a repeated 4-gram of characters or words). Means (percentile bootstrap,
+    2,000 resamples, seeded): other scores and all lengths. Ratios over the set of samples (jackknife): distinct_1, distinct_2 and
+    unique_responses. These ratios depend on the number of samples; compare
     only systems with the same number (`check_systems` ensures it). Samples are assumed to be independent.
     """
     found = {}
     for name in system.score_names + system.plain:
         values = system.values(name)
         binary = name == "finished" or (name not in PLAIN and is_binary(values))
-        found[name] = rate_figure(values) if binary else mean_figure(values, seed)
+        figure = rate_figure(values) if binary else mean_figure(values, seed)
+        missing = figure.missing - len(system.samples) + system.applicable(name)
+        found[name] = Figure(figure.value, figure.low, figure.high, figure.n, missing)
     texts, language = system.responses, system.language
     found["distinct_1"] = diversity.distinct_figure(texts, 1, language)
     found["distinct_2"] = diversity.distinct_figure(texts, 2, language)
@@ -175,6 +190,16 @@ def difference(a: System, b: System, score: str, seed: int = 0, resamples: int =
     return Figure(float(change.mean()), float(low), float(high), change.size, missing)
 
 
+def win_rate(a: System, b: System, score: str) -> Figure:
+    """Share of prompts on which b has the higher score, ties one half, with a Wilson 95 % interval.
+
+    It needs no zero point, so it says more than a share of good answers for a score that has none.
+    """
+    x, y, missing = paired(a, b, score)
+    found = rate_figure(np.where(x == y, 0.5, y > x).tolist())
+    return Figure(found.value, found.low, found.high, found.n, missing)
+
+
 def intervals_apart(a: Figure, b: Figure) -> bool:
     """Whether the two 95 % intervals do not overlap; False if one of them is unknown.
 
@@ -193,6 +218,7 @@ def is_rate(systems: Sequence[System], metric: str) -> bool:
 
 
 def metric_names(systems: Sequence[System]) -> tuple[str, ...]:
-    """All metrics of a comparison: scores in order of appearance, then lengths, then diversity."""
+    """All metrics of a comparison: scores (known ones first), then lengths, then diversity."""
     scores = dict.fromkeys(name for s in systems for name in s.score_names)
-    return (*scores, *systems[0].plain, *WHOLE_SET)
+    known = [name for name in LABELS if name in scores]
+    return (*known, *(name for name in scores if name not in known), *systems[0].plain, *WHOLE_SET)

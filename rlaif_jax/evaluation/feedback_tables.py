@@ -15,6 +15,10 @@ _ROUND_COLUMNS = {
     "fooled": "judge fooled by generator", "accepted": "edits accepted", "rolled_back": "edits rolled back",
     "principles": "number of principles",
 }  # fmt: skip
+AGREEMENT = (
+    "Accuracy: share of right verdicts. Balanced accuracy: mean of the share of good answers found good and of bad ones found bad; "
+    "50 % is chance. Kappa: agreement beyond chance; 0 is chance, 1 is perfect."
+)
 _PLOTTED = ("balanced_accuracy", "kappa", "fooled")
 
 
@@ -24,7 +28,8 @@ def judge_tables(folder: Path) -> tuple[Table, ...]:
     rows = tuple(tuple(_cell(row[name]) for name in _ROUND_COLUMNS) for row in result["rounds"])
     rounds = Table(
         "The judge's principles, round by round", tuple(_ROUND_COLUMNS.values()), rows,
-        "Agreement of the judge with labelled validation answers. Edits that lower it are rolled back. Round 0: before any edit.",
+        "Agreement of the judge with labelled validation answers. Edits that lower it are rolled back. Round 0: before any edit. "
+        + AGREEMENT + " Judge fooled by generator: share of the flawed answers of the generator that the judge found good.",
     )  # fmt: skip
     names = ("balanced_accuracy", "accuracy", "kappa", "n")
     test = Table(
@@ -45,7 +50,7 @@ def judge_curves(folder: Path) -> tuple[Curve, ...]:
     for name in _PLOTTED:
         points = [(r["round"], r[name]) for r in rows if r[name] is not None and r[name] == r[name]]
         if points:
-            curves.append(Curve(name, tuple(p[0] for p in points), tuple(p[1] for p in points)))
+            curves.append(Curve(_ROUND_COLUMNS[name], tuple(p[0] for p in points), tuple(p[1] for p in points), xlabel="round"))
     return tuple(curves)
 
 
@@ -64,7 +69,7 @@ def debate_table(items: Sequence[Mapping[str, Any]]) -> Table | None:
     return Table(f"One debate: {item['prompt']}", ("", "accepted", "rejected"), rows)
 
 
-def _cell(value: Any) -> Any:
-    if isinstance(value, float):
-        return "–" if value != value else f"{value:.3f}"
-    return "–" if value is None else str(value)
+def _cell(value: Any) -> str:
+    if value is None or value != value:
+        return "–"
+    return f"{value:.3f}" if isinstance(value, float) else str(value)

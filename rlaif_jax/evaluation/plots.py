@@ -27,6 +27,7 @@ class Curve:
     steps: Sequence[float]
     values: Sequence[float | None]
     ylabel: str = ""
+    xlabel: str = "step"
 
     def __post_init__(self) -> None:
         if len(self.steps) != len(self.values):
@@ -52,17 +53,16 @@ def plot_label(text: str, fallback: str, font: Path | None) -> str:
     return fallback if has_cjk(text) and font is None else text
 
 
-def bar_plot(names: Sequence[str], panels: Mapping[str, Sequence[Figure]], percent: Sequence[bool]) -> Plot:
-    """Bars with 95 % error bars, one panel per metric (title -> a figure per system), one colour per system.
+def bar_plots(names: Sequence[str], panels: Mapping[str, Sequence[Figure]], percent: Sequence[bool]) -> dict[str, Plot]:
+    """Bars with 95 % error bars: one plot per metric (title -> a figure per system), one colour per system.
 
     percent: for each panel, whether its values are shares (axis from 0 to 100 %). A missing value has no bar.
     """
     font = cjk_font() if has_cjk("".join((*names, *panels))) else None
     labels = [plot_label(name, f"system {i + 1}", font) for i, name in enumerate(names)]
-    columns = min(len(panels), 4)
-    rows = -(-len(panels) // columns)
-    canvas, axes = _grid(rows, columns, len(panels), (2.75, 2.5))
-    for i, (ax, (title, values)) in enumerate(zip(axes, panels.items(), strict=True)):
+    found = {}
+    for i, (title, values) in enumerate(panels.items()):
+        canvas, ax = _canvas((3.6, 2.7))
         scale = 100.0 if percent[i] else 1.0
         for x, figure in enumerate(values):
             _bar(ax, x, figure, scale, COLOURS[x % len(COLOURS)])
@@ -73,11 +73,13 @@ def bar_plot(names: Sequence[str], panels: Mapping[str, Sequence[Figure]], perce
             ax.margins(y=0.2)
             ax.axhline(0, color=INK, linewidth=0.8)
         ax.set_xlim(-0.6, len(names) - 0.4)
-        ax.set_xticks(range(len(names)), labels)
+        crowded = sum(len(name) for name in labels) > 30
+        ax.set_xticks(range(len(names)), labels, **({"rotation": 30, "ha": "right"} if crowded else {}))
         ax.tick_params(axis="x", length=0)
         _title(ax, plot_label(title, f"metric {i + 1}", font))
-    _dress(axes, font)
-    return Plot(_svg(canvas), "Bars with 95 % intervals: " + ", ".join(panels))
+        _dress([ax], font)
+        found[title] = Plot(_svg(canvas), f"Bars with 95 % intervals: {title}")
+    return found
 
 
 def _bar(ax: Any, x: int, figure: Figure, scale: float, colour: str) -> None:
@@ -94,21 +96,19 @@ def _bar(ax: Any, x: int, figure: Figure, scale: float, colour: str) -> None:
     ax.annotate(text, (x, max(top, 0.0)), xytext=(0, 2), textcoords="offset points", ha="center", fontsize=8, color=INK)
 
 
-def curve_plot(stage: str, curves: Sequence[Curve]) -> Plot | None:
-    """One panel per metric; a curve "eval/x" is drawn in the panel of "x". None if there are no values.
+def curve_plots(stage: str, curves: Sequence[Curve]) -> dict[str, Plot]:
+    """One plot per metric; a curve "eval/x" is drawn in the plot of "x". Curves without a value are left out.
 
     Long curves are drawn faintly, with their running mean on top.
     """
     drawn = [c for c in curves if any(math.isfinite(v) for _, v in c.points)]
-    if not drawn:
-        return None
     panels: dict[str, list[Curve]] = {}
     for curve in drawn:
         panels.setdefault(curve.name.removeprefix(HELD_OUT), []).append(curve)
     font = cjk_font() if has_cjk("".join(c.name + c.ylabel for c in drawn)) else None
-    columns = min(len(panels), 4)
-    canvas, axes = _grid(-(-len(panels) // columns), columns, len(panels), (2.75, 2.1))
-    for i, (ax, (name, lines)) in enumerate(zip(axes, panels.items(), strict=True)):
+    found = {}
+    for i, (name, lines) in enumerate(panels.items()):
+        canvas, ax = _canvas((5.2, 2.9))
         for curve in lines:
             _line(ax, curve)
         ax.margins(x=0.03, y=0.08)
@@ -116,12 +116,15 @@ def curve_plot(stage: str, curves: Sequence[Curve]) -> Plot | None:
         ylabel = next((c.ylabel for c in lines if c.ylabel), "")
         if ylabel:
             ax.set_ylabel(plot_label(ylabel, "", font), parse_math=False)
-        ax.set_xlabel("step")
+        ax.set_xlabel(lines[0].xlabel)
+        if lines[0].xlabel != "step":
+            ax.xaxis.get_major_locator().set_params(integer=True)
         if len(lines) > 1:
-            ax.legend(fontsize=7, frameon=False, labelcolor=INK)
+            ax.legend(fontsize=8, frameon=False, labelcolor=INK)
         _title(ax, plot_label(name, f"curve {i + 1}", font))
-    _dress(axes, font)
-    return Plot(_svg(canvas), f"Learning curves of {stage}: " + ", ".join(panels))
+        _dress([ax], font)
+        found[name] = Plot(_svg(canvas), f"Learning curve of {stage}: {name}")
+    return found
 
 
 def _line(ax: Any, curve: Curve) -> None:
@@ -157,13 +160,13 @@ def _mean(values: Sequence[float]) -> float:
     return sum(known) / len(known) if known else math.nan
 
 
-def _grid(rows: int, columns: int, used: int, size: tuple[float, float]) -> tuple[Any, list[Any]]:
-    """A Figure and its first `used` axes; size is inches per panel."""
+def _canvas(size: tuple[float, float]) -> tuple[Any, Any]:
+    """A Figure of this size in inches, and its axes."""
     from matplotlib.figure import Figure as Canvas
 
-    canvas = Canvas(figsize=(columns * size[0], rows * size[1]), layout="constrained")
+    canvas = Canvas(figsize=size, layout="constrained")
     canvas.patch.set_alpha(0)
-    return canvas, [canvas.add_subplot(rows, columns, i + 1) for i in range(used)]
+    return canvas, canvas.add_subplot()
 
 
 def _title(ax: Any, text: str) -> None:

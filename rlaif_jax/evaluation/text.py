@@ -10,23 +10,42 @@ from rlaif_jax.evaluation.scores import Figure
 
 LABELS = {
     "excellent": "rate of flawless answers", "compliance": "rate of met constraints", "reward": "reward model's score",
-    "grader": "grader's score", "judge": "judge's score", "length_chars": "length, characters", "length_words": "length, words",
+    "grader": "grader's verdict", "grader_score": "grader's score", "judge": "judge's verdict", "judge_p": "judge's P(good)",
+    "debate": "debate's verdict", "length_chars": "length, characters", "length_words": "length, words",
     "length_tokens": "length, tokens", "finished": "ended before the limit", "distinct_1": "distinct-1",
     "distinct_2": "distinct-2", "self_repetition": "repeated 4-grams", "unique_responses": "unique answers",
 }  # fmt: skip
 ABOUT = {
-    "excellent": "the gold scorer finds no flaw", "compliance": "gold scorer; only prompts with an explicit constraint",
-    "reward": "may be a training signal, so not independent", "grader": "trained on separate data, only for evaluation",
-    "judge": "an LLM rates by principles; may be a training signal", "length_chars": "mean", "length_words": "mean",
-    "length_tokens": "mean",
-    "finished": "share of answers with an end-of-sequence token", "distinct_1": "different / all 1-grams",
-    "distinct_2": "different / all 2-grams", "self_repetition": "share of answers with a 4-gram more than once",
-    "unique_responses": "different / all answers",
+    "excellent": "share of answers in which the corpus's gold scorer finds no flaw; higher is better",
+    "compliance": "share of answers that keep what the prompt asks for explicitly (gold scorer)",
+    "reward": "mean score of the reward model; it has no zero point, only differences have a meaning",
+    "grader": "the independent grader, which no arm is trained on",
+    "grader_score": "mean of the number behind the grader's verdict (log-odds of good)",
+    "judge": "share of answers that the LLM judge finds good by its principles: P(good) above 50 %",
+    "judge_p": "mean of the number behind the judge's verdict, between 0 and 1",
+    "debate": "share of answers that the multi-agent debate finds good (two debaters, a judge, a review)",
+    "length_chars": "mean", "length_words": "mean", "length_tokens": "mean",
+    "finished": "share of answers that end by themselves, before the limit of tokens",
+    "distinct_1": "different 1-grams divided by all 1-grams of all answers; higher is more varied",
+    "distinct_2": "different 2-grams divided by all 2-grams of all answers; higher is more varied",
+    "self_repetition": "share of answers in which a 4-gram occurs more than once; lower is better",
+    "unique_responses": "different answers divided by all answers",
 }  # fmt: skip
 # Names of scores that are yes or no, beside a sample.
-BADGES = {"excellent": "flawless", "compliance": "constraint met", "grader": "good (grader)", "judge": "good (judge)"}
+BADGES = {
+    "excellent": "flawless", "compliance": "constraint met", "grader": "good (grader)", "judge": "good (judge)",
+    "debate": "good (debate)",
+}  # fmt: skip
 _COUNTED = ("distinct_1", "distinct_2", "self_repetition")  # on n-grams of characters or words
+_BREAKS = re.compile(r"\r\n|[\r\x0b\x0c\x85\u2028\u2029]")
+_CONTROL = re.compile(r"[\x00-\x08\x0e-\x1f\x7f-\x9f\ud800-\udfff]")
 _MARKDOWN = re.compile(r"([\\`*_{}\[\]#|~$!])")
+
+
+_LATEX = {
+    "\\": r"\textbackslash{}", "{": r"\{", "}": r"\}", "$": r"\$", "&": r"\&", "#": r"\#", "%": r"\%", "_": r"\_",
+    "^": r"\textasciicircum{}", "~": r"\textasciitilde{}", "−": "$-$",
+}  # fmt: skip
 
 
 def label(metric: str, unit: str = "") -> str:
@@ -43,6 +62,8 @@ def number(value: float, rate: bool) -> str:
     """67.3 % for a rate; else one decimal from 10 on, and three decimals below."""
     if rate:
         return f"{100 * value:.1f} %"
+    if abs(value) >= 1e6:
+        return f"{value:.3e}"
     return f"{value:.1f}" if abs(value) >= 10 else f"{value:.3f}"
 
 
@@ -50,6 +71,8 @@ def signed(value: float, rate: bool) -> str:
     """A difference with its sign: in points (without unit) for a rate, else like `number`."""
     if rate:
         return f"{100 * value:+.1f}"
+    if abs(value) >= 1e6:
+        return f"{value:+.3e}"
     return f"{value:+.1f}" if abs(value) >= 10 else f"{value:+.3f}"
 
 
@@ -57,7 +80,7 @@ def cell_parts(figure: Figure | None, rate: bool, sign: bool = False) -> dict[st
     """{"value", "interval", "note"} of a figure; "" if there is none. Intervals of rates are in percent."""
     if figure is None:
         return {"value": "", "interval": "", "note": ""}
-    note = f"{figure.n} of {figure.n + figure.missing} scored" if figure.missing else ""
+    note = f"{figure.missing} of {figure.n + figure.missing} without a valid score" if figure.missing else ""
     if figure.value is None:
         return {"value": "no score", "interval": "", "note": note}
     value = signed(figure.value, rate) if sign else number(figure.value, rate)
@@ -86,6 +109,15 @@ def cell(content: Any, rate: bool = False, brief: bool = False) -> str:
 
 def escape_markdown(content: Any) -> str:
     """Escapes text for a Markdown table: markup characters, "<" and "&" (as entities), and line breaks."""
-    text = str(content).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
-    text = _MARKDOWN.sub(r"\\\1", text)
-    return re.sub(r"\r\n|[\r\n\x0b\x0c\x85\u2028\u2029]", "<br>", text)
+    text = printable(str(content)).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    return _MARKDOWN.sub(r"\\\1", text).replace("\n", "<br>")
+
+
+def escape_latex(content: Any) -> str:
+    """Escapes text for a LaTeX table."""
+    return "".join(_LATEX.get(c, c) for c in printable(str(content)).replace("\n", " "))
+
+
+def printable(text: str) -> str:
+    """The text with one kind of line break, and with a mark in place of every other control character and lone surrogate."""
+    return _CONTROL.sub("\ufffd", _BREAKS.sub("\n", text))

@@ -60,6 +60,19 @@ def _pairwise(agent: Agent, principles: Sequence[str], group: int) -> RewardFn:
     return reward
 
 
+def first_wins(agent: Agent, principles: Sequence[str], triples: Sequence[tuple[Sample, str, str]]) -> np.ndarray:
+    """For each (sample whose request both answer, a, b), whether a is the better answer: 1, 0, 0.5 where the two orders disagree,
+    NaN without a verdict. Every pair is asked in both orders, without pleas; equal answers are a tie, unasked."""
+    clean = [(e, without_pleas(a), without_pleas(b)) for e, a, b in triples]
+    asked = [i for i, (_, a, b) in enumerate(clean) if a != b]
+    wins = np.full(len(clean), 0.5)
+    if asked:
+        first = _prefers_first(agent, principles, [clean[i] for i in asked])
+        second = _prefers_first(agent, principles, [(e, b, a) for e, a, b in (clean[i] for i in asked)])
+        wins[asked] += (np.sign(first - 0.5) - np.sign(second - 0.5)) / 4
+    return wins
+
+
 def _prefers_first(agent: Agent, principles: Sequence[str], triples: Sequence[tuple[Sample, str, str]]) -> np.ndarray:
     """P(first is better) of (the sample whose request both answer, first, second), NaN where the reply is invalid."""
     requests = [

@@ -76,14 +76,15 @@ class RunData(RunSources):
     def transcripts(self, most: int = 0) -> tuple[list[Transcript], list[VerdictPair]]:
         """The embedded feedback model's data: transcripts of every role, and pairs of verdicts; at most `most` of each (0: all).
 
-        They contain no request of the evaluation, of the held-out pairs or of the judge's labelled rows.
+        They contain no request of the evaluation, of the judge's held-out labelled rows, of the held-out pairs or of the grader.
         """
         cfg, judge = self._run.cfg.feedback, self._run.cfg.judge
         prompts, language = load_prompts(cfg.family(self.language)), self.language
         if cfg.source == "labelled":
             return labelled_verdicts(self.game_rows()[0], prompts, read_rules(judge.principles, language))
         rows = self.game_rows()[1:] if self.has_labels else ()
-        held_out = {r.prompt for part in (self.eval_prompts(), self.pairs()[2], *rows) for r in part}
+        graded = self.grader_rows()[0] if self._run.cfg.grader is not None and not self._run.cfg.grader.folder else []
+        held_out = {r.prompt for part in (self.eval_prompts(), self.pairs()[2], graded, *rows) for r in part}
         limit = judge.game.limit if judge.game else len(read_rules(judge.principles, language))
         together = 1 if judge.mode == "checklist" else limit  # principles that the judge is asked about at one time
         seed, count, pairs = self._run.cfg.seed, cfg.transcripts, cfg.verdict_pairs
@@ -120,20 +121,20 @@ class RunData(RunSources):
         joined = pipelines.JoinedBatches({"roles": role_batches, "verdicts": pair_batches})
         return joined, lambda: ({"verdicts": b} for b in held_pass()), facts
 
-    def scalar_batches(self, cfg: RewardConfig, tokenizer: Tokenizer, seed: int):
-        """(training iterator, held-out pass, facts) for pairs or labelled responses.
+    def scalar_batches(self, cfg: RewardConfig, tokenizer: Tokenizer, seed: int, grader: bool = False):
+        """(training iterator, held-out pass, facts) for pairs or labelled responses, of the reward model or of the grader.
 
         Held-out rows that also occur in the training files of this model, or of SFT, are left out.
         """
-        if cfg.loss == "bradley_terry":
+        make, leaked = (pair_rows if cfg.loss == "bradley_terry" else labelled_rows), 0
+        if grader:
+            train, held_out = self.grader_rows()
+        elif cfg.loss == "bradley_terry":
             train, held_out = self.pairs()[0], self.require_held_out_pairs()
             leaked = len(self.pairs()[2]) - len(held_out)
-            make = pair_rows
         else:
             train, held_out = self.labelled()
-            leaked = 0
-            make = labelled_rows
-        field = f"{'grader' if cfg is self._run.cfg.grader else 'reward'}.max_length"
+        field = f"{'grader' if grader else 'reward'}.max_length"
         rows, held_rows = (make(part, tokenizer, cfg.max_length, field=field) for part in (train, held_out))
         self._too_long("answers", rows.dropped + held_rows.dropped, cfg.max_length)
         facts = {"examples": len(rows), "held_out": len(held_rows), "leaked_left_out": leaked}
@@ -207,6 +208,70 @@ class RunData(RunSources):
         train, _, held_out = self.pairs()
         return without_leaks(held_out, train, self.sft_examples())[0]
 
+    def _parts_of_labelled(self) -> tuple[list[LabelledResponse], list[LabelledResponse]]:
+        """The labelled training responses for the judge, and for the grader: of different prompts where both learn from them."""
+        cfg, rows = self._run.cfg, self.labelled()[0]
+        grader = cfg.grader is not None and not cfg.grader.folder and cfg.grader.loss == "binary"
+        judge = cfg.judge is not None and (cfg.judge.game is not None or cfg.feedback.source == "labelled")
+        if not (grader and judge):
+            return rows, rows
+        graders = set(list(dict.fromkeys(r.prompt for r in rows))[::2])
+        return [r for r in rows if r.prompt not in graders], [r for r in rows if r.prompt in graders]
+
+    def grader_rows(self) -> tuple[list, list]:
+        """(training, held-out) rows of the grader: pairs or labelled responses, as its loss asks for.
+
+        No answer in the training rows is in what an arm learns from (`training_of_arms`).
+        """
+        if self._run.cfg.grader.loss == "bradley_terry":
+            own, kept_apart, held_out = self.pairs()
+            train = kept_apart or ([] if self._arms_use_pairs else own)
+        else:
+            train, held_out = self._parts_of_labelled()[1], self.labelled()[1]
+        seen = self.training_of_arms().values()
+        apart, leaked = without_leaks(train, *seen)
+        if leaked:  # with all rows of their prompts, so that good and bad answers stay balanced
+            kept = {id(r) for r in apart}
+            mixed = {r.prompt for r in train if id(r) not in kept}
+            apart = [r for r in apart if r.prompt not in mixed]
+            lost = len(train) - len(apart)
+            self._say(f"grader: {lost} of {len(train)} rows left out: an arm learns from an answer to their prompt")
+        return apart, without_leaks(held_out, apart, *seen)[0]
+
+    def training_of_arms(self) -> dict[str, list]:
+        """What the arms learn from, by name: SFT's targets, pairs of the reward model and of DPO (curated ones too), labelled
+        responses of the judge."""
+        cfg = self._run.cfg
+        found: dict[str, list] = {"SFT examples": self.sft_examples()}
+        if self._arms_use_pairs:
+            found["preference pairs"] = self.pairs()[0]
+        if cfg.judge is not None and self.has_labels and (cfg.judge.game is not None or cfg.feedback.source == "labelled"):
+            found["judge"] = [r for part in self.game_rows()[:2] for r in part]
+        return found
+
+    @property
+    def _arms_use_pairs(self) -> bool:
+        """Whether the reward model or DPO learns from the preference pairs."""
+        reward = self._run.cfg.reward
+        trains = reward is not None and not reward.folder and reward.loss == "bradley_terry"
+        return trains or self._run.cfg.dpo is not None
+
+    def reference_answers(self, most: int) -> list[SftExample]:
+        """Held-out requests, at most `most`, with the data's own best answer: chosen ones of held-out pairs, then held-out SFT
+        examples. None of the requests is trained on."""
+        seen = {r.prompt for r in self.records(Prompt, self._cfg.prompts)}
+        found: dict[str, SftExample] = {}
+        for pair in self.held_out_pairs():
+            if not pair.history:
+                found.setdefault(pair.prompt, SftExample(pair.prompt, pair.chosen, pair.system))
+        if self._run.cfg.sft is not None:
+            train, held_out = self.split(SftExample, self._cfg.sft, self._cfg.sft_eval)
+            seen = {r.prompt for r in (*self.records(Prompt, self._cfg.prompts), *train)}
+            for example in held_out:
+                if not example.history:
+                    found.setdefault(example.prompt, example)
+        return [e for prompt, e in found.items() if prompt not in seen][:most]
+
     def sft_examples(self) -> list[SftExample]:
         """The examples of SFT; empty for a run without SFT."""
         return [] if self._run.cfg.sft is None else self.records(SftExample, self._cfg.sft)
@@ -246,7 +311,7 @@ class RunData(RunSources):
     def game_rows(self) -> tuple[list[LabelledResponse], list[LabelledResponse], list[LabelledResponse]]:
         """Labelled responses for the judge's game: (to reflect on, for its gate, held-out test rows). The judge rates answers to
         single requests, so rows with earlier turns are left out."""
-        train, test = (self._single(part) for part in self.labelled())
+        train, test = (self._single(part) for part in (self._parts_of_labelled()[0], self.labelled()[1]))
         if self.is_given(self._cfg.labelled_val) and not self._cfg.grader_share:
             gate, leaked = without_leaks(self.records(LabelledResponse, self._cfg.labelled_val), *self._learned(), train, test)
             if leaked:

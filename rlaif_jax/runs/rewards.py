@@ -72,17 +72,19 @@ class RunRewards:
         resolved = dataclasses.replace(cfg, function=self._run.resolve(cfg.function))
         return function_reward(resolved, name, self._report)
 
-    def arm(self, name: str, base: Any = None) -> RewardFn:
+    def arm(self, name: str, base: Any = None, *, scalar: RewardFn | None = None, group: int = 0) -> RewardFn:
         """The reward that an arm maximises: the weighted sum of its parts, less the penalty for answers that do not end.
 
-        `base`: see `scalar`.
+        `base`: see `scalar`. `scalar`: the reward model, where the caller has it already. `group`: answers to each prompt; 0: as
+        many as in RL.
         """
         arm, rl = self._run.cfg.all_arms()[name], self._run.cfg.rl_of(name)
         parts: dict[str, tuple[RewardFn, float]] = {}
         if arm.reward_model:
-            parts["reward_model"] = self.scalar(REWARD.name, rl.train.batch_size * rl.group_size, base), arm.reward_model
+            scalar = scalar or self.scalar(REWARD.name, rl.train.batch_size * rl.group_size, base)
+            parts["reward_model"] = scalar, arm.reward_model
         if arm.judge:
-            parts["judge"] = self.judge(rl.group_size), arm.judge
+            parts["judge"] = self.judge(group or rl.group_size), arm.judge
         for function, cfg in arm.functions.items():
             parts[function] = self._function(function, cfg), cfg.weight
         return with_unfinished_penalty(with_rules(parts, arm.rules, self._run.cfg.language), rl.shaping.missing_eos_penalty)

@@ -91,17 +91,17 @@ def _reward(x: Run, data: RunData, models: RunModels) -> Supervised:
 
 
 def _grader(x: Run, data: RunData, models: RunModels) -> Supervised:
-    """An independent evaluator, trained on data that the reward model never saw; it is never a training signal."""
-    return _scalar(x, data, models, x.cfg.grader, data.seed(GRADER, "rows"))
+    """An independent evaluator, trained on data that no arm learns from; it is never a training signal."""
+    return _scalar(x, data, models, x.cfg.grader, data.seed(GRADER, "rows"), grader=True)
 
 
-def _scalar(x: Run, data: RunData, models: RunModels, cfg: RewardConfig, seed: int) -> Supervised:
+def _scalar(x: Run, data: RunData, models: RunModels, cfg: RewardConfig, seed: int, grader: bool = False) -> Supervised:
     if cfg.loss == "bradley_terry":
         loss_fn = partial(pair_loss, cfg=models.config, centring=cfg.center_coef, place=x.place)
     else:
         loss_fn = partial(label_loss, cfg=models.config, place=x.place)
     start = {"model": models.policy(start_name(cfg.init)), "head": heads.zero_head(models.config)}
-    batches = data.scalar_batches(cfg, models.tokenizer, seed)
+    batches = data.scalar_batches(cfg, models.tokenizer, seed, grader)
     return Supervised(start, loss_fn, batches)
 
 

@@ -17,6 +17,7 @@ from rlaif_jax.evaluation.compare import (
     intervals_apart,
     is_rate,
     metric_names,
+    win_rate,
 )
 from rlaif_jax.evaluation.scores import Figure
 from rlaif_jax.evaluation.text import label
@@ -49,10 +50,26 @@ def test_a_binary_length_is_still_a_mean():
     assert (found["length_chars"].low, found["length_chars"].high) == (0.0, 1.0)  # percentile bootstrap, not Wilson
 
 
-@pytest.mark.parametrize("bad", [math.nan, math.inf, np.float32("nan")])
-def test_nan_raises(bad):
-    with pytest.raises(ValueError, match="use None for no score"):
-        GradedSample("请求", "好", 1, True, {"reward": bad})
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf, np.float32("nan"), 1e308, -1e308, 10**400 > 1 and 1e300])
+def test_a_number_that_is_none_is_counted_and_never_an_error(bad):
+    a = system("sft", [{"reward": bad}, {"reward": 1.0}, {"reward": 3e38}])
+    assert a.values("reward") == [None, 1.0, 3e38]
+    found = figures(a)["reward"]
+    assert (found.n, found.missing) == (2, 1) and math.isfinite(found.high)
+    assert difference(a, dataclasses.replace(a, name="rl"), "reward").missing == 1
+
+
+def test_not_applicable_is_not_invalid():
+    rows = [GradedSample(f"请求{i}", "好", 1, True, {"compliance": v}, none) for i, (v, none) in enumerate(
+        [(1.0, ()), (None, ("compliance",)), (None, ())]
+    )]  # fmt: skip
+    found = figures(System("sft", "", tuple(rows)))["compliance"]
+    assert (found.n, found.missing) == (1, 1) and System("sft", "", tuple(rows)).applicable("compliance") == 2
+
+
+def test_win_rate_needs_no_zero_point():
+    a, b = system("sft", [{"s": v} for v in (1, 2, 3, 4)]), system("rl", [{"s": v} for v in (9, 2, 0, 5)])
+    assert win_rate(a, b, "s").value == 0.625 and win_rate(b, a, "s").value == 0.375
 
 
 def test_reserved_names_and_json():

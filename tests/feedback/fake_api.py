@@ -109,7 +109,8 @@ def _bill(api: FakeApi, key: str, body: dict) -> bytes:
         choice = {"index": 0, "message": {"role": "assistant", "content": text}, "finish_reason": finish}
         if body.get("logprobs"):
             good = 0.25 if "坏" in body["messages"][-1]["content"] else 0.75
-            top = [{"token": t, "logprob": lp, "bytes": None} for t, lp in _top(good)]
+            words = ("A", "B") if "只回答 A 或 B" in body["messages"][-1]["content"] else ("Good", "Bad")
+            top = [{"token": t, "logprob": lp, "bytes": None} for t, lp in _top(good, words)]
             choice["logprobs"] = {"content": [{**top[0], "top_logprobs": top}]}
         answer = {
             "id": key[:8], "object": "chat.completion", "created": 1, "model": body["model"], "choices": [choice],
@@ -120,10 +121,10 @@ def _bill(api: FakeApi, key: str, body: dict) -> bytes:
         return api.bodies[key]
 
 
-def _top(good: float):
+def _top(good: float, words: tuple[str, str]):
     import math
 
-    return [("Good", math.log(good * 0.8)), ("Bad", math.log((1 - good) * 0.8)), ("的", math.log(0.1))]
+    return [(words[0], math.log(good * 0.8)), (words[1], math.log((1 - good) * 0.8)), ("的", math.log(0.1))]
 
 
 def reply_to(messages: list[dict[str, str]], key: str) -> tuple[str, str]:

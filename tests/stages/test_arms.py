@@ -7,7 +7,7 @@ import pytest
 from rich.console import Console
 
 from rlaif_jax.cli import main
-from rlaif_jax.config import FeedbackConfig, JudgeConfig
+from rlaif_jax.config import EvaluationConfig, FeedbackConfig, JudgeConfig, SamplingConfig
 from rlaif_jax.errors import UserError
 from rlaif_jax.feedback.curate import CurateConfig
 from rlaif_jax.feedback.openai_llm import HttpConfig
@@ -30,6 +30,7 @@ def run(tmp_path_factory):
         feedback=FeedbackConfig(backend="http", http=HttpConfig("m", api.url, "", concurrency=8, timeout=0.5, attempts=12)),
         curate=CurateConfig(prompts=12, source="llm", examples=2, chunk=6),
         judge=JudgeConfig(principles="principles_general", game=GameConfig(rounds=2, games=2, reflections=2)),
+        evaluation=EvaluationConfig(batch_size=8, sampling=SamplingConfig(max_tokens=12), win_rates=4, debate=6),
     )  # fmt: skip
     experiment = open_run(tmp_path_factory.mktemp("arms") / "run", cfg, QUIET)
     pipeline.run(experiment)
@@ -42,9 +43,19 @@ def test_the_report_holds_four_systems_the_rounds_and_a_debate(run):
     report = json.loads((experiment.folder("report") / "report.json").read_text(encoding="utf-8"))
     assert list(report["rows"]) == ["base", "sft", "rl", "rl_judge"]
     for row in report["rows"].values():
-        assert {"excellent", "reward", "judge"} <= set(row)
+        assert {"excellent", "reward", "judge", "judge_p", "debate"} <= set(row)
+        assert row["debate"]["n"] + row["debate"]["missing"] == 6, "it does not apply to the other prompts"
+    assert {f["system"] for f in report["flags"]} == {"rl", "rl_judge"}
+    assert report["own_signals"] == {"rl": ["reward"], "rl_judge": ["judge"]}
+    compared = {(w["a"], w["b"], w["by"]) for w in report["wins"]}
+    assert {("rl", "sft", "judge"), ("rl_judge", "rl", "judge"), ("rl_judge", "data", "reward")} <= compared
+    costs = next(t for t in report["tables"] if t["title"].startswith("What each arm cost"))
+    lines = {row[0]: dict(zip(costs["columns"], row, strict=True)) for row in costs["rows"]}
+    assert lines["rl"]["preference pairs"].endswith("of them curated)") and lines["rl_judge"]["preference pairs"] == "0"
+    assert int(lines["rl"]["LLM requests"].split()[0]) > 0 and lines["rl_judge"]["labelled answers"] != "0"
     html = (experiment.folder("report") / "report.html").read_text(encoding="utf-8")
-    for text in ("One debate", "judge&#39;s principles, round by round", "rl_judge: length", "Graders against held-out labels"):
+    for text in ("One debate", "judge&#39;s principles, round by round", "Both AI graders", "What each arm cost",
+                 "Win rates", "Graders against held-out labels"):
         assert text in html, text
 
 

@@ -87,7 +87,9 @@ def test_a_run_against_a_function_alone(tmp_path):
     for row in rows:
         whole = min(len(row["response"]), 20) / 20 - (0 if row["finished"] else 1.0)
         assert row["reward"] == (pytest.approx(whole, abs=1e-3) if row["response"] else None)
-    assert _report(out)["rows"]["own"]["long_enough"]["value"] is not None, "the evaluation scores with it too"
+    report = _report(out)
+    assert report["rows"]["own"]["long_enough"]["value"] is not None, "the evaluation scores with it too"
+    assert any(f["name"].startswith("long_enough against") for f in report["flags"]), "a function's arm is checked too"
     saved = json.loads((out / "config.json").read_text(encoding="utf-8"))["arms"]["own"]["functions"]["long_enough"]
     assert saved["function"] == "function.py:long_enough"
     # Opening, evaluating and exporting the folder imports no code: the function is a name there.
@@ -108,8 +110,8 @@ def test_three_arms_are_trained_and_compared(tmp_path, api):
     assert list(report["rows"]) == ["base", "sft", "scored", "judged", "both"]
     assert {"both - scored", "judged - scored", "both - sft"} <= set(report["differences"])
     for name in ("judged", "both"):
-        assert any(flag["name"].startswith(f"{name}: ") for flag in report["flags"]), name
-        assert any(name in note for note in report["notes"]), name
+        assert any(flag["system"] == name for flag in report["flags"]), name
+        assert name in report["headline"], name
     metrics = (out / "both" / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
     first = json.loads(metrics[0])
     assert {"reward/reward_model", "reward/long_enough"} <= set(first), "each part is logged under its name"
