@@ -63,7 +63,7 @@ def _pairwise(agent: Agent, principles: Sequence[str], group: int) -> RewardFn:
 def first_wins(agent: Agent, principles: Sequence[str], triples: Sequence[tuple[Sample, str, str]]) -> np.ndarray:
     """For each (sample whose request both answer, a, b), whether a is the better answer: 1, 0, 0.5 where the two orders disagree,
     NaN without a verdict. Every pair is asked in both orders, without pleas; equal answers are a tie, unasked."""
-    clean = [(e, without_pleas(a), without_pleas(b)) for e, a, b in triples]
+    clean = [(e, bare(agent, a), bare(agent, b)) for e, a, b in triples]
     asked = [i for i, (_, a, b) in enumerate(clean) if a != b]
     wins = np.full(len(clean), 0.5)
     if asked:
