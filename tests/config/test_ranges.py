@@ -31,8 +31,8 @@ from rlaif_jax.models.model_config import RopeScaling
 from rlaif_jax.ranges import Range, hints_of, range_of
 
 FULL = RunConfig(
-    model=ModelConfig(rope_scaling=RopeScaling()), grader=RewardConfig(), feedback=FeedbackConfig(), curate=CurateConfig(),
-    judge=JudgeConfig(), dpo=DpoConfig(), lora=LoraConfig(), rl=RlConfig(critic=CriticConfig(init="policy")),
+    model=ModelConfig(rope_scaling=RopeScaling()), grader=RewardConfig(loss="binary"), feedback=FeedbackConfig(),
+    curate=CurateConfig(), judge=JudgeConfig(), dpo=DpoConfig(), lora=LoraConfig(), rl=RlConfig(critic=CriticConfig(init="policy")),
     arms={"own": ArmConfig(functions={"f": FunctionConfig("own.py:f")}, rl=RlConfig())},
 )  # fmt: skip
 PROBES = (-1, 0, math.inf, -math.inf, math.nan, 1e22, 10**22, 10**400, -(10**22), -1e-300)
@@ -44,7 +44,7 @@ ZERO = """
     requests_per_minute price_prompt price_completion budget f.timeout curate.prompts examples popularity_weight margin games
     reflections gate_rows sft.limit sft_eval.limit pairs.limit pairs_eval.limit labelled.limit labelled_val.limit
     labelled_eval.limit prompts.limit eval_prompts.limit evaluation.limit
-    best_of top_k min_p eval_fraction grader_share reward_model judge weight
+    best_of win_rates evaluation.debate top_k min_p eval_fraction grader_share reward_model judge weight
     pair_max_length weight_decay model.vocab_size corpus.sft corpus.pairs corpus.labelled rl_prompts eval_prompts sft_flaw_rate
     sft_visible visible transcripts verdict_pairs warmup final_ratio label_smoothing rollout_correction_low clip_low clip_high
     max_invalid_rewards max_invalid seed temperature gamma lam beta1 beta2 learning_rate epsilon norm_eps |o|gate|up|down)
