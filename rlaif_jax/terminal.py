@@ -6,6 +6,7 @@ import contextlib
 import logging
 import os
 import sys
+import warnings
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -58,8 +59,18 @@ def plain_log() -> Iterator[None]:
     logger, handler = logging.getLogger("rlaif_jax"), _Lines()
     logger.addHandler(handler)
     logger.propagate = False  # libraries set up the root logger, which would print the record again
+    show = warnings.showwarning
+
+    def note(message: Any, category: Any, filename: str, *rest: Any) -> None:
+        if category is UserWarning and "rlaif_jax" in filename:
+            logger.warning("%s", message)
+        else:
+            show(message, category, filename, *rest)
+
+    warnings.showwarning = note
     try:
         yield
     finally:
+        warnings.showwarning = show
         logger.removeHandler(handler)
         logger.propagate = True

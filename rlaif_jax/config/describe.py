@@ -11,11 +11,12 @@ from typing import Any
 
 from rlaif_jax.config.run_config import RunConfig
 from rlaif_jax.config.values import default_of, fields_of, section_type
+from rlaif_jax.ranges import hints_of, range_of
 
 
 @dataclasses.dataclass(frozen=True)
 class Field:
-    """One field: its dotted name ("arms.NAME.judge"), annotated type, default (None where it has none of its own) and meaning."""
+    """One field: its dotted name ("arms.NAME.judge"), type with its range, default (None where it has none) and meaning."""
 
     name: str
     kind: str
@@ -32,7 +33,9 @@ def all_fields(kind: type = RunConfig, prefix: str = "", given: Any = None) -> l
         name, hint = f"{prefix}{field.name}", hints[field.name]
         inner = section_type(hint)
         entry = section_type(typing.get_args(hint)[1]) if typing.get_origin(hint) is dict else None
-        found.append(Field(name, _words(hint), None if inner else defaults[field.name], docs.get(field.name, "")))
+        limits = range_of(hints_of(kind)[field.name])
+        word = _words(hint) if limits is None else f"{_words(hint)}, {limits}"
+        found.append(Field(name, word, None if inner else defaults[field.name], docs.get(field.name, "")))
         if name == "arms.NAME.rl":  # the fields of the run's `rl`, which are listed there
             continue
         if inner is not None:

@@ -9,7 +9,7 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh, NamedSharding, PartitionSpec, SingleDeviceSharding
 
 from rlaif_jax.errors import UserError
 from rlaif_jax.sharding.memory_estimate import AnyMesh, bytes_by_mesh, mesh_key, most_on_a_device
@@ -137,7 +137,10 @@ def describe(tree: Any, shardings: Any = None, repairs: Sequence[Repair] = ()) -
 
 
 def placed_leaves(tree: Any, shardings: Any = None) -> list[tuple[str, Any, NamedSharding]]:
-    """(name, array, NamedSharding) of every leaf; UserError for a leaf without a NamedSharding and for an empty tree."""
+    """(name, array, NamedSharding) of every leaf; UserError for a leaf without a NamedSharding and for an empty tree.
+
+    A leaf on a single device beside leaves on a mesh (the step of an `nnx.Optimizer`, a count) is on a mesh of that device.
+    """
     if shardings is None:
         shardings = jax.tree.map(lambda x: getattr(x, "sharding", None), tree)
     structure: Any = jax.tree.structure(tree)  # JAX gives it no type
@@ -145,12 +148,20 @@ def placed_leaves(tree: Any, shardings: Any = None) -> list[tuple[str, Any, Name
     out = [(name, x, s) for (name, x), s in zip(named_leaves(tree), found, strict=True)]
     if not out:
         raise UserError("the tree has no arrays")
+    if any(isinstance(s, NamedSharding) for _, _, s in out):
+        out = [(name, x, _on_its_own(s)) for name, x, s in out]
     for name, x, sharding in out:
         if not isinstance(sharding, NamedSharding):
             raise UserError(f"{name} is not on a mesh (its sharding is {sharding}); shard it first, or pass shardings=")
         if not hasattr(x, "shape") or not hasattr(x, "dtype"):
             raise UserError(f"{name} is a {type(x).__name__}; pass an array or a ShapeDtypeStruct instead")
     return out
+
+
+def _on_its_own(sharding: Any) -> Any:
+    if not isinstance(sharding, SingleDeviceSharding):
+        return sharding
+    return NamedSharding(Mesh(np.array(list(sharding.device_set)), ("device",)), PartitionSpec())
 
 
 def _devices(mesh: AnyMesh) -> str:

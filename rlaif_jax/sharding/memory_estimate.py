@@ -46,6 +46,13 @@ def _share(x: Any, spec: Any, mesh_sizes: Mapping[str, int]) -> int:
     return math.prod(x.shape) * x.dtype.itemsize // parts
 
 
+def _size(count: int) -> str:
+    """Bytes in a unit that shows them: small models do not need "0.0 MiB"."""
+    if count < 1024:
+        return f"{count} bytes"
+    return f"{count / 2**10:,.1f} KiB" if count < 2**20 else f"{count / 2**20:,.1f} MiB"
+
+
 @dataclasses.dataclass(frozen=True)
 class Memory:
     """Bytes per device of a training state. Activations are not included: they depend on the model."""
@@ -61,7 +68,7 @@ class Memory:
 
     def __str__(self) -> str:
         parts = {"parameters": self.parameters, "gradients": self.gradients, "optimizer": self.optimizer, "total": self.total}
-        return ", ".join(f"{name} {value / 2**20:,.1f} MiB" for name, value in parts.items()) + " per device"
+        return ", ".join(f"{name} {_size(value)}" for name, value in parts.items()) + " per device"
 
 
 def estimate(axes: Any, abstract: Any, place: Placement, optimizer: Any = None) -> Memory:

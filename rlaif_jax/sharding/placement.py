@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -65,8 +66,12 @@ class Placement:
     def without(self, *mesh_axes: str) -> Placement:
         """The same rules, but *parameters* are replicated over these mesh axes; for example, weights gathered over fsdp to sample.
 
-        Rows ("batch") keep all their axes. A mesh axis used directly as a logical axis name is replicated as well.
+        Rows ("batch") keep all their axes. A mesh axis used directly as a logical axis name is replicated as well. UserError for
+        an axis that neither the mesh nor a rule has.
         """
+        known = [*dict.fromkeys([*self.mesh.shape, *(a for _, axes in self.rule_items for a in axes)])]
+        if missing := [axis for axis in mesh_axes if axis not in known]:
+            raise UserError(f"without: there is no mesh axis {missing[0]!r}; there are {', '.join(known)}")
         kept = {k: v if k == "batch" else tuple(a for a in v if a not in mesh_axes) for k, v in self.rule_items}
         kept |= {axis: () for axis in mesh_axes}
         return dataclasses.replace(self, rule_items=tuple(kept.items()))
@@ -156,18 +161,28 @@ def _require_devices(place: Placement, what: str) -> None:
 def host_rows(place: Placement, count: int) -> np.ndarray:
     """Positions (int64, ascending) of this process's rows in a batch of `count` rows.
 
-    They may have gaps. Processes whose devices hold the same row shards get the same positions. With several processes,
-    `count` must be a multiple of the mesh's row shards (else UserError).
+    They may have gaps. Processes whose devices hold the same row shards get the same positions. `count` must be a multiple of
+    the mesh's row shards: else UserError with several processes, and a warning with one, where every device gets all rows.
     """
     _require_devices(place, "host_rows")
     if jax.process_count() > 1 and count % place.row_shards:
         raise UserError(f"with several processes, a batch of {count} rows must be a multiple of the {place.row_shards} row shards")
+    _warn_of_copies("host_rows", count, place)
     indices = place.rows(count).addressable_devices_indices_map((count,)).values()
     return np.unique(np.concatenate([np.arange(count)[index] for index in indices]))
 
 
+def _warn_of_copies(what: str, count: int, place: Placement) -> None:
+    if count % place.row_shards:
+        text = f"{what}: {count} rows are no multiple of the {place.row_shards} row shards, so every device gets all of them"
+        warnings.warn(text, stacklevel=3)
+
+
 def global_batch(batch: Any, place: Placement) -> Any:
-    """Makes global arrays, sharded over the mesh's row axes, from this process's NumPy rows (see `host_rows`)."""
+    """Makes global arrays, sharded over the mesh's row axes, from this process's NumPy rows (see `host_rows`).
+
+    With one process, rows that the row shards do not divide are copied to every device, with a warning.
+    """
 
     _require_devices(place, "global_batch")
 
@@ -177,6 +192,7 @@ def global_batch(batch: Any, place: Placement) -> Any:
             raise UserError(f"global_batch: {name or 'the array'} is a scalar; its first dimension must be rows")
         check_integers(x, name)
         if jax.process_count() == 1:
+            _warn_of_copies(name or "global_batch", x.shape[0], place)
             return jax.make_array_from_process_local_data(place.rows(x.shape[0]), x)
         own = len(host_rows(place, place.row_shards))
         if x.shape[0] % own:

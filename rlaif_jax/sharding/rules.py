@@ -8,6 +8,8 @@ from typing import NamedTuple
 
 from jax.sharding import PartitionSpec
 
+from rlaif_jax.errors import UserError
+
 Rules = Mapping[str, str | tuple[str, ...] | None]  # logical axis -> mesh axes; () or None = not sharded
 Axes = tuple[str | tuple[str, ...] | None, ...]  # per dimension: a name, several names, or None = not sharded
 
@@ -56,12 +58,12 @@ def spec_for(
 
     An entry of `axes` is a logical axis (a name in `rules`), a mesh axis, a tuple of these, or None. A dimension is repaired
     (not sharded, and reported) if its size is not divisible or if its mesh axis is already used in this array. JAX itself would
-    raise in `device_put`, and silently replicate in a constraint. KeyError for an unknown name; ValueError unless there is one
-    entry per dimension.
+    raise in `device_put`, and silently replicate in a constraint. UserError for an unknown name, and unless there is one entry per
+    dimension.
     """
     name = name or "the array"
     if axes is None or len(axes) != len(shape):
-        raise ValueError(f"{name}: {0 if axes is None else len(axes)} axes {axes} for an array of shape {tuple(shape)}")
+        raise UserError(f"{name}: {0 if axes is None else len(axes)} axes {axes} for an array of shape {tuple(shape)}")
     parts: list[str | tuple[str, ...] | None] = []
     repairs: list[Repair] = []
     used: set[str] = set()
@@ -90,7 +92,7 @@ def _mesh_axes(axis, mesh_sizes: Mapping[str, int], rules: Rules, name: str) -> 
         return rule_axes(rules[axis])
     if axis in mesh_sizes:
         return (axis,)
-    raise KeyError(f"{name}: no rule for logical axis {axis!r}; known: {', '.join([*rules, *mesh_sizes])}")
+    raise UserError(f"{name}: no rule for logical axis {axis!r}; known: {', '.join([*rules, *mesh_sizes])}")
 
 
 def rule_axes(rule: str | tuple[str, ...] | None) -> tuple[str, ...]:

@@ -189,15 +189,20 @@ class _Window:
 
 @contextlib.contextmanager
 def _progress(job: Job, start: int):
-    """On a terminal, a progress bar with throughput and time left; in a log file, a line every 15 s at most."""
+    """On a terminal, a progress bar with throughput and time left; in a log file, a line every 15 s at most.
+
+    The time left is reckoned from the first report on, since the first step waits for the compiler.
+    """
     columns = (
         TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[note]}"),
         TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(),
     )  # fmt: skip
-    began, total = time.perf_counter(), job.train.steps
-    last_line = [began]
+    total = job.train.steps
+    last_line, first = [time.perf_counter()], [(0.0, start)]
+    if start:
+        job.console.print(f"{job.name}: resumes at step {start} of {total}", markup=False)
     with Progress(*columns, console=job.console, disable=not job.console.is_terminal) as bar:
-        task = bar.add_task(job.name, total=total, completed=start, note="")
+        task = bar.add_task(job.name, total=total, completed=start, note="compiling")
 
         def advance(step: int, means: dict[str, float]) -> None:
             shown = [f"{k} {means[k]:.4g}" for k in ("loss", "accuracy", "reward", "kl") if k in means]
@@ -207,8 +212,11 @@ def _progress(job: Job, start: int):
             bar.update(task, completed=step, note=note)
             now = time.perf_counter()
             if not job.console.is_terminal and (now - last_line[0] > 15 or step == total):
-                left = (now - began) / (step - start) * (total - step)
-                job.console.print(f"{job.name}: step {step}/{total}  {note}  left {left:.0f} s", highlight=False)
+                since, done = first[0]
+                left = f"  left {(now - since) / (step - done) * (total - step):.0f} s" if done > start else ""
+                job.console.print(f"{job.name}: step {step}/{total}  {note}{left}", highlight=False, markup=False)
                 last_line[0] = now
+            if first[0][1] == start:
+                first[0] = (now, step)
 
         yield advance

@@ -179,7 +179,7 @@ def test_a_resolved_config_runs_as_yaml_and_as_json(tmp_path, capsys):
 
 def test_the_list_of_fields_shows_type_default_and_meaning(capsys):
     assert main(["config", "list", "kl.coef"]) == 0
-    assert "rl.kl.coef" in (text := capsys.readouterr().out) and "0.001" in text and "float" in text
+    assert "rl.kl.coef" in (text := capsys.readouterr().out) and "0.001" in text and "float, at least 0" in text
 
 
 @pytest.mark.parametrize("name", ["../evil", "a/b", "", "base", "best_of", "config.json", "."])

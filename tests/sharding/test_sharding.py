@@ -30,7 +30,7 @@ def test_specs_and_repairs():
     spec, repairs = spec_for(("vocab", "embed"), (63, 32), SIZES, DEFAULT_RULES, "embed")
     assert spec == PartitionSpec(None, "fsdp")
     assert len(repairs) == 1 and "size 63" in str(repairs[0])
-    with pytest.raises(KeyError, match="vocabb"):
+    with pytest.raises(UserError, match="vocabb"):
         spec_for(("vocabb",), (4,), SIZES, DEFAULT_RULES)
 
 
