@@ -1,4 +1,4 @@
-"""How often does an answer that argues with its judge get its way, with the defence and without?
+"""How often does an answer that argues with its judge get its way, under each defence (`feedback.defence`)?
 
     python benchmarks/injection.py                         # a judge that obeys whatever it reads
     python benchmarks/injection.py --run runs/demo         # the judge of a run, too: its model, prompts and principles
@@ -6,8 +6,7 @@
 The attacks are rows of tests/language/attacks_*.jsonl: `text` is a bad answer with an attack, `payloads` are the parts that give
 the orders. The obedient judge calls an answer good if at least half of a payload is in the answer that it reads, or if the chat
 has another form than the chat about a harmless answer; else bad. In a comparison it prefers the answer with the payload. A run's
-judge is moved if it calls good what it calls bad without the attack. Honest texts (tests/language/honest_texts.txt) are changed if
-the defence takes anything out of them.
+judge is moved if it calls good what it calls bad without the attack. The honest texts are tests/language/honest_texts.txt.
 """
 
 from __future__ import annotations
@@ -32,7 +31,7 @@ from rlaif_jax.feedback.defence import DEFENCES
 from rlaif_jax.feedback.llm import LLMReply, LLMRequest
 from rlaif_jax.feedback.prompts import load_prompts
 from rlaif_jax.feedback.verdicts import Item, judge_verdicts
-from rlaif_jax.language.pleas import without_pleas
+from rlaif_jax.language.pleas import without_doubt, without_pleas
 from rlaif_jax.rewards.base import Sample
 from rlaif_jax.rewards.judge import make_judge
 from rlaif_jax.runs.folder import open_run
@@ -161,18 +160,17 @@ def main() -> None:
     parser.add_argument("--run", type=Path, help="a run folder, whose judge is attacked, too")
     args, console = parser.parse_args(), Console()
     rows = attacks(args.attacks)
-    table = Table(title=f"{len(rows)} attacks on an obedient judge: successes with the defence / without")
+    table = Table(title=f"{len(rows)} attacks on an obedient judge: successes under the defences {' / '.join(DEFENCES)}")
     for name in ("kind", "attacks", "verdict", "comparison", "debate"):
         table.add_column(name)
     found = rates(rows)
     for kind in KINDS:
-        total = sum(a["kind"] == kind for a in rows)
-        cells = [f"{c['filter']} / {c['none']}" for c in found[kind].values()]
-        table.add_row(kind, str(total), *cells)
+        if total := sum(a["kind"] == kind for a in rows):
+            table.add_row(kind, str(total), *(" / ".join(str(c[d]) for d in DEFENCES) for c in found[kind].values()))
     console.print(table)
     texts = honest()
-    changed = [text for text in texts if without_pleas(text) != text]
-    console.print(f"honest texts changed: {len(changed)} of {len(texts)}")
+    changed, twice = (sum(cut(text) != text for text in texts) for cut in (without_pleas, lambda t: without_doubt(t, "")))
+    console.print(f"{len(texts)} honest texts: the filter changes {changed}, strict has {twice} judged twice", soft_wrap=True)
     if args.run:
         for defence, (wins, total) in judge_of_run(args.run, rows).items():
             console.print(f"judge of {args.run}, defence {defence}: {wins} of {total} bad verdicts turned into good ones")

@@ -155,6 +155,31 @@ class RunConfig:
             raise UserError("rl.offload_reference: under lora the policy's own base is the reference; set it to false")
         if rl.critic is not None and rl.critic.init == "reward":
             self._check_critic_start()
+        self._check_relative_reward(name)
+
+    def _check_relative_reward(self, name: str) -> None:
+        """UserError where a reward is relative to other answers, and a setting needs one that is not."""
+        arm, rl = self.all_arms()[name], self.rl_of(name)
+        chooses = [f"rl.train.patience={rl.train.patience}"] if rl.train.patience else []
+        chooses += ["rl.train.select=best"] if rl.train.select == "best" else []
+        if arm.judge and self.judge is not None and self.judge.mode == "pairwise" and chooses:
+            raise UserError(
+                f"arms.{name}: judge.mode is pairwise, so the held-out reward is a share of wins within a group, 0.5 on average "
+                f"for every policy, and {' and '.join(chooses)} would decide by chance; take them out, or set judge.mode=soft"
+            )
+        if arm.rules.normalise != "batch":
+            return
+        if chooses:
+            raise UserError(
+                f"arms.{name}: rules.normalise is batch, so the held-out reward is 0 on average for every policy, and "
+                f"{' and '.join(chooses)} would decide by chance; take them out, or set rules.normalise=none"
+            )
+        for field in ("rollout_chunks", "max_resamples"):
+            if getattr(rl, field) > {"rollout_chunks": 1, "max_resamples": 0}[field]:
+                raise UserError(
+                    f"arms.{name}: rules.normalise is batch, and with rl.{field}={getattr(rl, field)} a step has several batches "
+                    f"of rewards, each normalised by itself; set rules.normalise=none, or rl.{field} to its default"
+                )
 
     def _check_critic_start(self) -> None:
         """A critic that starts from the reward model needs one of this run, and with adapters one over the policy's base."""

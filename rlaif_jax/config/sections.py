@@ -123,8 +123,9 @@ class FeedbackConfig:
       verdict_pairs: number of pairs of a good and a flawed answer that it writes (source corpus).
       pair_batch_size: pairs of a good and a flawed answer in a training step.
       questions: questions asked about each answer of a pair (source corpus).
-      defence: what is done about answers that argue with the judge: "filter" (judged with and without the sentences that do; the
-        lower verdict counts), or "none", for tasks whose answers may hold verdicts, JSON or marks of chats.
+      defence: what is done about answers that argue with the judge. "strict": an answer is judged with and without the sentences
+        that may be addressed to it, and the lower verdict counts; "filter": without those alone that surely are, for tasks whose
+        answers speak of answers, rules or scores; "none": for tasks whose answers hold verdicts, JSON or marks of chats.
       http: settings of the chat API.
       transcript: the file of recorded replies (backend recorded).
       model: backend folder: the Hugging Face folder; backend recorded: the model whose replies to use (empty: the only one in the
@@ -145,7 +146,7 @@ class FeedbackConfig:
     pair_batch_size: Count = 4
     questions: Annotated[int, Range(1, 1000)] = 4
     source: str = "corpus"
-    defence: str = "filter"
+    defence: str = "strict"
     http: HttpConfig = HttpConfig()
     transcript: str = ""
     model: str = ""

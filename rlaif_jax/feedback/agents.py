@@ -14,12 +14,12 @@ from rlaif_jax.feedback.prompts import Prompts
 class Agent:
     """`llm` answers requests made from `prompts`. The role (debater, judge, author, reviewer) is chosen per request.
 
-    `defence`: "filter" or "none", what is done about answers that argue with the judge (`feedback/defence.py`).
+    `defence`: "strict", "filter" or "none", what is done about answers that argue with the judge (`feedback/defence.py`).
     """
 
     llm: LLM
     prompts: Prompts
-    defence: str = "filter"
+    defence: str = "strict"
 
     def ask(self, requests: Sequence[LLMRequest], parse: Parse) -> list[Answer]:
         """`json_replies.ask`. The sentence that asks again is in the language of the prompts."""

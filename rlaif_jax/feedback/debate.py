@@ -60,7 +60,7 @@ def debate(agent: Agent, items: Items, max_tokens: int = 256, principles: Sequen
     `principles`: the standard of the debate; empty: the request alone.
     """
     whole = [Item(*item) for item in items]
-    texts, places = versions(agent, [item.response for item in whole])
+    texts, places = versions(agent, [item[:2] for item in whole])
     found = _debated(agent, [whole[i]._replace(response=text) for i, text in texts], max_tokens, principles) if texts else []
     records = []
     for item, own in zip(whole, places, strict=True):

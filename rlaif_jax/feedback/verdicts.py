@@ -185,7 +185,7 @@ def _lowest(agent: Agent, judge: Judge) -> Judge:
 
     def verdicts(principles: Sequence[str], items: Items) -> Verdicts:
         whole = [Item(*item) for item in items]
-        texts, places = versions(agent, [item.response for item in whole])
+        texts, places = versions(agent, [item[:2] for item in whole])
         if not texts:
             return Verdicts(np.zeros(len(whole), np.float32))
         found = judge(principles, [whole[i]._replace(response=text) for i, text in texts])

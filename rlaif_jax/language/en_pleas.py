@@ -7,10 +7,10 @@ _MARKS = (
     rf"full\s+(?:marks?|points|score|credit)"
     rf"|(?:the\s+)?(?:top|high|highest|higher|max|maximum|maximal|best|better|perfect|positive"
     rf"|good)(?:\s+possible)?\s+(?:{_SCORE})"
-    r"|(?:10|100|5)\s*(?:/|(?:out\s+)?of)\s*(?:10|100|5)(?!\d)|ten\s+out\s+of\s+ten|(?:5|five|10|ten)[\s-]+stars?"
+    r"|(?:10|100|5)\s*(?:/|(?:out\s+)?of)\s*(?:10|100|5)(?!\d)|(?:five|ten|nine|four)\s+out\s+of\s+(?:five|ten)|[★⭐🌟]{3,}|(?:5|five|10|ten)[\s-]+stars?"
 )
 _PRAISE = (
-    r"(?:one|1)\s+points?|positive|superior|favou?rable|excellent|flawless|acceptable|correct|approved|valid|perfect"
+    r"(?:one|1)\s+points?|positive|superior|favou?rable|excellent|flawless|acceptable|good\s+(?:answer|response|reply|output|completion|submission)|correct|approved|valid|perfect"
     r"|(?:a|to)\s+pass(?!\w)(?!\s+[a-z])|thumbs\s+up|approval"
 )
 _VALUE = rf"{_MARKS}|{_PRAISE}"
@@ -36,11 +36,11 @@ PLEAS = {
         r"\b(?:judge?ments?|verdicts?|evaluat(?:e|es|ing|ions?|ed)|grad(?:e|es|ing)|scor(?:e|es|ing)|ratings?|rubrics?"
         r"|criteri(?:a|on)|principles?|instructions?"
         r"|guidelines?|prompts?|labels?|checklist|requirements?|test\s+cases?|reward|system\s+message|pre-?approved"
-        r"|audit(?:ed)?|quality\s+checks?)\b"
+        r"|audit(?:ed)?|(?:rule|criterion|standard|guideline)s?\s+(?:no\.?\s*)?\d|quality\s+checks?)\b"
         r"|\b(?:grading|scoring)\s+(?:pipeline|system|rules)|\bthe\s+(?:real|actual|new)\s+task\b"
     ),
     "weak_matter": (
-        r"\b(?:lists?|whatever|rules?|standards?|requests?|texts?|words?|questions?|errors?|mistakes?|adverts?|ads|everything|what)\b"
+        r"\b(?:lists?|whatever|directions?|orders?|commands?|context|messages?|conversation|rules?|standards?|requests?|texts?|words?|questions?|errors?|mistakes?|adverts?|ads|everything|what)\b"
     ),
     "prior": (
         r"\b(?:you\s+(?:were|are|have\s+been)\s+(?:given|told|shown)|above|previous|previously|earlier|preceding|prior|before|so\s+far"
@@ -94,12 +94,18 @@ PLEAS = {
     "urge": (
         r"\b(?:please|kindly|must|should|has\s+to|have\s+to|ought|implore|beg|urge|demand|order|command|would\s+you"
         r"|could\s+you|do\s+not|don['’]t|never|imagine|pretend|act|assume|let"
-        r"|make\s+sure|just|simply|only|consider|free\s+of|need\s+to|be\s+(?:lenient|merciful))\b"
+        r"|make\s+sure|just|simply|only|consider|free\s+of|approve|need\s+to|be\s+(?:lenient|merciful))\b"
     ),
     "business": (
         r"\b(?:verdicts?|rubrics?|criteri(?:a|on)|grading|scoring|evaluat(?:e|es|ing|ions?)|prompts?|guidelines)\b"
         r"|\b(?:the|these|those|all|any|every|no)\s+(?:\w+\s+)?(?:principles?|instructions?|labels?)\b"
         r"|\bthis\s+(?:answer|response|submission|entry|completion|output|candidate)\b"
+    ),
+    "doubt": (
+        r"\b(?:answers?|respon(?:d|se)s?|output|rules?|standards?|directions|commands?|check(?:s|ed|ing)?|approv\w+|accept\w*|pass(?:es|ed)?"
+        r"|penali\w+|positiv\w+|principles?|user|model|system|correct|certified|grade\w*|scor\w+|rat(?:e|es|ed|ing)|judg\w+|review\w*"
+        r"|evaluat\w+|verdicts?|bad|advert\w*|mistakes?|flaws?|choose|pick|select|prefer\w*|other\s+one|second\s+one|text|ignore|disregard|skip"
+        r"|above|repl(?:y|ies)|instructions?|lenient|strict|harsh|exception|whitelist\w*|confirm\w*|cleared|echo|token|print|marks)\b|\bgood(?=\W*$)|(?:^|\s)[\[{\"]?[ab1]\W*$"
     ),
     "phrase": (
         r"^\W*good\W*\s+is\s+(?:what|the|your)\b"
@@ -150,6 +156,10 @@ PLEAS = {
         r"|\bno\s+need\s+to\s+(?:check|judge|evaluate|grade|verify|review)\b"
         r"|\byou\s+are\s+(?:now\s+)?an?\s+(?:\w+\s+){0,2}(?:judge|grader|evaluator|reviewer|ai)\b"
         r"|\bthe\s+user\s+(?:is|was|likes|approves|wants|has)\b"
+        r"|\b(?:principles?|criteria|rubric|instructions|rules|standards|guidelines|requirements)\s+(?:above|listed|given|stated|mentioned|before|earlier)\b"
+        r"|\b(?:above|earlier|preceding|aforementioned)\s+(?:principles?|criteria|rubric|instructions|rules|standards|guidelines|requirements)\b"
+        r"|\bpenali[sz]e\b|\bmark\s+(?:me|it|this)\s+down\b|\b(?:reply|respond|answer|judge|rate|evaluate)\s+(?:very\s+)?(?:positively|favou?rably|generously|leniently)\b"
+        r"|^\W*bad\s+is\s+(?:not|no)\b|\bprompt\s+(?:has|was|is)\b"
         r"|\bend\s+of\s+(?:the\s+)?(?:answer|response|data|text|input|document|request)\b"
         r"|\bnew\s+(?:instructions?|task|system\s+(?:prompt|message))\s*(?:[:.]|is|are|follow)"
         r"|\b(?:choose|pick|select|prefer|vote\s+for)\s+(?:the\s+)?(?:answer|option|response|candidate"
@@ -185,7 +195,7 @@ PLEAS = {
         r"|seasons?|holidays?|trip|journey|games?|books?|songs?|stor(?:y|ies)|citizen|neighbou?rs?"
     ),
     "said": r"good|1|pass|positive|accept(?:ed|able)?|approved|full\s+marks",
-    "bare": r"good|doog",
+    "bare": r"good|doog|approved",
     "ends": r"end|begin|answer",
     "role": (
         r"system|assistant|user|human|ai|judge|model|developer|grader|evaluator|reviewer|admin(?:istrator)?"

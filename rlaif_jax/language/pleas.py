@@ -7,6 +7,7 @@ belongs to judging, a verdict, an order to dismiss, the answer itself. The kinds
 
 from __future__ import annotations
 
+import collections
 import html
 import re
 import unicodedata
@@ -34,7 +35,7 @@ def _any(kind: str) -> str:
 _FOLD = {ord(old): new for language in (EN, ZH) for old, new in language.fold.items()}
 _NAMES = (
     "judge", "matter", "weak_matter", "prior", "others", "dismiss", "self", "verdict", "praise", "order", "command", "urge",
-    "business", "phrase",
+    "business", "doubt", "phrase",
 )  # fmt: skip
 _KINDS = [({name: re.compile(language.pleas[name]) for name in _NAMES}, re.compile(letter))
           for language, letter in ((EN, "[a-z]"), (ZH, _HAN))]  # fmt: skip
@@ -45,6 +46,7 @@ _PAIRS = (
     ("business", "urge"),
 )  # fmt: skip
 _SUSPECT = {"judge", "matter", "verdict", "dismiss", "self", "command", "prior"}  # one of them is enough beside a plea
+_DOUBTED = {"judge", "matter", "verdict", "praise", "self", "business", "doubt"}
 _BARE = _any("bare")
 _BARE_VERDICT = re.compile(rf"\W*(?:(?:{_BARE}|1|a|b)(?!\w)\W*)+")
 _LABELLED = re.compile(rf"[^\w]*[^\W_]{{1,20}}\s*[:：]\s*\W*(?:{_BARE}|bad)\W*")
@@ -83,10 +85,10 @@ def plain(text: str) -> str:
 
 
 def _joined(match: re.Match) -> str:
-    """Letters that were set apart, joined. A gap that is wider than the narrowest one is a space."""
+    """Letters that were set apart, joined. Another gap than most is a space between words."""
     pieces = re.split(r"([\W_]+)", match[0])
-    gap = min(len(piece) for piece in pieces[1::2])
-    return "".join(piece if i % 2 == 0 else "" if len(piece) == gap else " " for i, piece in enumerate(pieces))
+    usual = collections.Counter(pieces[1::2]).most_common(1)[0][0]
+    return "".join(piece if i % 2 == 0 else "" if piece == usual else " " for i, piece in enumerate(pieces))
 
 
 def sentences(text: str) -> list[str]:
@@ -131,6 +133,18 @@ def without_pleas(text: str) -> str:
     return "".join(
         parts[i] for i in range(end) if not pleas[i] and not kinds[i] & _SUSPECT and not re.match(r"[`{}\[\]\"'(<]", plains[i])
     )
+
+
+def without_doubt(text: str, request: str) -> str:
+    """The text without the sentences that hold a word of a judge's business.
+
+    The text as it is if nothing else remains, or if the request holds such a word: then the answer may well do so, too.
+    """
+    parts = sentences(text)
+    kept = [part for part in parts if not _kinds(plain(part)) & _DOUBTED]
+    if len(kept) == len(parts) or not any(re.search(r"\w", part) for part in kept) or _kinds(plain(request)) & _DOUBTED:
+        return text
+    return "".join(kept)
 
 
 def _kinds(text: str) -> set[str]:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Sequence
 
 import numpy as np
 
 from rlaif_jax.errors import UserError
 from rlaif_jax.feedback.agents import Agent
-from rlaif_jax.feedback.defence import bare
+from rlaif_jax.feedback.defence import bare, plainest
 from rlaif_jax.feedback.verdicts import Item, Verdicts, judge_verdicts
 from rlaif_jax.rewards.base import RewardFn, RewardResult, Sample
 
@@ -33,9 +34,29 @@ def make_judge(
     in both orders, so that a preference of the judge for a position cancels out.
     """
     if mode == "pairwise":
-        return _pairwise(agent, principles, group)
+        return _lowest_wins(agent, _pairwise(agent, principles, group), group)
     judge = judge_verdicts(agent, mode, votes, temperature)
     return _as_reward(lambda items: judge(principles, items))
+
+
+def _lowest_wins(agent: Agent, compare: RewardFn, group: int) -> RewardFn:
+    """The share of wins. A group with an answer that the strict defence shortens is compared again with the shorter one, and that
+    answer gets its lower share."""
+
+    def reward(samples: Sequence[Sample]) -> RewardResult:
+        found = compare(samples)
+        rests = [plainest(agent, e.prompt, e.response) for e in samples]
+        shorter = np.array([rest != bare(agent, e.response) for rest, e in zip(rests, samples, strict=True)], bool)
+        rows = np.flatnonzero(np.repeat(shorter.reshape(-1, group).any(axis=1), group))
+        if not len(rows):
+            return found
+        again = compare([dataclasses.replace(samples[i], response=rests[i]) for i in rows.tolist()])
+        values, valid = found.values.copy(), found.valid.copy()
+        values[rows] = np.where(shorter[rows], np.minimum(values[rows], again.values), again.values)
+        valid[rows] &= again.valid
+        return dataclasses.replace(found, values=values, valid=valid, components=found.components | {"judge": values})
+
+    return reward
 
 
 def _pairwise(agent: Agent, principles: Sequence[str], group: int) -> RewardFn:

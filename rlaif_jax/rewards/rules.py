@@ -29,6 +29,7 @@ class RuleConfig:
       veto_repetition: subtract veto_penalty from the sum if more than a fifth of the answer's 4-grams are repeated.
       veto_penalty: amount that each veto subtracts.
       normalise: "none", or "batch": normalise each reward to zero mean and unit standard deviation over the batch before summing.
+        The held-out reward is then 0 on average, so no checkpoint can be chosen by it, and a step must have one batch of rewards.
     """
 
     constraint_weight: Weight = 0.0

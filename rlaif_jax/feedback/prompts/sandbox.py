@@ -151,11 +151,13 @@ class _Counted(NodeTransformer):
     def visit_Concat(self, node: nodes.Concat) -> nodes.Filter:
         self.generic_visit(node)
         return nodes.Filter(nodes.List(node.nodes), "_joined", [], [], None, None).set_lineno(node.lineno)
+_MARKS = str.maketrans("\u27e6\u301a\u27ec\u27ea\u27e7\u301b\u27ed\u27eb", "[[[[]]]]")  # marks of a fence, and what looks like them
 
 
 def fence(text: str) -> str:
-    """Puts text of a model or a file between marks. The text cannot end them: marks inside become square brackets."""
-    return "⟦" + text.replace("⟦", "[").replace("⟧", "]") + "⟧"
+    """Puts text of a model or a file between marks. The text cannot end them: such marks inside, and those that look like them,
+    become square brackets."""
+    return "\u27e6" + text.translate(_MARKS) + "\u27e7"
 
 
 def _check_size(size: int) -> None:
