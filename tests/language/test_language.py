@@ -134,7 +134,7 @@ def test_chinese_is_data_found_in_its_places_only():
 
 def test_the_packs_import_no_more_than_errors_and_sharding_no_more_of_them_than_fonts():
     root = Path(rlaif_jax.__file__).parent
-    for folder, allowed in (("language", ("errors", "language")), ("sharding", ("errors", "sharding", "language.fonts"))):
+    for folder, allowed in (("language", ("errors", "language")), ("sharding", ("errors", "ranges", "sharding", "language.fonts"))):
         for path in (root / folder).glob("*.py"):
             nodes = ast.walk(ast.parse(path.read_text(encoding="utf-8")))
             modules = [n.module for n in nodes if isinstance(n, ast.ImportFrom) and (n.module or "").startswith("rlaif_jax")]
