@@ -12,13 +12,14 @@ import sys
 import traceback
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
-
-from rich.console import Console
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from rlaif_jax import __version__
-from rlaif_jax.errors import EXIT_RESTART, EXIT_USER_ERROR, Interrupted, Preempted, UserError, masked, printable, shown
-from rlaif_jax.terminal import PlainConsole, plain_log
+from rlaif_jax.commands.ending import end_of, interrupts
+from rlaif_jax.errors import EXIT_USER_ERROR, Preempted, UserError, masked, printable, shown
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 # What a command does is imported where it is called: `rlaif --help` should not wait for Flax, Orbax and the rest.
 
@@ -171,23 +172,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     argv = list(sys.argv[1:] if argv is None else argv)
     end = argv.index("--") if argv[:1] == ["launch"] and "--" in argv else len(argv)
-    args = _parser().parse_args(argv[:end])
-    args.after = argv[end + 1 :]
-    try:
-        with plain_log():
-            return args.call(args, PlainConsole())
-    except UserError as error:
-        print(f"rlaif: error: {masked(printable(str(error)))}", file=sys.stderr)
-        return EXIT_USER_ERROR
-    except Preempted as notice:
-        print(f"rlaif: {notice}; start the same command again to resume", file=sys.stderr)
-        return EXIT_RESTART
-    except Interrupted as notice:
-        print(f"rlaif: {notice}; start the same command again to resume", file=sys.stderr)
-        return 130
-    except KeyboardInterrupt:
-        print("rlaif: interrupted; start the same command again to resume from the last checkpoint", file=sys.stderr)
-        return 130
+    args = argparse.Namespace(call=None)
+    with interrupts() as came:
+        try:
+            from rlaif_jax.terminal import PlainConsole, plain_log
+
+            args = _parser().parse_args(argv[:end])
+            args.after = argv[end + 1 :]
+            with plain_log():
+                return args.call(args, PlainConsole())
+        except (Exception, KeyboardInterrupt) as error:
+            code, line = end_of(error, interrupted=bool(came), resumable=args.call in (_run, _stage, _rl))
+            if line:
+                _say(line)
+            return code
 
 
 def _say(text: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import logging
 import os
 import sys
@@ -31,6 +32,10 @@ class PlainConsole(Console):
     def print(self, *objects: Any, **options: Any) -> None:
         """Prints texts without control characters, and everything else through `render`."""
         super().print(*(printable(value) if isinstance(value, str) else value for value in objects), **options)
+
+    def on_broken_pipe(self) -> None:
+        """Raises the error that Rich caught: the command ends with a line of its own."""
+        raise BrokenPipeError(errno.EPIPE, os.strerror(errno.EPIPE))
 
     def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
         """The parts of what is printed; only the program's own have control codes."""

@@ -7,8 +7,8 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "rlaif_jax"
 # Each package may import those before it, and itself.
 ORDER = (
-    "errors", "ranges", "terminal", "language", "sharding", "algorithms", "models", "sampling", "data", "feedback", "rewards",
-    "trainers", "evaluation", "config", "runs", "stages", "plan", "commands", "cli",
+    "errors", "state_files", "ranges", "terminal", "language", "sharding", "algorithms", "models", "sampling", "data", "feedback",
+    "rewards", "trainers", "evaluation", "config", "runs", "stages", "plan", "commands", "cli",
 )  # fmt: skip
 TREES = {path: ast.parse(path.read_text(encoding="utf-8")) for path in sorted(PACKAGE.rglob("*.py"))}
 
@@ -64,8 +64,8 @@ def test_no_module_imports_itself_by_way_of_others():
         visit(module, ())
 
 
-def test_the_root_holds_the_face_the_command_and_the_errors():
-    assert sorted(path.stem for path in PACKAGE.glob("*.py")) == ["__init__", "cli", "errors", "ranges", "terminal"]
+def test_the_root_holds_the_face_the_command_the_errors_and_the_files_of_state():
+    assert sorted(path.stem for path in PACKAGE.glob("*.py")) == ["__init__", "cli", "errors", "ranges", "state_files", "terminal"]
 
 
 def _functions(tree: ast.AST, inside: tuple[str, ...] = (), outers: tuple[ast.AST, ...] = ()):

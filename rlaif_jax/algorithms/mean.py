@@ -52,8 +52,28 @@ class Min(NamedTuple):
         return Min(jnp.minimum(self.total, other.total))
 
 
-Metrics = dict[str, Mean | Max | Min]
-_NOTHING = {Mean: 0.0, Max: -jnp.inf, Min: jnp.inf}
+class Sum(NamedTuple):
+    """A sum of means over different rows, each (N,): merged exactly, since the means are added last."""
+
+    total: jax.Array
+    weight: jax.Array
+
+    def value(self) -> jax.Array:
+        """The sum of total / weight over the means with a weight above 0."""
+        return jnp.sum(jnp.where(self.weight > 0, self.total / jnp.where(self.weight > 0, self.weight, 1.0), 0.0), axis=-1)
+
+    def merge(self, other: Sum) -> Sum:
+        """The sum over the data of both."""
+        return Sum(self.total + other.total, self.weight + other.weight)
+
+
+def sum_of(*weighted: tuple[float, Mean]) -> Sum:
+    """factor_1 * mean_1 + factor_2 * mean_2 + ..."""
+    return Sum(jnp.stack([factor * mean.total for factor, mean in weighted]), jnp.stack([mean.weight for _, mean in weighted]))
+
+
+Metrics = dict[str, Mean | Max | Min | Sum]
+_NOTHING = {Mean: 0.0, Max: -jnp.inf, Min: jnp.inf, Sum: 0.0}
 
 
 def merge(a: Metrics, b: Metrics) -> Metrics:
@@ -63,7 +83,7 @@ def merge(a: Metrics, b: Metrics) -> Metrics:
 
 def over_axis(stacked: Metrics) -> Metrics:
     """Merges metrics over the leading axis of their arrays (one entry per update)."""
-    reduce: dict[type, Callable[..., jax.Array]] = {Mean: jnp.sum, Max: jnp.max, Min: jnp.min}
+    reduce: dict[type, Callable[..., jax.Array]] = {Mean: jnp.sum, Max: jnp.max, Min: jnp.min, Sum: jnp.sum}
     return {name: type(m)(*(reduce[type(m)](x, axis=0) for x in m)) for name, m in stacked.items()}
 
 

@@ -152,6 +152,8 @@ def policy_loss(
     logp, old, ref, advantages = valid(logp), valid(old_logprobs), valid(ref_logprobs), valid(advantages)
     terms, ratio, active = surrogate_terms(logp, old, advantages, mask, cfg)
     metrics = policy_metrics(logp, entropy, old, mask, ratio=ratio, active=active)
+    if sampler_logprobs is not None:  # under a correction the old log-probs are the trainer's own
+        metrics["logprob_gap"] = mean_of(jnp.abs(logp - valid(sampler_logprobs)), mask)
     if ref is not None:
         metrics["kl"] = mean_of(kl_terms(logp, ref), mask)
     if cfg.rollout_correction != "none":

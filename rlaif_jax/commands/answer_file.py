@@ -13,6 +13,7 @@ import jax
 from rich.console import Console
 from rich.progress import track
 
+from rlaif_jax import state_files
 from rlaif_jax.data.records import Prompt
 from rlaif_jax.data.sources import load
 from rlaif_jax.errors import UserError
@@ -93,7 +94,7 @@ def _resume(out: Path, settings: dict[str, Any]) -> int:
         write_json(beside, settings)
         out.touch()
         return 0
-    found = json.loads(beside.read_text(encoding="utf-8")) if beside.exists() else {}
+    found = state_files.read_json(beside) if beside.exists() else {}
     if changed := sorted(k for k in settings if found.get(k) != settings[k]):
         raise UserError(f"{out} was written with other settings ({', '.join(changed)}); choose another --out or move it away")
     whole, newline, _ = out.read_bytes().rpartition(b"\n")

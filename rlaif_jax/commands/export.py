@@ -13,6 +13,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from rlaif_jax import state_files
 from rlaif_jax.commands.model_card import hub_name, model_card
 from rlaif_jax.config.stages import stage_of
 from rlaif_jax.data.tokenizer import Tokenizer
@@ -126,7 +127,7 @@ def _write_card(x: Run, stage: str, folder: Path, facts: str, *, scalar: bool, a
             f"load the tokenizer with {kind}, as shown in the exported README.md", style="yellow", markup=False,
         )  # fmt: skip
     card = model_card(x, stage, facts, scalar=scalar, adapter=adapter, tokenizer=kind)
-    (folder / "README.md").write_text(card, encoding="utf-8")
+    state_files.write_text(folder / "README.md", card)
 
 
 def _generation_config(x: Run, tokenizer: Tokenizer, config: dict[str, Any]) -> dict[str, Any]:

@@ -5,10 +5,8 @@ from __future__ import annotations
 import dataclasses
 import os
 from pathlib import Path
-from typing import Any
 
 import jax
-import jax.numpy as jnp
 import orbax.checkpoint as ocp
 from rich.console import Console
 
@@ -34,8 +32,6 @@ def import_model(folder: str | Path, out: str | Path, *, dtype: str = "", consol
     tokenizer = Tokenizer.load(folder, model.vocab_size)
     place = Placement(make_mesh(MeshConfig(data=1, fsdp=-1)))
     params = load_weights(Path(folder), model, place, found.scalar)
-    if not _finite(params):
-        raise UserError(f"{folder}: the weights contain NaN or infinity")
     part = out.with_name(f".{out.name}.{os.getpid()}.part")
     with ocp.StandardCheckpointer() as checkpointer:
         checkpointer.save((part / ORBAX_FOLDER).absolute(), params)
@@ -49,8 +45,3 @@ def import_model(folder: str | Path, out: str | Path, *, dtype: str = "", consol
     kind = "reward model" if found.scalar else "language model"
     console.print(f"{found.raw['model_type']} {kind}, {parameter_count(model):,} parameters, {size}", markup=False)
     console.print(f"{out}: start from it with --set model.init_from={out}", soft_wrap=True, markup=False)
-
-
-def _finite(params: Any) -> bool:
-    """Whether all weights are finite."""
-    return bool(jax.jit(lambda p: jnp.all(jnp.array([jnp.all(jnp.isfinite(x)) for x in jax.tree.leaves(p)])))(params))

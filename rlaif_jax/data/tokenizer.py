@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from rlaif_jax import state_files
 from rlaif_jax.data.chat_template import CHATML, ChatTemplate, Part
 from rlaif_jax.data.records import turns_of
 from rlaif_jax.errors import UserError
@@ -170,10 +171,10 @@ class Tokenizer:
             config["additional_special_tokens"] = config.pop("extra_special_tokens")
         for name in ("is_local", "local_files_only", "backend"):  # facts of this process, not of the tokenizer
             config.pop(name, None)
-        path.write_text(json.dumps(config, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
+        state_files.write_text(path, json.dumps(config, ensure_ascii=False, indent=2) + "\n")
         generation = Path(folder) / "generation_config.json"
         if self._more_ends and not generation.exists():
-            generation.write_text(json.dumps({"eos_token_id": list(self.eos_ids)}) + "\n", encoding="utf-8")
+            state_files.write_text(generation, json.dumps({"eos_token_id": list(self.eos_ids)}) + "\n")
 
     def _encode_parts(self, parts: Sequence[Part]) -> list[int]:
         """Tokens of a chat. The texts of turns are encoded together with the template's text, as in the model's own training,

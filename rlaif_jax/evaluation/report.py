@@ -5,13 +5,13 @@ from __future__ import annotations
 import base64
 import itertools
 import json
-import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from rlaif_jax import state_files
 from rlaif_jax.errors import UserError
 from rlaif_jax.evaluation import export
 from rlaif_jax.evaluation.compare import PLAIN, WHOLE_SET, System, check_systems, difference, figures, is_rate, metric_names
@@ -129,12 +129,8 @@ def write_report(folder: Path, report: Report) -> ReportPaths:
     }
     for group, plots in {"metrics": content["bars"], **content["plots"]}.items():
         texts |= {paths.figures / f"{_file_name(group)}_{_file_name(name)}.svg": plot.svg for name, plot in plots.items()}
-    paths.figures.mkdir(parents=True, exist_ok=True)
-    for path, text in texts.items():
-        part = path.with_name(f".{path.name}.{os.getpid()}.part")
-        # an invalid character (a lone surrogate) in an answer must not stop the report
-        part.write_text(text, encoding="utf-8", errors="replace")
-        os.replace(part, path)
+    for path, text in texts.items():  # an invalid character (a lone surrogate) in an answer must not stop the report
+        state_files.write_text(path, text.encode("utf-8", errors="replace").decode("utf-8"))
     return paths
 
 

@@ -20,6 +20,7 @@ from typing import Annotated, Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from rlaif_jax import state_files
 from rlaif_jax.data.records import PreferencePair, Prompt, SftExample
 from rlaif_jax.data.streams import stream
 from rlaif_jax.errors import UserError
@@ -113,7 +114,7 @@ def curate(
             progress.update(task, total=finished + len(todo), completed=finished)
             for start in range(0, len(todo), cfg.chunk):
                 new = _curate_chunk(todo[start : start + cfg.chunk], author, feedback, retriever, cfg, seed, principles)
-                file.writelines(json.dumps(item, ensure_ascii=False) + "\n" for item in new)
+                file.writelines(json.dumps(state_files.sealed(item), ensure_ascii=False) + "\n" for item in new)
                 file.flush()
                 os.fsync(file.fileno())
                 items |= {key_of(item): item for item in new}

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from rlaif_jax import state_files
 from rlaif_jax.data.records import PreferencePair, from_row
 from rlaif_jax.errors import UserError
 from rlaif_jax.feedback.debate import Debate
@@ -27,14 +27,13 @@ def key_of(item: Mapping[str, Any]) -> tuple[str, str]:
 def read_items(path: Path) -> list[dict[str, Any]]:
     """The items of a file, one per prompt; none if there is no file. An incomplete last line, left by a crash, is skipped.
 
-    UserError with file and line for a line that is not an item.
+    UserError with file and line for a line that is not an item, or that was changed.
     """
     items: dict[tuple[str, str], dict[str, Any]] = {}
-    for number, line in enumerate(path.read_bytes().split(b"\n")[:-1] if path.exists() else [], 1):
+    for number, item in enumerate(state_files.read_rows(path), 1):
         try:
-            item = json.loads(line.decode("utf-8"))
             _check_item(item, f"{path}:{number}")
-        except (ValueError, RecursionError, KeyError, TypeError, AttributeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
             why = error if isinstance(error, ValueError) else type(error).__name__
             raise UserError(f"{path}:{number} is not an item of the curation ({why}); mend or delete the line") from error
         items[key_of(item)] = item

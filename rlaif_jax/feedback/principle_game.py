@@ -22,6 +22,7 @@ import numpy as np
 from rich.console import Console
 from rich.progress import Progress
 
+from rlaif_jax import state_files
 from rlaif_jax.data.records import LabelledResponse, Prompt
 from rlaif_jax.data.streams import stream
 from rlaif_jax.errors import UserError
@@ -261,14 +262,14 @@ class PrincipleGame:
 
     def _read_rounds(self) -> list[dict[str, Any]]:
         """The rows of the finished rounds. UserError that names the file if it is damaged."""
+        rows = state_files.read_rows(self._rounds_file, whole=True)
         try:
-            rows = [json.loads(line) for line in self._rounds_file.read_text(encoding="utf-8").split("\n") if line]
             counts = [(row["principle_versions"], row["strategy_versions"]) for row in rows]
             if not rows or not all(type(n) is int and n > 0 for pair in counts for n in pair):
                 raise ValueError("expected one row per round, with its numbers of versions")
             if counts[-1][0] > len(self.principles.rows) or counts[-1][1] > len(self.strategies.rows):
                 raise ValueError("it counts more versions than versions.json has")
-        except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        except (ValueError, KeyError, TypeError) as error:
             why = f"{type(error).__name__}: {error!s:.200}"
             raise UserError(f"{self._rounds_file} is damaged ({why}); move the folder of the stage away to begin again") from error
         return rows
@@ -279,10 +280,7 @@ class PrincipleGame:
         return {"round": number, **scores, **counts, **sizes, **versions}
 
     def _write(self, rows: list[dict[str, Any]]) -> None:
-        text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-        temporary = self._rounds_file.with_suffix(".tmp")
-        temporary.write_text(text, encoding="utf-8")
-        temporary.replace(self._rounds_file)
+        state_files.write_rows(self._rounds_file, map(state_files.sealed, rows))
 
 
 def _parse_edit(text: str) -> dict[str, Any]:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-import json
 import math
 import re
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
 
+from rlaif_jax import state_files
 from rlaif_jax.errors import UserError, read_text, shown
 from rlaif_jax.language import ZH, Language
 
@@ -94,13 +95,19 @@ class Versions:
     def add(self, rules: Sequence[str], score: float | None, why: str, accepted: bool) -> int:
         """Saves a version and returns its number."""
         number = len(self.rows)
-        self.path(number).write_text(rules_text(rules), encoding="utf-8")
-        self.rows.append({"version": number, "score": score, "why": why, "accepted": accepted})
-        self._index.write_text(json.dumps(self.rows, ensure_ascii=False, indent=1), encoding="utf-8")
+        text = rules_text(rules)
+        state_files.write_text(self.path(number), text)
+        row = {"version": number, "score": score, "why": why, "accepted": accepted, "sum": zlib.crc32(text.encode())}
+        self.rows.append(row)
+        state_files.write_json(self._index, [state_files.sealed(row) for row in self.rows])
         return number
 
     def truncate(self, count: int) -> None:
-        """Drops all versions from number `count` on, left by an interrupted round that is played again."""
+        """Drops all versions from number `count` on, left by an interrupted round that is played again. UserError if some before it
+        are missing."""
+        if len(self.rows) < count:
+            there = f"{self._index} has {len(self.rows)} of {count} versions"
+            raise UserError(f"{there}; {_AGAIN}")
         self.rows = self.rows[:count]
 
     def path(self, number: int) -> Path:
@@ -108,7 +115,10 @@ class Versions:
         return self._folder / f"v{number:03d}.txt"
 
     def rules(self, number: int) -> list[str]:
-        """The rules of a version."""
+        """The rules of a version. UserError if its file was changed."""
+        noted, path = self.rows[number].get("sum"), self.path(number)  # of an earlier version: None
+        if noted is not None and not (path.exists() and zlib.crc32(path.read_bytes()) == noted):
+            raise UserError(f"{path} is missing or damaged; {_AGAIN}")
         return read_rules(self.path(number))
 
     def best(self) -> int:
@@ -128,8 +138,9 @@ class Versions:
 
 def _read_index(path: Path) -> list[dict]:
     """The rows of versions.json. UserError that names the file if it is damaged."""
+    found = state_files.read_json(path)
+    rows = state_files.unsealed_rows(found if isinstance(found, list) else [None], lambda i: f"{path}, version {i}")
     try:
-        rows = json.loads(path.read_text(encoding="utf-8"))
         for number, row in enumerate(rows):
             score = row["score"]
             known = score is None or (type(score) in (int, float) and math.isfinite(score))
@@ -137,6 +148,6 @@ def _read_index(path: Path) -> list[dict]:
                 raise ValueError(f"row {number} has the version {row['version']!r:.40} and the score {score!r:.40}")
             if not isinstance(row["why"], str) or not isinstance(row["accepted"], bool):
                 raise ValueError(f"row {number} has no reason or no outcome")
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+    except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path} is damaged ({type(error).__name__}: {error!s:.200}); {_AGAIN}") from error
     return rows

@@ -20,6 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 from safetensors.numpy import save_file
 
+from rlaif_jax import state_files
 from rlaif_jax.errors import UserError
 from rlaif_jax.models import transformer
 from rlaif_jax.models.hf_files import INDEX, SINGLE, Checkpoint, listed
@@ -224,5 +225,5 @@ def save_params(
     if len(shards) > 1 and jax.process_index() == 0:
         weight_map = {name: file for file, names in zip(files, shards, strict=True) for name in names}
         index = {"metadata": {"total_size": sum(size_of.values())}, "weight_map": weight_map}
-        (folder / INDEX).write_text(json.dumps(index, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+        state_files.write_text(folder / INDEX, json.dumps(index, indent=2, sort_keys=True) + "\n")
     return [folder / file for file in files]

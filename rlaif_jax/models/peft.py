@@ -13,6 +13,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
+from rlaif_jax import state_files
 from rlaif_jax.errors import UserError
 from rlaif_jax.models.hf_files import listed
 from rlaif_jax.models.hf_weights import LAYER_NAMES
@@ -42,7 +43,7 @@ def save_adapter(
     save_file(tensors, folder / _WEIGHTS, metadata={"format": "pt"})
     found = {name: node["a"].shape[-1] for name, node in adapter["layers"].items()}
     config = _config(found, lora, base, scalar=score is not None)
-    (folder / _CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    state_files.write_text(folder / _CONFIG, json.dumps(config, indent=2, sort_keys=True) + "\n")
 
 
 def _name(layer: int, name: str, side: str) -> str:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import orbax.checkpoint as ocp
 
 from rlaif_jax.errors import UserError
@@ -79,7 +80,27 @@ def load_scalar(folder: str | Path, cfg: ModelConfig, place: Placement) -> dict:
 
 
 def load_weights(folder: Path, cfg: ModelConfig, place: Placement, scalar: bool, int8: bool = False) -> dict:
-    """The weights of a folder (see `load_policy`, `load_scalar`), from its Orbax checkpoint if it has one."""
+    """The weights of a folder (see `load_policy`, `load_scalar`), from its Orbax checkpoint if it has one.
+
+    UserError if a weight is NaN or infinite.
+    """
+    params = _load(folder, cfg, place, scalar, int8)
+    if not all_finite(params):
+        raise UserError(f"{folder}: the weights contain NaN or infinity; get an intact copy of the model")
+    return params
+
+
+@jax.jit
+def _all_finite(tree: Any) -> jax.Array:
+    return jnp.all(jnp.array([jnp.all(jnp.isfinite(x)) for x in jax.tree.leaves(tree)]))
+
+
+def all_finite(tree: Any) -> bool:
+    """Whether no number in these arrays is NaN or infinite."""
+    return bool(_all_finite(tree))
+
+
+def _load(folder: Path, cfg: ModelConfig, place: Placement, scalar: bool, int8: bool) -> dict:
     if not (folder / ORBAX_FOLDER).exists():
         return load_params(folder, cfg, place, scalar, int8)
     axes = heads.logical_axes(cfg) if scalar else transformer.logical_axes(cfg)

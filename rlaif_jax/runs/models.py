@@ -40,6 +40,8 @@ class RunModels:
     @functools.cached_property
     def tokenizer(self) -> Tokenizer:
         """The run's tokenizer."""
+        if self._run.is_done(TOKENIZER.name):
+            self._run.require(TOKENIZER.name)  # its files are as the stage left them
         return Tokenizer.load(self._run.folder(TOKENIZER.name) / "tokenizer")
 
     @functools.cached_property
@@ -140,7 +142,8 @@ class RunModels:
     def _restore(self, name: str, abstract: Any) -> Any:
         self._run.require(name)
         checkpoints, train = self._checkpoints(name)
-        params = checkpoints.restore_params(checkpoints.selected_step(train.select), abstract)
+        noted = self._run.facts(name).get("step")  # a done.json of an older version may lack it
+        params = checkpoints.restore_params(checkpoints.selected_step(train.select) if noted is None else noted, abstract)
         checkpoints.close()
         return params
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
+from rlaif_jax import state_files
 from rlaif_jax.errors import printable
 from rlaif_jax.rewards.base import RewardResult, Sample
 from rlaif_jax.runs.folder import Run
@@ -33,10 +34,9 @@ class SampleTable:
     def _append(self, step: int, rows: list[dict]) -> None:
         path = self._x.folder(self._stage) / "samples.jsonl"
         if not self._seen and path.exists():  # rows of a run that died after its last checkpoint come again
-            old = path.read_text(encoding="utf-8").split("\n")[:-1]
-            path.write_text("".join(line + "\n" for line in old if json.loads(line)["step"] < step), encoding="utf-8")
+            state_files.write_rows(path, (row for row in state_files.read_rows(path) if row.get("step", step) < step))
         self._seen = True
-        with path.open("a", encoding="utf-8") as file:
+        with state_files.writing(path), path.open("a", encoding="utf-8") as file:
             file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
 
 

@@ -42,8 +42,8 @@ class Sampler:
 def for_sampling(params: Any, cfg: ModelConfig, axes: Any, place: Placement) -> Any:
     """Parameters for sampling: in the compute dtype, gathered over fsdp once per rollout and not once per token. Under jit.
 
-    Adapters are merged into their weights. With `cfg.rollout_quant` int8 the matrices of the blocks are quantised to 8 bits;
-    matrices that are in 8 bits already stay so in any case.
+    Vectors keep their dtype, as in the trainer: norms compute in float32. Adapters are merged into their weights. With
+    `cfg.rollout_quant` int8 the matrices of the blocks are quantised to 8 bits; those that are in 8 bits already stay so anyway.
     """
     gathered = place.without("fsdp")
 
@@ -56,6 +56,8 @@ def for_sampling(params: Any, cfg: ModelConfig, axes: Any, place: Placement) -> 
     def one(axes, w):
         if isinstance(w, Int8):
             return in_8_bits(w, axes)
+        if len(axes) - ("layers" in axes) == 1:
+            return constrained(w, axes)
         w = (w.dense() if is_wrapped(w) else w).astype(cfg.compute_dtype)
         if cfg.rollout_quant == "float" or len(axes) < 3:
             return constrained(w, axes)

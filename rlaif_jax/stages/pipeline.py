@@ -40,18 +40,31 @@ def run(x: Run, names: Sequence[str] | None = None) -> None:
         raise UserError(f"several processes: {uneven[0]}")
     if names is None and not x.cfg.all_arms():
         x.console.print("note: the config has no arm, so no policy is trained by RL", style="yellow")
-    for stage in todo:
-        if on_first(partial(x.is_done, stage.name), "is done"):  # not a question that processes may answer differently
-            x.console.print(f"{stage.name}: done before, skipped")
-            continue
-        x.require_needs(stage)
-        on_first(partial(x.mark_begun, stage), "begins")
-        began = time.perf_counter()
-        facts = KINDS[stage.kind](x, stage)
-        x.mark_done(stage.name, began, facts)
-        x.console.print(f"{stage.name}: done in {time.perf_counter() - began:.0f} s  {_short(facts)}", markup=False)
-        if stage is TOKENIZER and not x.cfg.data.root:  # the bundled corpus has just been written
-            _check_data(x, [s for s in todo if s is not TOKENIZER and not x.is_done(s.name)])
+    with x.locked():
+        for stage in todo:
+            if on_first(partial(_is_done, x, stage), "is done"):  # not a question that processes may answer differently
+                x.console.print(f"{stage.name}: done before, skipped")
+                continue
+            x.require_needs(stage)
+            on_first(partial(x.mark_begun, stage), "begins")
+            began = time.perf_counter()
+            facts = KINDS[stage.kind](x, stage)
+            x.mark_done(stage.name, began, facts)
+            x.console.print(f"{stage.name}: done in {time.perf_counter() - began:.0f} s  {_short(facts)}", markup=False)
+            if stage is TOKENIZER and not x.cfg.data.root:  # the bundled corpus has just been written
+                _check_data(x, [s for s in todo if s is not TOKENIZER and not x.is_done(s.name)])
+
+
+def _is_done(x: Run, stage: Stage) -> bool:
+    """Whether the stage has finished. UserError if its files changed since then; only a report is simply written again."""
+    if not x.is_done(stage.name):
+        return False
+    damage = x.damage(stage.name)
+    if damage and stage.kind != "report":
+        raise UserError(damage)
+    if damage:
+        x.console.print(f"note: {damage.partition('. ')[0]}: it is written again", style="yellow", markup=False)
+    return not damage
 
 
 def _check_before(x: Run, todo: Sequence[Stage]) -> None:
@@ -62,6 +75,8 @@ def _check_before(x: Run, todo: Sequence[Stage]) -> None:
             rl.require_memory(x, stage.name)
             for function in x.cfg.all_arms()[stage.name].functions.values():
                 x.resolve(function.function)
+    if x.is_done(TOKENIZER.name):
+        x.require(TOKENIZER.name)  # its files are as the stage left them
     if x.cfg.data.root or x.is_done(TOKENIZER.name):
         _check_data(x, todo)
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from rlaif_jax import state_files
 from rlaif_jax.config.stages import Stage
 from rlaif_jax.data.records import LabelledResponse
 from rlaif_jax.errors import UserError, printable
@@ -51,8 +52,8 @@ def _play(x: Run, stage: Stage, prompts: Prompts, llm: LLM) -> Mapping[str, Any]
     on_test = measure_on(judge, test)
     before, after = on_test(start), on_test(best)
     write_json(folder / "result.json", {"rounds": rows, "test_before": before, "test_after": after})
-    (folder / "principles.txt").write_text(rules_text(best), encoding="utf-8")
-    (folder / "diff.txt").write_text(diff(start, best) + "\n", encoding="utf-8")
+    state_files.write_text(folder / "principles.txt", rules_text(best))
+    state_files.write_text(folder / "diff.txt", diff(start, best) + "\n")
     x.console.print(printable(diff(start, best)), markup=False, highlight=False)
     names = ("balanced_accuracy", "kappa", "accuracy")
     found = {f"test_{n}_{when}": scores[n] for n in names for when, scores in (("before", before), ("after", after))}

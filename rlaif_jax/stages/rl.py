@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import jax
@@ -24,8 +26,6 @@ from rlaif_jax.runs.samples import SampleTable
 from rlaif_jax.sampling import filters
 from rlaif_jax.sharding.memory import require_host_memory
 from rlaif_jax.trainers import loop, rl, rl_programs, rollout
-from rlaif_jax.trainers.health import Health
-from rlaif_jax.trainers.metrics_log import read_metrics
 from rlaif_jax.trainers.offload import to_host
 from rlaif_jax.trainers.rl_types import RlPrograms, RlState
 
@@ -61,7 +61,11 @@ def run(x: Run, stage: Stage) -> Mapping[str, Any]:
         on_samples=SampleTable(x, name).show,
     )  # fmt: skip
     evaluate = _evaluation(programs, reward, held_out, models=models, sampling=sampling, seed=stream(seed, "rl/held-out"))
-    loop.fit(_watched(x, name, cfg), state, shardings, batches, step, evaluate)
+    job = loop.Job(
+        name, x.folder(name), cfg.train, x.console, lambda metrics: metrics["reward"], x.cfg.logging.wandb_project,
+        partial(x.on_log, name),
+    )  # fmt: skip
+    loop.fit(job, state, shardings, batches, step, evaluate)
     return facts | models.selected(name)
 
 
@@ -89,18 +93,6 @@ def _reference(models: RunModels, programs: RlPrograms) -> Any:
     return to_host(reference) if programs.rl.offload_reference else reference
 
 
-def _watched(x: Run, name: str, cfg: RlConfig) -> loop.Job:
-    """The stage, with warnings on the terminal when its metrics show a problem."""
-    rows = read_metrics(x.folder(name) / "metrics.jsonl")
-    health = Health(lambda text: x.console.print(f"{name}: {text}", style="yellow", markup=False), *rows[:1])
-
-    def watch(step: int, means: dict[str, float]) -> None:
-        health.look(step, means)
-        x.on_log(name, step, means)
-
-    return loop.Job(name, x.folder(name), cfg.train, x.console, lambda m: m["reward"], x.cfg.logging.wandb_project, watch)
-
-
 def _evaluation(programs: RlPrograms, reward: RewardFn, records: list, *, models: RunModels, sampling, seed: int):
     """Mean reward of sampled answers to held-out training prompts, with the training sampler's shape."""
     cfg, tokenizer = programs.rl, models.tokenizer
@@ -108,11 +100,13 @@ def _evaluation(programs: RlPrograms, reward: RewardFn, records: list, *, models
 
     def evaluate(state: RlState) -> dict[str, float]:
         policy, kept = programs.trainable.full_params(state.frozen, state.params), []
-        for batch in batches:
-            decoded = programs.sampler(policy, batch["tokens"], batch["segment_ids"], seed, 0, sampling)
+        for number, batch in enumerate(batches):
+            first = number * cfg.train.batch_size * cfg.group_size  # each prompt has its own noise, for every batch size
+            decoded = programs.sampler(policy, batch["tokens"], batch["segment_ids"], seed, 0, sampling, first)
             samples, _ = rollout.to_samples(decoded, [records[int(r)] for r in batch["row"]], cfg.group_size, tokenizer)
             result = checked(reward(samples), cfg.max_invalid_rewards)
             kept.append(result.values[result.valid & (np.repeat(batch["row_mask"], cfg.group_size) > 0)])
-        return {"reward": float(np.concatenate(kept).mean())}
+        rewards = np.concatenate(kept)
+        return {"reward": float(rewards.mean()) if len(rewards) else math.nan}
 
     return evaluate

@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from rlaif_jax.algorithms.mean import Mean, mean_of
+from rlaif_jax.algorithms.mean import Mean, Metrics, Sum, mean_of, sum_of
 from rlaif_jax.models import ops, transformer
 from rlaif_jax.models.model_config import ModelConfig
 from rlaif_jax.sharding.placement import Placement
@@ -16,7 +16,7 @@ from rlaif_jax.trainers.sft import sft_loss
 
 def verdict_loss(
     params: Any, batch: dict[str, jax.Array], cfg: ModelConfig, words: tuple[int, int], place: Placement | None = None
-) -> tuple[Mean, dict[str, Mean]]:
+) -> tuple[Mean, Metrics]:
     """Cross-entropy of the verdicts in nats: 2 * its mean over Good labels + its mean over Bad labels.
 
     The factor 2 makes P(Good) = 2/3 where the two cannot be distinguished, so a judge in doubt says Good. P(Good) is
@@ -30,24 +30,20 @@ def verdict_loss(
     gap = (both[..., 0] - both[..., 1])[:, :-1]  # where the next word is the verdict
     asked, is_good = flat["loss_mask"][:, 1:], flat["tokens"][:, 1:] == words[0]
     good, bad = asked * is_good, asked * ~is_good
-    loss = 2.0 * _ratio(jax.nn.softplus(-gap), good) + _ratio(jax.nn.softplus(gap), bad)
+    loss = sum_of((2.0, mean_of(jax.nn.softplus(-gap), good)), (1.0, mean_of(jax.nn.softplus(gap), bad)))
     right = {"good_accuracy": mean_of(gap > 0, good), "bad_accuracy": mean_of(gap <= 0, bad)}
-    balanced = Mean(sum(m.total / jnp.maximum(m.weight, 1.0) for m in right.values()) / 2, jnp.float32(1.0))
-    return Mean(loss, jnp.float32(1.0)), right | {"accuracy": balanced}
-
-
-def _ratio(x: jax.Array, mask: jax.Array) -> jax.Array:
-    mean = mean_of(x, mask)
-    return mean.total / jnp.maximum(mean.weight, 1.0)
+    balanced = sum_of(*((0.5, m) for m in right.values()))
+    return Mean(loss.value(), jnp.float32(1.0)), right | {"accuracy": balanced, "loss": loss}
 
 
 def feedback_loss(
     params: Any, batch: dict[str, Any], cfg: ModelConfig, words: tuple[int, int], place: Placement | None = None
-) -> tuple[Mean, dict[str, Mean]]:
+) -> tuple[Mean, Metrics]:
     """The language-modelling loss of the roles plus the loss of the verdicts. A part that the batch lacks adds 0."""
-    total, metrics = jnp.float32(0.0), {}
+    terms, metrics = [], {}
     for name, part in batch.items():
         loss, found = sft_loss(params, part, cfg, place) if name == "roles" else verdict_loss(params, part, cfg, words, place)
-        total += loss.total / jnp.maximum(loss.weight, 1.0)
+        terms.append(found.pop("loss", sum_of((1.0, loss))))
         metrics |= found
-    return Mean(total, jnp.float32(1.0)), metrics
+    total = Sum(*(jnp.concatenate([getattr(term, field) for term in terms]) for field in Sum._fields))
+    return Mean(total.value(), jnp.float32(1.0)), metrics | {"loss": total}

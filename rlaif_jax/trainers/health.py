@@ -1,4 +1,4 @@
-"""Warnings for RL runs that go wrong, each with settings to try. They change nothing in the run."""
+"""Warnings for training that goes wrong, each with settings to try. They change nothing in the run."""
 
 from __future__ import annotations
 
@@ -51,7 +51,8 @@ SYMPTOMS = (
             "the critic predicts worse than a constant (explained variance {explained_variance:.2f}). Try rl.critic.warmup or a "
             "larger rl.critic.optimizer.learning_rate"),
     Symptom("steps skipped", lambda now, first: now.get("skipped", 0.0) > 0,
-            "{skipped:.0f} updates were skipped, since their loss or gradient was not finite. Try a smaller learning rate"),
+            "{skipped:.0f} updates were skipped, since their loss or gradient was not finite, or their batch had no valid row. "
+            "Try a smaller learning rate"),
 )  # fmt: skip
 
 

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
+
+from rlaif_jax import state_files
+from rlaif_jax.errors import UserError
 
 # Names of version 0.1, which are also written for one more release, so that dashboards keep working.
 _OLD_NAMES = {
@@ -24,17 +28,13 @@ class MetricsWriter:
     """
 
     def __init__(self, folder: Path, resume_step: int, wandb_project: str = "", name: str = ""):
-        from tensorboardX import SummaryWriter
-
         self.path, self._silent = folder / "metrics.jsonl", jax.process_index() > 0
         if self._silent:
             return
         folder.mkdir(parents=True, exist_ok=True)
-        kept = [row for row in read_metrics(self.path) if row["step"] <= resume_step]
-        text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in kept)
-        self.path.write_text(text, encoding="utf-8")
-        self._file = self.path.open("a", encoding="utf-8")
-        self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=resume_step + 1)
+        state_files.write_rows(self.path, (row for row in read_metrics(self.path) if row["step"] <= resume_step))
+        with state_files.writing(self.path):
+            self._file, self._board = self.path.open("a", encoding="utf-8"), _Board(folder / "tensorboard", resume_step + 1)
         self._wandb = _start_wandb(wandb_project, name, folder)
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
@@ -43,11 +43,10 @@ class MetricsWriter:
             return
         row = {k: (float(v) if v == v and abs(v) != float("inf") else None) for k, v in values.items()}
         row |= {_OLD_NAMES[k]: v for k, v in row.items() if k in _OLD_NAMES}
-        self._file.write(json.dumps({"step": step, **row}, ensure_ascii=False) + "\n")
-        self._file.flush()
-        for name, value in row.items():
-            if value is not None:
-                self._board.add_scalar(name, value, step)
+        with state_files.writing(self.path):
+            self._file.write(json.dumps({"step": step, **row}, ensure_ascii=False) + "\n")
+            self._file.flush()
+            self._board.write(step, {name: value for name, value in row.items() if value is not None})
         if self._wandb is not None:
             self._wandb.log(row, step=step)
 
@@ -55,10 +54,33 @@ class MetricsWriter:
         """Flushes everything."""
         if self._silent:
             return
-        self._file.close()
-        self._board.close()
+        with state_files.writing(self.path):
+            self._file.close()
+            self._board.close()
         if self._wandb is not None:
             self._wandb.finish()
+
+
+class _Board:
+    """TensorBoard's file of events, written at once: the library's writer is a thread, which a full disk ends unnoticed."""
+
+    def __init__(self, folder: Path, first_step: int):
+        """TensorBoard forgets what earlier files of the folder have from `first_step` on."""
+        from tensorboardX.event_file_writer import EventsWriter
+        from tensorboardX.proto.event_pb2 import Event, SessionLog
+        from tensorboardX.summary import scalar
+
+        folder.mkdir(parents=True, exist_ok=True)
+        self._event, self._scalar, self._events = Event, scalar, EventsWriter(str(folder / "events"))
+        self._events.write_event(Event(step=first_step, session_log=SessionLog(status=SessionLog.START)))
+
+    def write(self, step: int, values: Mapping[str, float]) -> None:
+        for name, value in values.items():
+            self._events.write_event(self._event(step=step, wall_time=time.time(), summary=self._scalar(name, value)))
+        self._events.flush()
+
+    def close(self) -> None:
+        self._events.close()
 
 
 def _start_wandb(project: str, name: str, folder: Path) -> Any:
@@ -67,20 +89,15 @@ def _start_wandb(project: str, name: str, folder: Path) -> Any:
     try:
         import wandb
     except ImportError as error:
-        from rlaif_jax.errors import UserError
-
         raise UserError("logging.wandb_project is set, but wandb is not installed: pip install wandb") from error
     return wandb.init(project=project, name=name, dir=str(folder), resume="allow")
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The rows of a metrics.jsonl. An incomplete last line, left by a killed process, is skipped."""
-    if not path.exists():
-        return []
-    rows = []
-    for line in path.read_text(encoding="utf-8").split("\n")[:-1]:
-        try:
-            rows.append(json.loads(line))
-        except json.JSONDecodeError:
-            break
+    """The rows of a metrics.jsonl. An incomplete last line, left by a killed process, is skipped. UserError for any other line
+    that is not an object with a step."""
+    rows = state_files.read_rows(path)
+    for number, row in enumerate(rows, 1):
+        if not isinstance(row.get("step"), int):
+            raise UserError(f"{path}:{number} is damaged: it has no step; mend or delete the line")
     return rows

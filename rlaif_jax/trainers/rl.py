@@ -180,9 +180,11 @@ def make_compute_advantages(rl: RlConfig) -> Callable[..., tuple[RlBatch, RlNumb
         metrics |= found | {
             "length_tokens": jnp.mean(lengths),
             "finished": jnp.mean(decoded.finished.astype(jnp.float32)),
-            "frac_reward_zero_std": 1.0 - jnp.mean(adv.groups_with_signal(rewards, valid, rl.group_size).astype(jnp.float32)),
             "tokens": jnp.sum(batch.segment_ids).astype(jnp.float32),
         }
+        if rl.group_size > 1:  # one sample alone has no spread, and needs none: a critic or no baseline gives its signal
+            signal = adv.groups_with_signal(rewards, valid, rl.group_size)
+            metrics["frac_reward_zero_std"] = 1.0 - jnp.mean(signal.astype(jnp.float32))
         return batch, RlNumbers(coefficient, stats), metrics
 
     return compute_advantages

@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from rlaif_jax.algorithms.mean import Mean, Metrics, mean_of, merge
 from rlaif_jax.models import transformer
@@ -50,7 +51,10 @@ def make_evaluate(
     loss_fn: Callable[[Any, dict], Any], batches: Callable[[], Iterable[dict]], place: Placement,
     prepare: Prepare = lambda batch: batch,
 ) -> Callable[[TrainState], dict[str, float]]:  # fmt: skip
-    """evaluate(state) -> {"loss", ...}: exact means over an evaluation set, in which every row counts once."""
+    """evaluate(state) -> {"loss", ...}: exact means over an evaluation set, in which every row counts once.
+
+    Where `loss_fn` has a "loss" among its metrics, that is taken, since a sum of several means is not a mean of rows.
+    """
 
     @jax.jit
     def one(params, frozen, batch):
@@ -62,6 +66,6 @@ def make_evaluate(
         for batch in batches():
             sums = jax.device_get(one(state.params, state.frozen, prepare(global_batch(batch, place))))
             total = sums if total is None else merge(total, sums)
-        return {name: float(m.total / m.weight) for name, m in total.items() if m.weight > 0}
+        return {name: float(m.value()) for name, m in total.items() if np.any(m.weight > 0)}
 
     return evaluate

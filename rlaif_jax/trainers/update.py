@@ -22,7 +22,7 @@ LossFn = Callable[[Any, Any], tuple[Mean, Metrics]]  # (params, batch) -> loss; 
 
 @chex.dataclass(frozen=True, kw_only=True)
 class TrainState:
-    """The state of training. `skipped` counts steps whose loss or gradient was not finite.
+    """The state of training. `skipped` counts steps whose loss or gradient was not finite, or without a row to train on.
 
     `frozen`: weights that the loss reads but no step changes (the base of an adapter). They are not saved in checkpoints.
     """
@@ -100,7 +100,8 @@ def make_update_fn(loss_fn: LossFn, optimizer: optax.GradientTransformation, acc
 
     With frozen weights in the state, `loss_fn` is called as loss_fn(params, batch, frozen=...).
 
-    If the loss or the gradient norm is not finite, the step changes only `skipped` and `step`.
+    If the loss or the gradient norm is not finite, or the batch has no valid row, the step changes only `skipped` and `step`: with
+    a gradient of zero, weight decay and momentum would still change the weights.
     """
 
     def update(state: TrainState, batch: Any) -> tuple[TrainState, Metrics]:
@@ -111,11 +112,11 @@ def make_update_fn(loss_fn: LossFn, optimizer: optax.GradientTransformation, acc
         norm = optax.global_norm(grads)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
-        finite = jnp.isfinite(norm) & jnp.isfinite(loss.value())
+        usable = jnp.isfinite(norm) & jnp.isfinite(loss.value()) & (loss.weight > 0)
         params, opt_state = jax.tree.map(
-            lambda new, old: jnp.where(finite, new, old), (params, opt_state), (state.params, state.opt_state)
+            lambda new, old: jnp.where(usable, new, old), (params, opt_state), (state.params, state.opt_state)
         )
-        skipped = state.skipped + (~finite).astype(jnp.int32)
+        skipped = state.skipped + (~usable).astype(jnp.int32)
         new_state = state.replace(params=params, opt_state=opt_state, step=state.step + 1, skipped=skipped)
         return new_state, metrics | {"loss": loss, "grad_norm": Mean(norm, jnp.float32(1.0))}
 

@@ -106,7 +106,7 @@ def test_padding_never_counts_and_gets_no_gradient(options):
 
 def test_identical_weights_give_ratio_one_no_kl_and_no_clip():
     logp, entropy, batch = batch_of()
-    batch |= {"old_logprobs": logp, "ref_logprobs": logp}
+    batch |= {"old_logprobs": logp, "ref_logprobs": logp, "sampler_logprobs": logp}
     _, found = policy_loss(jnp.array(logp), entropy, PolicyConfig(), KlConfig(), **batch)
     metrics = {k: float(m.value()) for k, m in found.items()}
     assert metrics["ratio"] == metrics["ratio_max"] == metrics["ratio_min"] == 1.0
@@ -171,3 +171,11 @@ def test_kl_estimators_and_controller():
 def test_settings_that_cannot_work_are_refused(options, said):
     with pytest.raises(UserError, match=said):
         PolicyConfig(**options)
+
+
+def test_the_gap_is_the_samplers_also_where_the_old_logprobs_are_the_trainers():
+    logp, entropy, batch = batch_of()
+    batch |= {"old_logprobs": logp, "sampler_logprobs": (logp - 0.3).astype(np.float32)}
+    for how in ("none", "token_truncate"):
+        _, found = policy_loss(jnp.array(logp), entropy, PolicyConfig(rollout_correction=how), KlConfig(), **batch)
+        assert abs(float(found["logprob_gap"].value()) - 0.3) < 1e-5

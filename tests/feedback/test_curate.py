@@ -256,7 +256,7 @@ def test_a_damaged_line_is_named(tmp_path, line):
     path = tmp_path / "items.jsonl"
     run(path, 1)
     path.write_bytes(path.read_bytes() + line + b"\n")
-    with pytest.raises(UserError, match=r"items.jsonl:2 is not an item"):
+    with pytest.raises(UserError, match=r"items.jsonl:2 is (not an item|damaged)"):
         read_items(path)
 
 
@@ -313,3 +313,18 @@ def test_popularity_breaks_ties(one_device):
     plain = Retriever(examples, embed, one_device)(["甲"], 1)[0][0]
     popular = Retriever(examples, embed, one_device, popularity_weight=1.0)(["甲"], 1)[0][0]
     assert popular.prompt == "甲丙" and plain.prompt in ("甲乙", "甲丙")
+
+
+def test_a_changed_item_is_named_and_a_cut_one_is_curated_again(tmp_path):
+    path = tmp_path / "items.jsonl"
+    items = curate([Prompt("好的祝福"), Prompt("新年祝福")], Agent(Panel(), PROMPTS), Agent(Panel(), PROMPTS), None,
+                   CurateConfig(candidates=2), path, seed=0, console=Console(quiet=True))  # fmt: skip
+    whole = path.read_bytes()
+    assert read_items(path) == items
+    path.write_bytes(whole.replace("新年".encode(), "旧年".encode(), 1))
+    with pytest.raises(UserError, match=r"items\.jsonl:2 is damaged"):
+        read_items(path)
+    path.write_bytes(whole[:-9])
+    assert read_items(path) == items[:1], "the last line is incomplete"
+    path.write_bytes(b"".join(json.dumps(item).encode() + b"\n" for item in items))
+    assert read_items(path) == items, "an earlier version wrote no checksums"

@@ -336,3 +336,24 @@ def test_rule_files(tmp_path):
         assert not any(is_han(c) for rule in english for c in rule)
     with pytest.raises(UserError, match="game"):
         GameConfig(games=0, reflections=0)
+
+
+def test_damaged_versions_and_rules_are_named(tmp_path):
+    versions = Versions(tmp_path / "principles")
+    versions.add(["不说套话"], 0.5, "start", True)
+    versions.add(["不说套话", "要有画面"], 0.7, "suggested", True)
+    assert Versions(tmp_path / "principles").rules(1) == ["不说套话", "要有画面"]
+    index, rules = tmp_path / "principles" / "versions.json", tmp_path / "principles" / "v001.txt"
+    for path, read in ((index, lambda: Versions(tmp_path / "principles")), (rules, lambda: versions.rules(1))):
+        whole = path.read_bytes()
+        for content in (b"", whole[:-4], whole.replace(b"0.7", b"0.2"), whole.replace("画".encode(), "花".encode()), None):
+            if content == whole:
+                continue
+            path.unlink() if content is None else path.write_bytes(content)
+            if path == index and content is None:
+                with pytest.raises(UserError, match="has 0 of 2 versions"):
+                    read().truncate(2)
+            else:
+                with pytest.raises(UserError, match=path.name):
+                    read()
+            path.write_bytes(whole)

@@ -44,7 +44,7 @@ def test_verdict_loss_equals_its_numpy_twin_which_reads_every_chat_by_itself(sma
     assert len(good) == 9 and len(bad) == 3
     expected = 2 * np.log1p(np.exp(-good)).mean() + np.log1p(np.exp(bad)).mean()
     assert np.isclose(float(loss.total / loss.weight), expected, rtol=1e-5)
-    found = {k: float(m.total / m.weight) for k, m in metrics.items()}
+    found = {k: float(m.value()) for k, m in metrics.items()}
     assert np.isclose(found["good_accuracy"], np.mean(good > 0)) and np.isclose(found["bad_accuracy"], np.mean(bad <= 0))
     assert np.isclose(found["accuracy"], (np.mean(good > 0) + np.mean(bad <= 0)) / 2)
 

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import random
 from pathlib import Path
 from typing import Annotated, Any
 
+from rlaif_jax import state_files
 from rlaif_jax.data.corpus.corrupt import flawed_response
 from rlaif_jax.data.corpus.flaws import RESPONSE_ONLY, applicable_flaws
 from rlaif_jax.data.corpus.gold import gold_flaws
@@ -123,11 +123,8 @@ def generate(seed: int, sizes: CorpusConfig | None = None) -> Corpus:
 
 def write(corpus: Corpus, folder: str | Path) -> None:
     """Writes the parts as JSON lines (UTF-8) into `folder`, which is created if needed. `FILES` has their names."""
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
     for part, name in FILES.items():
-        lines = (json.dumps(row, ensure_ascii=False) + "\n" for row in getattr(corpus, part))
-        (folder / name).write_text("".join(lines), encoding="utf-8")
+        state_files.write_rows(Path(folder) / name, getattr(corpus, part))
 
 
 class _Requests:
