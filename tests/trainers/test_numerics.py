@@ -120,9 +120,9 @@ def test_one_sample_per_prompt_has_no_groups_to_be_without_signal():
         numbers = RlNumbers(np.float32(0.1), np.zeros(3, np.float32))
         _, _, metrics = make_compute_advantages(cfg)(batch, decoded, np.zeros(4, np.float32), np.ones(4, bool), numbers)
         assert ("frac_reward_zero_std" in metrics) == there
-    with pytest.raises(UserError, match="rl.max_resamples .* rl.group_size"):
+    with pytest.raises(UserError, match="max_resamples .* group_size"):
         RlConfig(group_size=1, critic=CriticConfig(), max_resamples=2)
-    with pytest.raises(UserError, match="rl.sampling.temperature is 0"):
+    with pytest.raises(UserError, match="sampling.temperature is 0"):
         RlConfig(sampling=dataclasses.replace(RlConfig().sampling, temperature=0.0))
 
 
