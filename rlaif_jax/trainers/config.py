@@ -214,9 +214,9 @@ class RlConfig:
         if self.critic is None and self.group_size < 2 and self.advantage.baseline != "none":
             raise UserError(f"rl.group_size is {self.group_size}; without a critic it must be at least 2")
         if self.group_size < 2 and self.max_resamples:
-            raise UserError("RlConfig.max_resamples replaces groups of equal rewards: expected 0 (off), or a group_size of at least 2")
+            raise UserError("RlConfig.max_resamples replaces groups of equal rewards: expected 0, or a group_size of at least 2")
         if self.sampling.temperature == 0:
-            raise UserError("RlConfig.sampling.temperature is 0: all samples of a prompt would be equal; expected more than 0, as 1")
+            raise UserError("RlConfig.sampling.temperature is 0: all samples of a prompt would be equal; expected more, as 1")
         if self.offload_reference and (not self.kl.active or self.kl.refreshed):
             raise UserError("rl.offload_reference needs a fixed reference: kl.coef above 0, and kl.ref_sync_steps 0")
         if self.shaping.overlong_buffer >= self.sampling.max_tokens:
