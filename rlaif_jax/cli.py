@@ -88,10 +88,13 @@ def _add_judge(commands: Any, principles: str) -> None:
     text = f"the same as: rlaif {principles}"
     _add_config(_add(actions, "optimize", text, _stage, stages=(principles,)))
     score = _add(actions, "score", "rate every (query, response) of a file: JSON lines, JSON, CSV or parquet", _score)
-    score.add_argument("file", type=Path, metavar="FILE", help="rows with prompt (or query) and response")
+    score.add_argument("file", type=Path, metavar="FILE", help="rows with prompt (or query) and response, or a file of generate")
     score.add_argument("--run", type=Path, required=True, metavar="RUN", help="the run whose judge rates")
     score.add_argument("--principles", default="", help="a file with one principle per line (default: the run's best)")
     score.add_argument("--out", type=Path, default=None, help="where the rated rows go (default: FILE.rated.jsonl)")
+    score.add_argument("--columns", default="", metavar="FIELD=COLUMN,...", help="for example prompt=question,response=answer")
+    score.add_argument("--skip-bad-rows", action="store_true", help="leave out rows that cannot be read")
+    score.add_argument("--import-code", action="store_true", help="import the backend of your own that the run's config names")
 
 
 def _add_config_info(commands: Any) -> None:
@@ -255,7 +258,14 @@ def _score(args: argparse.Namespace, console: Console) -> int:
     from rlaif_jax.commands.judge_score import score_file
     from rlaif_jax.runs.folder import open_run
 
-    score_file(open_run(args.run, console=console), args.file, args.out, principles=args.principles, console=console)
+    pairs = [item.partition("=") for item in args.columns.split(",") if item]
+    if bad := [field for field, _, column in pairs if field not in ("prompt", "response", "system") or not column]:
+        raise UserError(f"judge score: --columns has {bad[0]!r}; expected prompt=COLUMN,response=COLUMN[,system=COLUMN]")
+    score_file(
+        open_run(args.run, console=console), args.file, args.out, principles=args.principles,
+        columns={field: column for field, _, column in pairs}, skip_bad_rows=args.skip_bad_rows, import_code=args.import_code,
+        console=console,
+    )  # fmt: skip
     return 0
 
 

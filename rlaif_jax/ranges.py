@@ -94,6 +94,8 @@ def _check(value: Any, hint: Any, name: str) -> None:
         if not any(_fits(value, option) for option in options):
             raise UserError(f"{name} is {shown(value)}; expected {' or '.join(_word(option) for option in options)}")
         return
+    if hint is Any:
+        return
     if not _fits(value, hint):
         raise UserError(f"{name} is {shown(value)}; expected {_word(hint)}")
     if kind is dict:

@@ -40,7 +40,7 @@ def answer_file(
         "model": model.name, "prompts": zlib.crc32(json.dumps([(r.prompt, r.system) for r in rows]).encode()),
         "sampling": dataclasses.asdict(sampling), "samples": samples, "seed": seed,
     }  # fmt: skip
-    there = _resume(out, settings)
+    there = resume(out, settings)
     sampler = make_sampler(
         model.cfg, transformer.logical_axes(model.cfg), model.place, group=samples, max_tokens=sampling.max_tokens,
         pad_id=model.tokenizer.pad_id,
@@ -86,7 +86,7 @@ def _answer(
     return lines
 
 
-def _resume(out: Path, settings: dict[str, Any]) -> int:
+def resume(out: Path, settings: dict[str, Any]) -> int:
     """The number of lines in an `out` with the same settings. An incomplete last line, left by a killed run, is deleted."""
     beside = out.with_name(out.name + ".settings.json")
     if not out.exists():

@@ -19,7 +19,7 @@ from rlaif_jax.config.sections import (
 from rlaif_jax.config.values import from_dict, to_dict
 from rlaif_jax.data.corpus.build import CorpusConfig
 from rlaif_jax.feedback.curate import CurateConfig
-from rlaif_jax.feedback.openai_llm import HttpConfig
+from rlaif_jax.feedback.http_config import HttpConfig
 from rlaif_jax.feedback.principle_game import GameConfig
 from rlaif_jax.models.lora import LoraConfig
 from rlaif_jax.models.model_config import ModelConfig, preset

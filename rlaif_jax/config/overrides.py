@@ -125,7 +125,7 @@ def _set_entry(entries: dict[str, Any], kind: Any, path: Sequence[str], item: _O
     """Changes an entry of a mapping such as `arms`, or a field of one; "none" takes the entry out."""
     name, rest = path[0], path[1:]
     if not rest:
-        if parsed(item.text) is None:
+        if parsed(item.text) is None and kind is not Any:  # an entry of any kind may be none
             entries.pop(name, None)
         else:
             entries[name] = Text(item.text)

@@ -145,6 +145,11 @@ class RunConfig:
             if getattr(arm, source) and getattr(self, section) is None:
                 weight = getattr(arm, source)
                 raise UserError(f"arms.{name}.{source} is {weight}, but {section} is None: set that section")
+        if arm.judge and self.judge is not None and self.judge.mode == "pairwise" and rl.group_size < 2:
+            raise UserError(
+                f"arms.{name}: judge.mode is pairwise, which compares the answers of a group, and group_size is {rl.group_size}; "
+                "set rl.group_size to at least 2"
+            )
         quantised = not self.model.rollout_quant == self.model.kv_cache == "float"
         if quantised and rl.policy.rollout_correction == "none":
             raise UserError(

@@ -10,8 +10,8 @@ from rlaif_jax.data.corpus.build import CorpusConfig
 from rlaif_jax.data.sources import FORMATS, ON_ERROR
 from rlaif_jax.errors import UserError, shown
 from rlaif_jax.feedback.defence import DEFENCES
+from rlaif_jax.feedback.http_config import HttpConfig
 from rlaif_jax.feedback.llm import LLM
-from rlaif_jax.feedback.openai_llm import HttpConfig
 from rlaif_jax.feedback.principle_game import GameConfig
 from rlaif_jax.feedback.prompts import family_for
 from rlaif_jax.language import Language

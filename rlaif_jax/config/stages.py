@@ -52,7 +52,7 @@ class Stage:
 
     def is_outdated_by(self, cfg: RunConfig, field: str) -> bool:
         """Whether a change of this field makes the stage's result wrong; `cfg` is the config that it ran with."""
-        if any(_within(field, free) for free in _WHERE) and not _within(field, "feedback.http.model"):
+        if any(_within(field, free) for free in _WHERE) and not any(_within(field, name) for name in _WHAT):
             return False
         fixed = self.reads if self.fixed is None else self.fixed(cfg)
         return any(_within(field, read) or _within(read, field) for read in fixed if read)
@@ -62,6 +62,7 @@ class Stage:
         return self.section(cfg).train
 
 
+_WHAT = ("feedback.http.model", "feedback.http.parameters", "feedback.http.min_temperature")
 _WHERE = ("name", "mesh", "logging", "feedback.http")  # where a run runs and whom it asks by what way: not what it computes
 
 

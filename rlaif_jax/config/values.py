@@ -82,6 +82,8 @@ def _checked(value: Any, kind: Any, where: str, say: Callable[[str], None]) -> A
     """`value` as the annotated type, or an error that says what was expected and found."""
     if isinstance(value, Text) and kind is not str:
         value = parsed(value)
+    if kind is Any:
+        return value
     if isinstance(kind, type) and dataclasses.is_dataclass(kind):
         if kind is FunctionConfig and (callable(value) or isinstance(value, str)):
             value = {"function": value}

@@ -147,11 +147,6 @@ def clean(text: str) -> str:
     return text if text.isascii() else text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
 
 
-def spending(llm: LLM) -> dict[str, float]:
-    """What a paid model has cost in this process (see `CachedLLM.spending`); empty for other models."""
-    return llm.spending() if hasattr(llm, "spending") else {}
-
-
 def request_to_json(request: LLMRequest) -> dict[str, Any]:
     """The request as a JSON-able dict, for transcripts."""
     return dataclasses.asdict(request)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -14,11 +14,13 @@ import numpy as np
 from rlaif_jax.data.tokenizer import Tokenizer, common_prefix
 from rlaif_jax.errors import UserError
 from rlaif_jax.feedback.llm import Failure, LLMReply, LLMRequest, OnReply, OnRow
+from rlaif_jax.feedback.spending import Ledger, Spending
 from rlaif_jax.models import transformer
 from rlaif_jax.models.model_config import ModelConfig
 from rlaif_jax.sampling.decode import Decoded, decode
 from rlaif_jax.sampling.filters import SamplingConfig, traced
 from rlaif_jax.sampling.sampler import for_sampling
+from rlaif_jax.sharding.hosts import is_first
 from rlaif_jax.sharding.move import gather, shard
 from rlaif_jax.sharding.placement import Placement
 
@@ -74,13 +76,15 @@ class LocalLLM:
       name: identifies the weights, for cache keys.
       batch_size: rows per call, rounded up to a multiple of the mesh's row shards. Long prompts get smaller batches.
       max_length: limit on prompt plus reply, in tokens. A longer request gets the failure "rejected".
+      ledger: counts its requests and tokens.
     """
 
     def __init__(
         self, params: Any, cfg: ModelConfig, tokenizer: Tokenizer, place: Placement, *, name: str, batch_size: int = 64,
-        max_length: int = 4096,
+        max_length: int = 4096, ledger: Ledger | None = None,
     ):  # fmt: skip
-        self.name = name
+        self.name, self._ledger = name, ledger
+        self.failures: Mapping[int, Failure] = {}
         self._params, self._cfg, self._tokenizer, self._place = params, cfg, tokenizer, place
         self._max_length = max_length
         self._batch_size = -(-batch_size // place.row_shards) * place.row_shards
@@ -113,7 +117,14 @@ class LocalLLM:
                 decoded = gather(self._sample(self._params, *arrays, seeds, texts, sampling, max_tokens=bound))
                 for row, i in enumerate(rows):
                     arrived(i, self._reply(decoded, row, len(encoded[i]), requests[i].max_tokens))
+        answered = [r for r in replies if r.failure is None]
+        counts = ([getattr(r, name) for r in answered] for name in ("prompt_tokens", "completion_tokens"))
+        self._count(len(answered), *map(sum, counts))
         return replies
+
+    def _count(self, requests: int, prompt_tokens: int, completion_tokens: int) -> None:
+        if self._ledger is not None and requests and is_first():
+            self._ledger.add(Spending(requests, 0, prompt_tokens, completion_tokens))
 
     def choice_logprobs(self, requests: Sequence[LLMRequest], choices: Sequence[str], on_row: OnRow | None = None) -> np.ndarray:
         """See `LLM.choice_logprobs`: log P of each choice's first token; the first tokens must differ."""
@@ -122,6 +133,9 @@ class LocalLLM:
             raise UserError(f"the answers {', '.join(choices)} begin with the same token, so the judge cannot distinguish them")
         out = np.full((len(requests), len(choices)), np.nan, np.float32)
         encoded = [self._encode(r) for r in requests]
+        self._count(len(requests), sum(map(len, encoded)), 0)
+        too_long = (i for i, ids in enumerate(encoded) if not 1 < len(ids) < self._max_length)
+        self.failures = {i: _too_long(len(encoded[i]), self._max_length).failure for i in too_long}
         found_packs = sorted(packs(encoded, self._max_length), key=lambda pack: pack.length(encoded))
         start = 0
         while start < len(found_packs):

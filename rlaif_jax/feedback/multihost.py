@@ -10,8 +10,9 @@ There are two ways. With one process, neither changes anything.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import TypeVar
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
@@ -19,6 +20,7 @@ import numpy as np
 from rlaif_jax.errors import UserError
 from rlaif_jax.feedback.llm import (
     LLM,
+    Failure,
     LLMReply,
     LLMRequest,
     OnReply,
@@ -27,6 +29,7 @@ from rlaif_jax.feedback.llm import (
     reply_to_json,
     request_from_json,
     request_to_json,
+    row_failures,
 )
 from rlaif_jax.feedback.local_llm import LocalLLM
 from rlaif_jax.sharding.hosts import broadcast, is_first, on_first
@@ -40,6 +43,7 @@ class AsksOnFirst:
 
     def __init__(self, make: Callable[[], LLM]):
         self.inner: LLM | None = None
+        self.failures: Mapping[int, Failure] = {}
 
         def build() -> str:
             self.inner = make()
@@ -59,10 +63,17 @@ class AsksOnFirst:
         self, requests: Sequence[LLMRequest], choices: Sequence[str], on_row: OnRow | None = None
     ) -> np.ndarray:
         """See `LLM.choice_logprobs`."""
-        told = on_first(lambda: self.inner.choice_logprobs(requests, choices).tolist(), "rows")
-        for i, row in enumerate(told if on_row else ()):
+
+        def ask() -> dict[str, Any]:
+            rows = self.inner.choice_logprobs(requests, choices)
+            causes = [failure and dataclasses.asdict(failure) for failure in row_failures(self.inner, rows)]
+            return {"rows": rows.tolist(), "failures": causes}
+
+        told = on_first(ask, "rows")
+        self.failures = {i: Failure(**cause) for i, cause in enumerate(told["failures"]) if cause}
+        for i, row in enumerate(told["rows"] if on_row else ()):
             on_row(i, row)
-        return np.array(told, np.float32).reshape(len(requests), len(choices))
+        return np.array(told["rows"], np.float32).reshape(len(requests), len(choices))
 
 
 class _Led:

@@ -163,6 +163,12 @@ def spoken_verdicts(
     return Verdicts(share, reasons, tuple(causes))
 
 
+def require_answers(failure: Failure | None) -> None:
+    """UserError with the cause if it is a failure that left a question unanswered."""
+    if failure is not None and failure.unanswered:
+        raise UserError(f"the judge did not answer: {failure}. What was answered is stored; start the same command again to go on")
+
+
 def judge_verdicts(agent: Agent, mode: str, votes: int, temperature: float) -> Judge:
     """(principles, items) -> verdicts, in a mode that rates one answer at a time: soft, checklist, binary or k_vote.
 

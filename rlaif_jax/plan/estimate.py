@@ -20,6 +20,7 @@ from rlaif_jax.models import transformer
 from rlaif_jax.models.model_config import ModelConfig, parameter_count
 from rlaif_jax.models.pretrained import foreign_config, resolve
 from rlaif_jax.plan.abstract import chip_bytes, full_weights
+from rlaif_jax.plan.requests import print_requests
 from rlaif_jax.runs.llms import planned_feedback
 from rlaif_jax.sharding import MeshConfig, Placement, abstract_mesh, bytes_per_device, make_mesh
 from rlaif_jax.sharding.mesh import AXES
@@ -261,6 +262,7 @@ def print_plan(cfg: RunConfig, console: Console) -> None:
         parts += f"; offloaded to host memory: {waiting}" if waiting else ""
         table.add_row(row.name, row.model, parameters, row.steps, memory, parts if len(row.parts) > 1 else "")
     console.print(table)
+    print_requests(cfg, place, console)
     print_uneven(cfg, place, console)
 
 

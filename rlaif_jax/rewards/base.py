@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from rlaif_jax.errors import UserError
+from rlaif_jax.feedback.llm import Failure, worst
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,12 +38,14 @@ class RewardResult:
         rows.
       applicable: (B,) bool, False where the reward does not apply (a rule about a constraint that the request does not
         state). Such a row is masked too, but it is not invalid. None: applies to all rows.
+      problem: why a row is invalid; of several causes the worst.
     """
 
     values: np.ndarray
     valid: np.ndarray
     components: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
     applicable: np.ndarray | None = None
+    problem: Failure | None = None
 
     @property
     def applies(self) -> np.ndarray:
@@ -58,7 +61,8 @@ class RewardResult:
     def take(self, rows: np.ndarray) -> RewardResult:
         """The result for a selection of rows, by index or mask."""
         applicable = None if self.applicable is None else self.applicable[rows]
-        return RewardResult(self.values[rows], self.valid[rows], {k: v[rows] for k, v in self.components.items()}, applicable)
+        components = {k: v[rows] for k, v in self.components.items()}
+        return RewardResult(self.values[rows], self.valid[rows], components, applicable, self.problem)
 
 
 RewardFn = Callable[[Sequence[Sample]], RewardResult]
@@ -70,7 +74,7 @@ def joined(parts: Sequence[RewardResult]) -> RewardResult:
     return RewardResult(
         np.concatenate([p.values for p in parts]), np.concatenate([p.valid for p in parts]),
         {name: np.concatenate([p.components[name] for p in parts]) for name in parts[0].components},
-        None if everywhere else np.concatenate([p.applies for p in parts]),
+        None if everywhere else np.concatenate([p.applies for p in parts]), worst([p.problem for p in parts]),
     )  # fmt: skip
 
 
@@ -83,7 +87,8 @@ def checked(result: RewardResult, max_invalid: float) -> RewardResult:
     result = dataclasses.replace(result, valid=result.valid & (np.isfinite(result.values) | ~result.applies))
     if result.invalid_share > max_invalid:
         share = f"{result.invalid_share:.0%} of the rewards of a batch are invalid"
-        raise UserError(f"{share}; the limit is {max_invalid:.0%} (rl.max_invalid_rewards)")
+        cause = f". The cause: {result.problem}" if result.problem else ""
+        raise UserError(f"{share}; the limit is {max_invalid:.0%} (rl.max_invalid_rewards){cause}")
     usable = result.valid & result.applies
     return dataclasses.replace(result, values=np.where(usable, result.values, 0.0).astype(np.float32), valid=usable)
 

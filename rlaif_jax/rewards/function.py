@@ -18,6 +18,7 @@ import jax
 import numpy as np
 
 from rlaif_jax.errors import UserError, printable
+from rlaif_jax.feedback.llm import Failure
 from rlaif_jax.ranges import Seconds, SignedWeight, check_fields
 from rlaif_jax.rewards.base import RewardFn, RewardResult, Sample
 from rlaif_jax.sharding.hosts import on_first
@@ -135,7 +136,8 @@ def function_reward(cfg: FunctionConfig, name: str, report: Callable[[str], None
         if not told.is_set():
             told.set()
             report(f"reward function {name!r}: {problem.rstrip()}\nThese samples are invalid. Further problems are not shown.")
-        return RewardResult(np.zeros(len(samples), np.float32), np.zeros(len(samples), bool))
+        cause = Failure("function", f"{name!r}: {problem.strip().splitlines()[-1][:300] if problem.strip() else 'no result'}")
+        return RewardResult(np.zeros(len(samples), np.float32), np.zeros(len(samples), bool), problem=cause)
 
     def call(samples: Sequence[Sample]) -> RewardResult:
         kind, value = _called(score, samples, cfg.timeout)
@@ -190,17 +192,23 @@ def as_result(value: Any, count: int) -> RewardResult:
         raise ValueError(f"expected {count} values, one for each sample, found {len(found)}")
     values = np.array(found, np.float32)
     valid = np.isfinite(values)
-    return RewardResult(np.where(valid, values, 0.0).astype(np.float32), valid)
+    cause = None if valid.all() else Failure("function", "it returned None, NaN or an infinite number for a sample")
+    return RewardResult(np.where(valid, values, 0.0).astype(np.float32), valid, problem=cause)
 
 
 def _to_plain(result: RewardResult) -> dict[str, Any]:
     """As plain JSON data, for the other processes."""
     parts = {name: np.asarray(part, np.float64).tolist() for name, part in result.components.items()}
     applicable = None if result.applicable is None else result.applicable.tolist()
-    return {"values": result.values.tolist(), "valid": result.valid.tolist(), "components": parts, "applicable": applicable}
+    problem = None if result.problem is None else dataclasses.asdict(result.problem)
+    return {
+        "values": result.values.tolist(), "valid": result.valid.tolist(), "components": parts, "applicable": applicable,
+        "problem": problem,
+    }  # fmt: skip
 
 
 def _from_plain(values: dict[str, Any]) -> RewardResult:
     parts = {name: np.array(part, np.float32) for name, part in values["components"].items()}
     applicable = None if values["applicable"] is None else np.array(values["applicable"], bool)
-    return RewardResult(np.array(values["values"], np.float32), np.array(values["valid"], bool), parts, applicable)
+    problem = None if values["problem"] is None else Failure(**values["problem"])
+    return RewardResult(np.array(values["values"], np.float32), np.array(values["valid"], bool), parts, applicable, problem)

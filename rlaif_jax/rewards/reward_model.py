@@ -9,6 +9,7 @@ import jax
 import numpy as np
 
 from rlaif_jax.data.tokenizer import Tokenizer
+from rlaif_jax.feedback.llm import Failure
 from rlaif_jax.models import heads, ops
 from rlaif_jax.models.model_config import ModelConfig
 from rlaif_jax.rewards.base import RewardFn, RewardResult, Sample
@@ -63,6 +64,7 @@ def make_reward_model(
             piece = [np.pad(a, ((0, batch_size - count), (0, 0))) for a in piece]
             rows = place.rows(batch_size)
             values.append(gather(score(params, *shard(piece, rows)))[:count])
-        return RewardResult(np.concatenate(values), fits)
+        cause = Failure("rejected", f"prompt and answer have more than {max_length} tokens (max_length of the reward model)")
+        return RewardResult(np.concatenate(values), fits, problem=None if fits.all() else cause)
 
     return reward

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 
 from rlaif_jax.errors import UserError
+from rlaif_jax.feedback.llm import worst
 from rlaif_jax.language import Language, get_language, language_of
 from rlaif_jax.ranges import Count, Weight, check_fields
 from rlaif_jax.rewards.base import RewardFn, RewardResult, Sample
@@ -123,8 +124,10 @@ def combine(
         total = np.zeros(len(samples), np.float32)
         valid, applicable = np.ones(len(samples), bool), np.zeros(len(samples), bool)
         components: dict[str, np.ndarray] = {}
+        problems = []
         for name, (fn, weight) in parts.items():
             result = fn(samples)
+            problems.append(result.problem)
             applies = result.applies
             valid, applicable = valid & (result.valid | ~applies), applicable | applies
             values = np.where(result.valid & applies, result.values, 0.0)
@@ -137,7 +140,7 @@ def combine(
             fires = (applies & (result.values < 0.5)).astype(np.float32)
             components[f"veto_{name}"] = np.where(applies, fires, np.nan)
             total -= penalty * fires
-        return RewardResult(total, valid, components, None if applicable.all() else applicable)
+        return RewardResult(total, valid, components, None if applicable.all() else applicable, worst(problems))
 
     return reward
 

@@ -68,7 +68,10 @@ class Run:
     def resolve(self, function: Callable[..., Any] | str) -> Callable[..., Any]:
         """A function of the config. UserError for one that is named as text where the run may not import code."""
         if not callable(function) and not self.imports_functions:
-            raise UserError(f"{function!r} names code; only commands that train, curate or play the game import it")
+            raise UserError(
+                f"{function!r} names code; only commands that train, curate or play the game import it, and judge score with "
+                "--import-code"
+            )
         return resolve(function)
 
     def folder(self, stage: str) -> Path:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from rlaif_jax.config.run_config import RunConfig
-from rlaif_jax.config.stages import GRADER, REWARD
+from rlaif_jax.config.stages import EVALUATE, GRADER, REWARD
 from rlaif_jax.data.audit import answered
 from rlaif_jax.errors import UserError
 from rlaif_jax.feedback.curate import CurateConfig
@@ -16,7 +16,7 @@ from rlaif_jax.feedback.debate import debate
 from rlaif_jax.feedback.principles import read_rules
 from rlaif_jax.feedback.verdicts import Item
 from rlaif_jax.rewards.base import RewardFn, RewardResult, Sample
-from rlaif_jax.rewards.judge import first_wins
+from rlaif_jax.rewards.judge import first_wins, insisting
 from rlaif_jax.runs.data import RunData
 from rlaif_jax.runs.folder import Run
 from rlaif_jax.runs.llms import RunLlms
@@ -75,7 +75,7 @@ class Graders:
     """Scores answers with everything in the run that can score one; made once per evaluation."""
 
     def __init__(self, x: Run, models: RunModels, batch_size: int):
-        self._x, self._llms = x, RunLlms(x, models)
+        self._x, self._llms = x, RunLlms(x, models, EVALUATE.name)
         self._rewards = RunRewards(x, models, self._llms)
         self.zero_points = zero_points(x.cfg)
         self.rewards: dict[str, RewardFn] = {}
@@ -84,7 +84,7 @@ class Graders:
         if x.cfg.grader is not None:
             self.rewards["grader"] = self._rewards.scalar(GRADER.name, batch_size)
         if x.cfg.judge is not None:
-            self.rewards["judge"] = self._rewards.judge(1, x.cfg.judge.single_mode)
+            self.rewards["judge"] = insisting(self._rewards.judge(1, x.cfg.judge.single_mode))
         self.rewards |= self._rewards.functions()
         by_rule = [name for name, arm in x.cfg.all_arms().items() if not arm.sources]
         self.rewards |= {own_reward(name): self._rewards.arm(name) for name in by_rule}
@@ -121,8 +121,8 @@ class Graders:
         limit, judge = self._x.cfg.rl.max_invalid_rewards, results.get("judge")
         if judge is not None and judge.invalid_share > limit:
             raise UserError(
-                f"the judge gave no verdict on {judge.invalid_share:.0%} of a batch of answers; the limit is {limit:.0%} "
-                "(rl.max_invalid_rewards). Verdicts that were given are kept; start the same command again"
+                f"the judge gave no verdict on {judge.invalid_share:.0%} of a batch of answers ({judge.problem}); the limit is "
+                f"{limit:.0%} (rl.max_invalid_rewards). Verdicts that were given are kept; start the same command again"
             )
 
     def debated(self, samples: Sequence[Sample]) -> list[float | None]:
@@ -130,6 +130,8 @@ class Graders:
         cfg, items = self._x.cfg, [Item(s.prompt, s.response, s.system) for s in samples]
         principles = read_rules(cfg.judge.principles, self._llms.language) if cfg.judge is not None else []
         found = debate(self._llms.agent, items, (cfg.curate or CurateConfig()).reply_tokens, principles)
+        if open_ones := [d.problem for d in found if d.unanswered]:
+            raise UserError(f"{len(open_ones)} debates have no answer: {open_ones[0]}. Start the same command again to go on")
         return [None if d.final is None else float(d.final) for d in found]
 
     @property

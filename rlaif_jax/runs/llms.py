@@ -23,6 +23,7 @@ from rlaif_jax.feedback.multihost import AsksOnFirst
 from rlaif_jax.feedback.openai_llm import OpenAILLM
 from rlaif_jax.feedback.principles import Versions, read_rules
 from rlaif_jax.feedback.prompts import Prompts, load_prompts
+from rlaif_jax.feedback.spending import FILE, Ledger
 from rlaif_jax.feedback.verdicts import judge_verdicts
 from rlaif_jax.language import Language
 from rlaif_jax.models import transformer
@@ -32,6 +33,7 @@ from rlaif_jax.models.quant import keep_layers_in_8_bits
 from rlaif_jax.runs.data import RunData
 from rlaif_jax.runs.folder import Run
 from rlaif_jax.runs.models import BASE, RunModels
+from rlaif_jax.sharding.hosts import is_first
 
 
 def feedback_config(cfg: FeedbackConfig, model: ModelConfig) -> ModelConfig:
@@ -53,10 +55,14 @@ def planned_feedback(cfg: RunConfig, policy: ModelConfig) -> ModelConfig | None:
 
 
 class RunLlms:
-    """Feedback model, prompts and principles of a run; the policy of a stage as a language model."""
+    """Feedback model, prompts and principles of a run; the policy of a stage as a language model.
 
-    def __init__(self, run: Run, models: RunModels):
+    `stage`: the stage whose ledger counts what the feedback model costs; empty: it is not kept.
+    """
+
+    def __init__(self, run: Run, models: RunModels, stage: str = ""):
         self._run, self._models = run, models
+        self._stage = stage
 
     def policy(self, name: str, batch_size: int) -> LocalLLM:
         """The policy of a stage as a language model, for candidates and feedback."""
@@ -69,8 +75,15 @@ class RunLlms:
         trained = name != BASE and not (name == SFT.name and run.cfg.sft is None)
         selected = f"{name}@{models.selected(name)['step']}" if trained else BASE
         return LocalLLM(
-            params, model, models.tokenizer, run.place, name=f"{run.cfg.name}/{selected}{note}", batch_size=batch_size
+            params, model, models.tokenizer, run.place, name=f"{run.cfg.name}/{selected}{note}", batch_size=batch_size,
+            ledger=self.ledger if name == FEEDBACK.name else None,
         )  # fmt: skip
+
+    @functools.cached_property
+    def ledger(self) -> Ledger:
+        """Counts the requests to the feedback model, in the folder of the stage."""
+        kept = self._stage and is_first()
+        return Ledger(self._run.folder(self._stage) / FILE if kept else None, sorted(self._run.out.glob(f"*/{FILE}")))
 
     @functools.cached_property
     def feedback(self) -> LLM:
@@ -85,16 +98,16 @@ class RunLlms:
             tokenizer = Tokenizer.load(cfg.model, model.vocab_size)
             params = load_policy(cfg.model, model, run.place, int8=cfg.weights == "int8")
             name = str(Path(cfg.model).resolve()) + (" int8" if cfg.weights == "int8" else "")
-            return LocalLLM(params, model, tokenizer, run.place, name=name, batch_size=cfg.batch_size)
+            return LocalLLM(params, model, tokenizer, run.place, name=name, batch_size=cfg.batch_size, ledger=self.ledger)
         if cfg.backend == "embedded":
             return self.policy(FEEDBACK.name, cfg.batch_size)
         return AsksOnFirst(self._asked) if jax.process_count() > 1 else self._asked()
 
     def _asked(self) -> LLM:
-        """A model that runs elsewhere: a chat API, or the user's own; its replies are kept in the run's folder."""
+        """A model that runs elsewhere: a chat API, or the user's own. Its replies are stored."""
         cfg = self._run.cfg.feedback
-        inner = OpenAILLM(cfg.http) if cfg.backend == "http" else self._run.resolve(cfg.backend)()
-        return CachedLLM(inner, self._run.out / "replies.sqlite")
+        inner = OpenAILLM(cfg.http, self.ledger) if cfg.backend == "http" else self._run.resolve(cfg.backend)()
+        return CachedLLM(inner, cfg.http.cache or self._run.out / "replies.sqlite", self.ledger)
 
     @property
     def prompts(self) -> Prompts:

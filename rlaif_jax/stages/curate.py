@@ -15,7 +15,7 @@ from rlaif_jax.errors import UserError
 from rlaif_jax.feedback.agents import Agent
 from rlaif_jax.feedback.curate import check_examples, curate
 from rlaif_jax.feedback.curated_items import causes, why_no_pair
-from rlaif_jax.feedback.llm import LLM, spending
+from rlaif_jax.feedback.llm import LLM
 from rlaif_jax.feedback.multihost import lead
 from rlaif_jax.feedback.principles import read_rules
 from rlaif_jax.feedback.prompts import Prompts, load_prompts
@@ -28,7 +28,7 @@ from rlaif_jax.runs.models import RunModels
 
 def run(x: Run, stage: Stage) -> Mapping[str, Any]:
     """Curates pairs from the policy's candidates, or from the feedback model's."""
-    llms = RunLlms(x, RunModels(x))
+    llms = RunLlms(x, RunModels(x), stage.name)
     author = llms.policy(SFT.name, x.cfg.feedback.batch_size) if x.cfg.curate.source == "policy" else llms.feedback
     return lead(partial(_curate, x, stage, llms.prompts), author, llms.feedback)
 
@@ -57,7 +57,7 @@ def _curate(x: Run, stage: Stage, prompts: Prompts, author: LLM, llm: LLM) -> Ma
         raise UserError(f"curation found no pair ({path}): {why_no_pair(items)}")
     lost, unanswered = causes(items), sum(item.get("unanswered", False) for item in items)
     facts |= ({"lost": lost} if lost else {}) | ({"unanswered": unanswered} if unanswered else {})
-    return facts | spending(llm)
+    return facts
 
 
 def _retriever(x: Run, data: RunData) -> Retriever:

@@ -16,6 +16,7 @@ import jax
 from rlaif_jax.config.run_config import RunConfig
 from rlaif_jax.config.stages import FEEDBACK, TOKENIZER, Stage, stage_of, stages_of
 from rlaif_jax.errors import UserError, shown
+from rlaif_jax.feedback.spending import FILE, Spending, read_spending
 from rlaif_jax.runs.data_check import check_data
 from rlaif_jax.runs.folder import Run
 from rlaif_jax.sharding import Placement, on_first
@@ -49,8 +50,13 @@ def run(x: Run, names: Sequence[str] | None = None) -> None:
             on_first(partial(x.mark_begun, stage), "begins")
             began = time.perf_counter()
             facts = KINDS[stage.kind](x, stage)
+            spending = read_spending(x.folder(stage.name) / FILE)
+            if spending != Spending():
+                facts = {**facts, "spending": dataclasses.asdict(spending)}
             x.mark_done(stage.name, began, facts)
             x.console.print(f"{stage.name}: done in {time.perf_counter() - began:.0f} s  {_short(facts)}", markup=False)
+            if spending != Spending():
+                x.console.print(f"{stage.name}: feedback model: {spending}", markup=False)
             if stage is TOKENIZER and not x.cfg.data.root:  # the bundled corpus has just been written
                 _check_data(x, [s for s in todo if s is not TOKENIZER and not x.is_done(s.name)])
 
@@ -102,5 +108,5 @@ def uneven_batches(cfg: RunConfig, stages: Iterable[Stage], place: Placement) ->
 
 
 def _short(facts: Mapping[str, Any]) -> str:
-    shown = (f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in facts.items())
+    shown = (f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in facts.items() if not isinstance(v, dict))
     return "  ".join(s for s in shown if len(s) < 100)

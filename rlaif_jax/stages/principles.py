@@ -14,7 +14,7 @@ from rlaif_jax.data.records import LabelledResponse
 from rlaif_jax.errors import UserError, printable
 from rlaif_jax.evaluation import agreement
 from rlaif_jax.feedback.agents import Agent
-from rlaif_jax.feedback.llm import LLM, spending, worst
+from rlaif_jax.feedback.llm import LLM, worst
 from rlaif_jax.feedback.multihost import lead
 from rlaif_jax.feedback.principle_game import PrincipleGame
 from rlaif_jax.feedback.principles import diff, read_rules, rules_text
@@ -31,7 +31,7 @@ _MOST_AWAY = 0.05  # largest share of rows that a chat API may leave unanswered
 
 def run(x: Run, stage: Stage) -> Mapping[str, Any]:
     """Plays the game; with several processes, process 0 does and the others lend their devices."""
-    llms = RunLlms(x, RunModels(x))
+    llms = RunLlms(x, RunModels(x), stage.name)
     return lead(partial(_play, x, stage, llms.prompts), llms.feedback)
 
 
@@ -58,7 +58,7 @@ def _play(x: Run, stage: Stage, prompts: Prompts, llm: LLM) -> Mapping[str, Any]
     names = ("balanced_accuracy", "kappa", "accuracy")
     found = {f"test_{n}_{when}": scores[n] for n in names for when, scores in (("before", before), ("after", after))}
     return {name: value for name, value in found.items() if value is not None} | {
-        "principles": len(best), "n": after["n"], **spending(llm)
+        "principles": len(best), "n": after["n"],
     }  # fmt: skip
 
 

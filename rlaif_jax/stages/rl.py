@@ -49,7 +49,7 @@ def run(x: Run, stage: Stage) -> Mapping[str, Any]:
     sampling = filters.traced(cfg.sampling, tokenizer.eos_ids)
     programs = rl_programs.build(models.config, cfg, models.trainable, x.place, pad_id=tokenizer.pad_id)
     state, shardings = _start(x, models, programs)
-    reward = RunRewards(x, models, RunLlms(x, models)).arm(name, state.frozen)
+    reward = RunRewards(x, models, RunLlms(x, models, name)).arm(name, state.frozen)
     rows = prompt_rows(train, tokenizer, cfg.max_prompt_tokens)
     batches = pipelines.train_batches(rows, batch_size=cfg.train.batch_size, seed=stream(seed, "rl/prompts"))
     sample = rollout.make_rollout(

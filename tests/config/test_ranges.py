@@ -41,8 +41,8 @@ PROBES = (-1, 0, math.inf, -math.inf, math.nan, 1e22, 10**22, 10**400, -(10**22)
 ZERO = """
     eval_every patience center_coef value_clip missing_eos_penalty overlong_buffer overlong_penalty clip kl_early_stop max_resamples
     coef target ref_sync_steps dual_clip entropy_coefficient repetition_weight length_weight constraint_weight veto_penalty
-    requests_per_minute price_prompt price_completion budget f.timeout curate.prompts examples popularity_weight margin games
-    reflections gate_rows sft.limit sft_eval.limit pairs.limit pairs_eval.limit labelled.limit labelled_val.limit
+    requests_per_minute min_temperature price_prompt price_completion budget f.timeout curate.prompts examples popularity_weight
+    margin games reflections gate_rows sft.limit sft_eval.limit pairs.limit pairs_eval.limit labelled.limit labelled_val.limit
     labelled_eval.limit prompts.limit eval_prompts.limit evaluation.limit
     best_of win_rates evaluation.debate top_k min_p eval_fraction grader_share reward_model judge weight
     pair_max_length weight_decay model.vocab_size corpus.sft corpus.pairs corpus.labelled rl_prompts eval_prompts sft_flaw_rate

@@ -10,7 +10,7 @@ from rlaif_jax.cli import main
 from rlaif_jax.config import EvaluationConfig, FeedbackConfig, JudgeConfig, SamplingConfig
 from rlaif_jax.errors import UserError
 from rlaif_jax.feedback.curate import CurateConfig
-from rlaif_jax.feedback.openai_llm import HttpConfig
+from rlaif_jax.feedback.http_config import HttpConfig
 from rlaif_jax.feedback.principle_game import GameConfig
 from rlaif_jax.runs.folder import open_run
 from rlaif_jax.stages import pipeline
@@ -85,8 +85,12 @@ def test_the_judges_reward_is_what_the_policy_got(run):
 
 def test_nothing_is_paid_twice_over_the_whole_run(run):
     experiment, api = run
-    paid = experiment.facts("curate")["replies_paid"] + experiment.facts("principles")["replies_paid"]
-    assert paid <= len(api.billed) and max(times for *_, times in api.billed.values()) == 1
+    stages = ("curate", "principles", "rl_judge", "evaluate")
+    spending = [experiment.facts(stage)["spending"] for stage in stages]
+    assert sum(s["requests"] for s in spending) == len(api.billed) and all(s["requests"] for s in spending)
+    assert (sum(s["prompt_tokens"] for s in spending), sum(s["completion_tokens"] for s in spending)) == api.tokens()
+    assert max(times for *_, times in api.billed.values()) == 1
+    assert "spending" not in experiment.facts("sft")
 
 
 def test_a_file_is_rated(run, tmp_path, capsys):

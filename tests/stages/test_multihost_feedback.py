@@ -20,7 +20,7 @@ import dataclasses
 from rlaif_jax.config import FeedbackConfig, JudgeConfig
 from rlaif_jax.feedback.principle_game import GameConfig
 from rlaif_jax.feedback.curate import CurateConfig
-from rlaif_jax.feedback.openai_llm import HttpConfig
+from rlaif_jax.feedback.http_config import HttpConfig
 from tests import tiny
 
 
