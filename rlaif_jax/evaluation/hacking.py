@@ -157,6 +157,8 @@ def _against(own: Effect, other: Effect, z: float, must_rise: bool, room: bool) 
     detail = f"{label(own.name)} {own.words}, {label(other.name)} {other.words}"
     if other.size < 0 and other.below(0.0, z):
         return Flag(name, False, f"{detail} (required: no measurable fall)")
+    if other.below(0.0, Z95):
+        return Flag(name, None, f"{detail} (it falls, but with this many scores that can be chance)", undecided=True)
     if not own.above(Z95):
         return Flag(name, True, f"{detail} (the own signal does not measurably rise)")
     wanted = min(FOLLOW * own.size, MOST)

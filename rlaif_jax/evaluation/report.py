@@ -156,7 +156,7 @@ def _content(report: Report) -> dict[str, Any]:
         "bars": _bars(report.systems, rows),
         "flags": flags,
         "plots": {stage: plots for stage, curves in report.curves.items() if (plots := curve_plots(stage, curves))},
-        "wins": [(w.a, w.b, w.judge, _share(w), _own(report, w.a, w.by)) for w in report.wins],
+        "wins": [(w.a, w.b, w.judge, _share(w), _own(report, w.a, w.by) or _own(report, w.b, w.by)) for w in report.wins],
         "tables": [(t, [[cell(c) for c in row] for row in t.rows]) for t in report.tables],
         "samples": _shown_samples(report.systems, report.shown),
         "facts": {str(k): str(v) for k, v in report.facts.items()},

@@ -78,7 +78,8 @@ def _report(x: Run, stage: Stage) -> Mapping[str, Any]:
     if x.is_done(CURATE.name) and (debate := feedback_tables.debate_table(read_items(x.folder(CURATE.name) / "items.jsonl"))):
         tables.append(debate)
     notes = _notes(x.cfg, systems, found, facts_of_data)
-    report = replace(report, wins=(*wins, *score_wins(report.pairs(), wins)), tables=tuple(tables), notes=notes)
+    pairs = [pair for pair in report.pairs() if pair[0].name != BASE]
+    report = replace(report, wins=(*wins, *score_wins(pairs, wins)), tables=tuple(tables), notes=notes)
     paths = write_report(x.folder(stage.name), report)
     x.console.print(console_table(systems, candidates=found))
     for line in console_lines(report):

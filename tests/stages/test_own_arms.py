@@ -66,6 +66,11 @@ def _report(out):
     return json.loads((out / "report" / "report.json").read_text(encoding="utf-8"))
 
 
+def _responses(out):
+    rows = json.loads((out / "evaluate" / "samples_own.json").read_text(encoding="utf-8"))
+    return [row["response"] for row in rows]
+
+
 def test_a_run_against_the_judge_alone_needs_no_pairs_and_no_reward_model(tmp_path, api):
     path, out = _config(tmp_path, "judge", api.url), tmp_path / "run"
     cfg = load_config(path)
@@ -96,10 +101,15 @@ def test_a_run_against_a_function_alone(tmp_path):
     # Opening, evaluating and exporting the folder imports no code: the function is a name there.
     path.write_text("raise SystemExit('imported')", encoding="utf-8")
     again = open_run(out, console=QUIET)
+    before = _responses(out)
+    smaller = dataclasses.replace(again.cfg.evaluation, batch_size=5)
+    again = dataclasses.replace(again, cfg=dataclasses.replace(again.cfg, evaluation=smaller))
     for stage in ("evaluate", "report"):
         (out / stage / "done.json").unlink()
     pipeline.run(again, ["evaluate", "report"])
     assert "long_enough" not in _report(out)["rows"]["own"]
+    assert _responses(out) == before, "the noise of an answer does not depend on the batch size"
+    assert any("was not measured in this evaluation" in f["detail"] for f in _report(out)["flags"])
     assert main(["export", str(out), "--out", str(tmp_path / "exported")]) == 0
     assert (tmp_path / "exported" / "model.safetensors").exists()
 
