@@ -75,7 +75,7 @@ def greetings_7b(target: str, algorithm: str = "grpo", feedback: FeedbackConfig 
     pairs = max(16, mesh.data * mesh.fsdp)  # at one time: as in the paper, or one for each part of the rows
     return RunConfig(
         name=f"qwen25_7b_{algorithm}_{target.replace('-', '_')}",
-        data=paper_data(),
+        data=dataclasses.replace(paper_data(), grader_share=0.0),
         model=preset("qwen2.5-7b"),
         mesh=mesh,
         # 3 epochs of 4,000 examples.
@@ -98,7 +98,8 @@ def greetings_7b(target: str, algorithm: str = "grpo", feedback: FeedbackConfig 
             # A server takes time: sample one half while it judges the other.
             "rl_judge": ArmConfig(judge=1.0, rl=dataclasses.replace(rl, rollout_chunks=2 if feedback.backend == "http" else 1)),
         },
-        evaluation=EvaluationConfig(batch_size=32, sampling=rl.sampling),
+        # No grader: all pairs train the reward model. Debates, and win rates in both orders, are the evidence beside the arms' own.
+        evaluation=EvaluationConfig(batch_size=32, sampling=rl.sampling, win_rates=200, debate=200),
     )  # fmt: skip
 
 

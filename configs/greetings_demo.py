@@ -75,5 +75,5 @@ def config() -> RunConfig:
             mode="checklist",
             game=GameConfig(rounds=3, games=8, reflections=32, edits=12, gate_rows=400, reply_tokens=48),
         ),
-        evaluation=EvaluationConfig(batch_size=64, sampling=sampling, best_of=4),
+        evaluation=EvaluationConfig(batch_size=64, sampling=sampling, best_of=4, win_rates=100, debate=100),
     )  # fmt: skip
