@@ -3,9 +3,9 @@
     rlaif run configs/greetings_paper_small.py --set data.root=/path/to/data --out runs/paper
 
 The reward model learns from 70 % of the paper's pairs. The grader, an independent evaluator, and the generative judge, which is
-the reward of the second arm, learn from the other 30 %, each from half of its queries; the reward model never sees them. The paper's
-labelled rows cannot train a grader: 1,000 of the public 1,600 also occur in the pairs or in SFT, and only 11 of the other 600 are
-good. The judge's principles are not optimised, because no row has labels for each principle.
+the reward of the second arm, learn from the other 30 %, each from half of its queries; the reward model never sees them. The
+paper's labelled rows cannot train a grader: 1,000 of the public 1,600 also occur in the pairs or in SFT, and only 11 of the
+other 600 are good. The judge's principles are not optimised, because no row has labels for each principle.
 """
 from rlaif_jax.config import (
     DataConfig,
