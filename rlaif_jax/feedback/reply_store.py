@@ -141,7 +141,7 @@ class ReplyStore:
             yield
         except OSError as error:
             raise UserError(f"{self.path} cannot be opened: {error.strerror}") from error
-        except sqlite3.Error as error:
+        except (sqlite3.Error, UnicodeDecodeError, OverflowError) as error:  # the others from the names in a damaged file
             text = str(error)
             if "locked" in text or "busy" in text:
                 raise UserError(

@@ -288,3 +288,12 @@ def test_odd_lines_of_a_transcript_are_named(tmp_path, line):
                                       + "\n" + line + "\n", encoding="utf-8")  # fmt: skip
     with pytest.raises(UserError, match=r"t.jsonl:2: not a line of a transcript"):
         RecordedLLM(tmp_path / "t.jsonl")
+
+
+def test_a_damaged_file_whose_errors_are_no_text_is_named(tmp_path, monkeypatch):
+    def broken(*_, **__):
+        raise UnicodeDecodeError("utf-8", b"\x8e", 0, 1, "invalid start byte")
+
+    monkeypatch.setattr(reply_store.sqlite3, "connect", broken)
+    with pytest.raises(UserError, match="r.sqlite is not a file of stored replies, or is damaged"):
+        reply_store.ReplyStore(tmp_path / "r.sqlite")
