@@ -23,5 +23,4 @@ def config() -> RunConfig:
     return dataclasses.replace(
         demo, name="greetings_demo_ppo", feedback=None, curate=None, judge=None, rl=rl, arms={"rl": demo.arms["rl"]},
         reward=dataclasses.replace(demo.reward, init="sft"),
-        evaluation=dataclasses.replace(demo.evaluation, debate=0),
     )  # fmt: skip

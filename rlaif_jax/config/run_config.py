@@ -106,7 +106,7 @@ class RunConfig:
         _check_secrets(self)
 
     def _check_graders(self) -> None:
-        """UserError for a grader that would learn from an arm's own data, and for an evaluation that lacks who judges."""
+        """UserError for a grader that would learn from an arm's own data."""
         grader, data, reward = self.grader, self.data, self.reward
         own = self.dpo is not None or (reward is not None and not reward.folder and reward.loss == "bradley_terry")
         if grader is not None and not grader.folder and grader.loss == "bradley_terry" and own and not data.grader_share:
@@ -115,10 +115,6 @@ class RunConfig:
                 "and is not independent. Set data.grader_share=0.3 (a share of the pairs that the reward model then does not get), "
                 "or grader.loss=binary (it learns from the labelled answers)"
             )
-        if self.evaluation.debate and self.feedback is None:
-            raise UserError("evaluation.debate is set, but feedback is None: set the section `feedback`, which says who debates")
-        if self.evaluation.win_rates and self.judge is None and self.grader is None and self.reward is None:
-            raise UserError("evaluation.win_rates is set, but there is no judge, grader or reward model that could compare answers")
 
     def _check_names(self) -> None:
         """UserError for an arm's name that cannot be a folder and a system, and for one name of two functions."""
@@ -219,6 +215,11 @@ class RunConfig:
         """The RL settings of an arm."""
         arm = self.all_arms().get(name)
         return self.rl if arm is None or arm.rl is None else arm.rl
+
+    @property
+    def debated_prompts(self) -> int:
+        """Prompts whose answers the evaluation debates; none without a feedback model."""
+        return 0 if self.feedback is None else self.evaluation.debate
 
     @property
     def max_prompt_tokens(self) -> int:

@@ -268,7 +268,7 @@ class EvaluationConfig:
         them, and every system with the data's own best answers (on held-out requests that have one). The judge is asked in both
         orders (two requests per comparison); the grader and the reward model compare by their scores; 0 = off.
       debate: prompts whose answers the multi-agent debate grades, for every system: four requests per answer to the feedback
-        model; 0 = off.
+        model; 0 = off, as without one.
     """
 
     limit: CountOrZero = 0

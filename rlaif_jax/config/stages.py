@@ -178,7 +178,7 @@ def arm_stage(name: str, arm: ArmConfig) -> Stage:
 def _evaluated(cfg: RunConfig) -> tuple[Stage, ...]:
     """Every policy that is compared, and every model that grades."""
     policies = tuple(stage for stage in policy_stages(cfg) if stage is not FEEDBACK)
-    asked = (FEEDBACK, PRINCIPLES) if cfg.judge is not None or cfg.evaluation.debate else ()
+    asked = (FEEDBACK, PRINCIPLES) if cfg.judge is not None or cfg.debated_prompts else ()
     return (TOKENIZER, *policies, REWARD, GRADER, *asked)
 
 

@@ -170,7 +170,7 @@ class _Asks:
         prompts = min(settings.limit or counts.eval_prompts, counts.eval_prompts)
         text = cfg.max_prompt_tokens + settings.sampling.max_tokens
         reply = (cfg.curate or CurateConfig()).reply_tokens
-        found = self._debated(systems * min(settings.debate, prompts), text, reply) if settings.debate else []
+        found = self._debated(systems * min(cfg.debated_prompts, prompts), text, reply) if cfg.debated_prompts else []
         if cfg.judge is None:
             return found
         found += self._judged(systems * prompts, text, cfg.judge.single_mode)

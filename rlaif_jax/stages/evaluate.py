@@ -59,8 +59,8 @@ def run(x: Run, stage: Stage) -> Mapping[str, Any]:
     prompts, graders = data.eval_prompts(), Graders(x, models, cfg.batch_size)
     answers = Answers(x, models, graders)
     graded = {name: answers.graded(name, prompts) for name in systems_of(x.cfg)}
-    if cfg.debate:
-        graded = {name: _with_debates(graders, prompts, samples, cfg.debate) for name, samples in graded.items()}
+    if debated := x.cfg.debated_prompts:
+        graded = {name: _with_debates(graders, prompts, samples, debated) for name, samples in graded.items()}
     for name, samples in graded.items():
         write_json(folder / f"samples_{name}.json", [dataclasses.asdict(s) for s in samples])
     write_json(folder / "independence.json", independence(x.cfg, data))
