@@ -27,7 +27,7 @@ def read_rules(source: str | Path, language: Language = ZH) -> list[str]:
     given `language`.
     """
     bundled = _HERE / language.name / f"{source}.txt"
-    path = bundled if _exists(bundled) else Path(source).expanduser()
+    path = bundled if _exists(bundled) else _expanded(Path(source))
     if not _exists(path):
         known = ", ".join(sorted(p.stem for p in bundled.parent.glob("*.txt")))
         raise UserError(f"rules {shown(str(source))}: not a file, and not a bundled list ({known})")
@@ -36,6 +36,13 @@ def read_rules(source: str | Path, language: Language = ZH) -> list[str]:
     if not rules:
         raise UserError(f"{path} has no rules; write one per line")
     return rules
+
+
+def _expanded(path: Path) -> Path:
+    try:
+        return path.expanduser()
+    except RuntimeError:  # "~" with a name that is no user
+        return path
 
 
 def _exists(path: Path) -> bool:

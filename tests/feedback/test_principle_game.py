@@ -304,7 +304,7 @@ def test_files_of_rules_that_cannot_be_read_are_named(tmp_path):
             read_rules(path)
     path.write_bytes(b"\xef\xbb\xbf# note\r\none\rtwo\r\n")
     assert read_rules(path) == ["one", "two"]
-    for source in (tmp_path, "x" * 5000, "no\0where"):
+    for source in (tmp_path, "x" * 5000, "no\0where", "~nobody-of-that-name/rules.txt"):
         with pytest.raises(UserError):
             read_rules(source)
 

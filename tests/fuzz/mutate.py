@@ -83,7 +83,7 @@ def _alter(root: list, holder: Any, key: Any, rng: random.Random) -> None:
         del holder[key]
     elif kind == 1 and isinstance(holder, dict):
         holder[rng.choice(("", "x", key[:-1], key + "s", key.upper(), "\ud800"))] = holder.pop(key)
-    elif kind == 2 and type(old) in (int, float):
+    elif kind == 2 and type(old) in (int, float) and abs(old) < 1e300:
         holder[key] = rng.choice((-old, old + 1, old * 2, old / 2, str(old), old * 1e9, [old]))
     elif kind == 3 and isinstance(old, str):
         at = rng.randrange(len(old) + 1)

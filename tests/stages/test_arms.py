@@ -79,7 +79,9 @@ def test_the_judges_reward_is_what_the_policy_got(run):
     experiment, _ = run
     rows = [json.loads(x) for x in (experiment.folder("rl_judge") / "samples.jsonl").read_text(encoding="utf-8").splitlines()]
     for row in rows:  # the served judge gives .25 where it reads 坏, else .75; an unfinished answer loses 1
-        expected = (0.25 if "坏" in row["prompt"] + row["response"] else 0.75) - (0 if row["finished"] else 1.0)
+        said = 0.25 if "坏" in row["prompt"] + row["response"] else 0.75
+        said = 0.0 if "<|" in row["response"] else said  # a control token is a plea, and nobody is asked
+        expected = said - (0 if row["finished"] else 1.0)
         assert row["reward"] == pytest.approx(expected, abs=1e-3)
 
 
