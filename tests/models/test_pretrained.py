@@ -139,8 +139,11 @@ def test_mistakes_are_named(folder, tmp_path, capsys):
     with torch.no_grad():
         model.model.norm.weight[3] = float("nan")
     Tokenizer.load(folder).save(hf.save(model, broken))
-    assert main(["import", str(broken), "--out", str(tmp_path / "out")]) == 2
-    assert "NaN" in capsys.readouterr().err
+    generate = ["generate", "--model", str(broken), "--prompt", "你好", "--max-tokens", "2"]
+    for command in (["import", str(broken), "--out", str(tmp_path / "out")], generate):
+        assert main(command) == 2
+        error = capsys.readouterr().err.splitlines()[-1]
+        assert f"{broken}: the weights contain NaN or infinity" in error
 
 
 def test_shard_sizes_are_read():

@@ -10,7 +10,7 @@ import pytest
 from rlaif_jax.errors import UserError
 from rlaif_jax.models import transformer
 from rlaif_jax.sampling.filters import SamplingConfig, filter_logits, row_keys, sample_token, traced
-from rlaif_jax.sampling.sampler import make_sampler, sequences
+from rlaif_jax.sampling.sampler import for_sampling, make_sampler, sequences
 
 EOS = (3, 5)
 
@@ -35,6 +35,23 @@ def test_sampler_logprobs_are_the_trainers(small_model, one_device, sampling):
     logp, _ = transformer.logprobs(params, small_model, hidden[:, -17:-1], seq.tokens[:, -16:], values.temperature)
     assert float(out.mask.sum()) > 60
     np.testing.assert_allclose(logp * out.mask, out.logprobs, atol=2e-5)
+
+
+def test_the_sampler_rounds_the_weights_of_norms_no_more_than_the_trainer(small_model, one_device):
+    cfg = dataclasses.replace(small_model, compute_dtype="bfloat16")
+    params, prompts, segments, sampler = _setup(cfg, one_device)
+    norms = jax.tree_util.tree_map_with_path(lambda path, x: x * 1.003 if "norm" in jax.tree_util.keystr(path) else x, params)
+    out = sampler(norms, prompts, segments, 0, 1, traced(SamplingConfig(), EOS))
+    seq = sequences(prompts, segments, out, 4)
+    hidden = transformer.forward(norms, cfg, seq.tokens, seq.segment_ids, seq.positions)
+    logp, _ = transformer.logprobs(norms, cfg, hidden[:, -17:-1], seq.tokens[:, -16:])
+    kept = for_sampling(norms, cfg, transformer.logical_axes(cfg), one_device)
+    assert kept["final_norm"].dtype == kept["layers"]["attn_norm"].dtype == jnp.float32 and kept["embed"].dtype == jnp.bfloat16
+    rounded = jax.tree.map(lambda x: x.astype(jnp.bfloat16).astype(x.dtype), norms)
+    rough = transformer.forward(rounded, cfg, seq.tokens, seq.segment_ids, seq.positions)
+    other, _ = transformer.logprobs(rounded, cfg, rough[:, -17:-1], seq.tokens[:, -16:])
+    gaps = [float((np.abs(found - out.logprobs) * out.mask).sum() / out.mask.sum()) for found in (logp, other)]
+    assert gaps[0] < 0.02 and gaps[0] < gaps[1], gaps
 
 
 def test_values_are_traced_and_eos_ends_rows(small_model, one_device):
