@@ -122,7 +122,7 @@ KINDS: dict[str, tuple[str, Callable[[Path], Any]]] = {
     "curated items": ("curate/items.jsonl", lambda out: read_items(out / "curate" / "items.jsonl")),
     "principles": ("principles/principles/*", _rules),
     "metrics": ("sft/metrics.jsonl", lambda out: [r["step"] for r in read_metrics(out / "sft" / "metrics.jsonl")]),
-    #"replies": ("replies.sqlite", _replies),
+    "replies": ("replies.sqlite", _replies),
 }  # fmt: skip
 
 
