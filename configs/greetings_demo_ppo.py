@@ -22,5 +22,5 @@ def config() -> RunConfig:
     )  # fmt: skip
     return dataclasses.replace(
         demo, name="greetings_demo_ppo", feedback=None, curate=None, judge=None, rl=rl, arms={"rl": demo.arms["rl"]},
-        reward=dataclasses.replace(demo.reward, init="sft"),
+        reward=dataclasses.replace(demo.reward, init="sft"), evaluation=dataclasses.replace(demo.evaluation, debate=0),
     )  # fmt: skip
