@@ -6,20 +6,13 @@ choose what the template writes, be cut by it, or be taken for its control token
 
 from __future__ import annotations
 
-import json
-import os
 import re
-import select
-import subprocess
-import sys
-import threading
-import time
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
-from rlaif_jax.data import template_worker
 from rlaif_jax.errors import UserError
+from rlaif_jax.models.bounded import ask
+from rlaif_jax.models.folder_worker import render
 
 # ChatML, the template of tokenizers that we train.
 CHATML = (
@@ -36,7 +29,7 @@ _STRIPPED_RIGHT = {_RIGHT: "", "\n ": "\n", "": None}
 _NOTHING = {"": ""}
 # A mark that opens a thinking block, as tags, brackets or special tokens: <think>, [THINK], <|thinking|>, <seed:think> ...
 _THINK = re.compile(r"([<\[◁](?:[|｜])?)(/?)((?:\w+[:_])?(?:think|thinking|thought|reasoning|reason)(?:[|｜])?[>\]▷])", re.I)
-_MOST_TEMPLATE, _SECONDS = 500_000, 30.0
+_MOST_TEMPLATE = 500_000
 
 Messages = Sequence[Mapping[str, str]]
 Part = tuple[str, bool]  # a text, and whether it is the text of a turn
@@ -96,9 +89,9 @@ class ChatTemplate:
     def _render(self, chats: list[tuple[list[dict[str, Any]], bool]]) -> list[dict[str, str]]:
         job = {"template": self._template, "values": self._values, "chats": chats}
         if self._template == CHATML:
-            return template_worker.render(job)
+            return render(job)
         try:
-            return _WORKER.ask(job)
+            return ask(job)
         except TimeoutError as error:
             raise UserError(f"tokenizer {self._name}: its chat template {error}") from error
 
@@ -146,52 +139,3 @@ def _split(text: str) -> tuple[list[str], list[int]]:
     """The template's own pieces, and the turns between them."""
     pieces = _MARK.split(text)
     return pieces[::2], [int(turn) for turn in pieces[1::2]]
-
-
-class _Worker:
-    """The process that renders foreign templates: started when it is needed, and anew after a template has broken it."""
-
-    def __init__(self) -> None:
-        self._process: subprocess.Popen[bytes] | None = None
-        self._owner, self._lock = 0, threading.Lock()
-
-    def ask(self, job: Any) -> list[dict[str, str]]:
-        """See `template_worker.render`. TimeoutError if the process died of it, or took too long."""
-        with self._lock:
-            process, answer = self._running(), b""
-            try:
-                process.stdin.write(json.dumps(job).encode() + b"\n")
-                process.stdin.flush()
-                answer = self._line(process, time.monotonic() + _SECONDS)
-            except OSError:
-                pass  # the process died
-            finally:
-                if not answer.endswith(b"\n"):
-                    process.kill()
-                    process.wait()
-        if not answer.endswith(b"\n"):
-            raise TimeoutError(f"needs more than {template_worker.SECONDS:.0f} s or {template_worker.MEGABYTES} MiB")
-        return json.loads(answer)
-
-    def _running(self) -> subprocess.Popen[bytes]:
-        if self._process is None or self._owner != os.getpid() or self._process.poll() is not None:
-            command = [sys.executable, "-P", str(Path(template_worker.__file__))]
-            pipe = subprocess.PIPE
-            self._process = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=subprocess.DEVNULL)
-            self._owner = os.getpid()
-        return self._process
-
-    @staticmethod
-    def _line(process: subprocess.Popen[bytes], deadline: float) -> bytes:
-        """One line; what there is of it if the process ends or the time is over."""
-        found = b""
-        while not found.endswith(b"\n") and (left := deadline - time.monotonic()) > 0:
-            if select.select([process.stdout], [], [], left)[0]:
-                piece = os.read(process.stdout.fileno(), 1 << 16)
-                if not piece:
-                    break
-                found += piece
-        return found
-
-
-_WORKER = _Worker()

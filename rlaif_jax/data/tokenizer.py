@@ -19,7 +19,7 @@ from rlaif_jax import state_files
 from rlaif_jax.data.chat_template import CHATML, ChatTemplate, Part
 from rlaif_jax.data.records import turns_of
 from rlaif_jax.errors import UserError
-from rlaif_jax.models.hf_files import read_object
+from rlaif_jax.models.hf_files import hub_name_help, read_object
 
 PAD, START, END, END_OF_TEXT = "<|pad|>", "<|im_start|>", "<|im_end|>", "<|endoftext|>"
 
@@ -83,7 +83,8 @@ class Tokenizer:
 
         folder = Path(folder)
         if not (folder / "tokenizer_config.json").exists():
-            raise UserError(f"tokenizer {folder}: it has no tokenizer_config.json; expected a Hugging Face folder")
+            hint = hub_name_help(folder)
+            raise UserError(f"tokenizer {folder}: it has no tokenizer_config.json; expected a Hugging Face folder{hint}")
         if not (folder / "tokenizer.json").exists():
             raise UserError(f"tokenizer {folder}: expected a fast tokenizer (tokenizer.json), found none")
         config = read_object(folder / "tokenizer_config.json")

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-import json
-import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from rlaif_jax.errors import UserError
+from rlaif_jax.models.hf_files import hub_name_help, read_object, shown
 from rlaif_jax.models.model_config import ModelConfig, RopeScaling
 
 
@@ -44,6 +43,13 @@ FAMILIES: dict[str, Family] = {
 }
 _HEADS = {"ForCausalLM": False, "ForSequenceClassification": True}
 _DTYPES = {"float32": "float32", "bfloat16": "bfloat16", "float16": "float32"}  # stored dtype -> param_dtype
+# Far above the largest known models. A number beyond is a mistake, or made to fill the memory.
+_MOST = {
+    "vocab_size": 2**22, "hidden_size": 2**17, "intermediate_size": 2**20, "num_hidden_layers": 2**11,
+    "num_attention_heads": 2**12, "num_key_value_heads": 2**12, "head_dim": 2**12, "max_position_embeddings": 2**30,
+    "sliding_window": 2**30, "max_window_layers": 2**11,
+}  # fmt: skip
+_LARGEST = {"rms_norm_eps": 1.0, "rope_theta": 1e15}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,14 +73,9 @@ def read_config(folder: str | Path) -> HfConfig:
     """Reads FOLDER/config.json. UserError if it is missing, is not JSON, or describes an unsupported model."""
     path = Path(folder) / "config.json"
     if not path.exists():
-        raise UserError(f"{folder}: it has no config.json; expected the folder of a Hugging Face model")
-    try:
-        raw = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise UserError(f"{path}: not JSON: {error}") from error
-    if not isinstance(raw, dict):
-        raise UserError(f"{path}: expected an object, found {type(raw).__name__}")
-    return from_hf(raw, str(path))
+        hint = hub_name_help(folder)
+        raise UserError(f"{folder}: it has no config.json; expected the folder of a Hugging Face model{hint}")
+    return from_hf(read_object(path), str(path))
 
 
 def from_hf(raw: Mapping[str, Any], where: str = "config.json") -> HfConfig:
@@ -83,14 +84,14 @@ def from_hf(raw: Mapping[str, Any], where: str = "config.json") -> HfConfig:
     Errors: UserError for another architecture, and for every option that changes the arithmetic and is not implemented.
     """
     kind = raw.get("model_type")
-    if kind not in FAMILIES:
+    if not isinstance(kind, str) or kind not in FAMILIES:
         raise UserError(f"{where}: model_type is {kind!r}; expected one of {', '.join(FAMILIES)}")
     family = FAMILIES[kind]
     _refuse_unsupported(raw, kind, where)
     width, heads = _integer(raw, "hidden_size", where), _integer(raw, "num_attention_heads", where)
     dtype = str(raw.get("dtype") or raw.get("torch_dtype") or "float32").removeprefix("torch.")
     if dtype not in _DTYPES:
-        raise UserError(f"{where}: dtype is {dtype!r}; expected one of {', '.join(_DTYPES)}")
+        raise UserError(f"{where}: dtype is {dtype[:80]!r}; expected one of {', '.join(_DTYPES)}")
     scalar = _is_scalar(raw, kind, where)
     try:
         theta, scaling = _rope(raw, where)
@@ -101,7 +102,7 @@ def from_hf(raw: Mapping[str, Any], where: str = "config.json") -> HfConfig:
             head_dim=_integer(raw, "head_dim", where, family.head_dim or width // heads), rope_theta=theta,
             rope_scaling=scaling, norm_eps=_number(raw, "rms_norm_eps", where, 1e-6), qkv_bias=family.qkv_bias,
             # A scalar model has no output matrix, even if the config says that it is untied.
-            qk_norm=family.qk_norm, tied_embeddings=scalar or bool(raw.get("tie_word_embeddings", False)),
+            qk_norm=family.qk_norm, tied_embeddings=scalar or _flag(raw, "tie_word_embeddings", where),
             max_positions=_integer(raw, "max_position_embeddings", where, family.positions), param_dtype=_DTYPES[dtype],
         )  # fmt: skip
     except UserError as error:  # the dataclasses name our field, not the file
@@ -151,35 +152,44 @@ def _head_name(scalar: bool) -> str:
 
 def _integer(raw: Mapping[str, Any], field: str, where: str, default: int | None = None) -> int:
     value = default if raw.get(field) is None else raw[field]
-    if type(value) is not int or value < 1:
-        raise UserError(f"{where}: {field} is {value!r}; expected a positive integer")
+    if type(value) is not int or not 1 <= value <= _MOST[field]:
+        raise UserError(f"{where}: {field} is {shown(value)}; expected a positive integer, at most {_MOST[field]:,}")
     return value
 
 
 def _number(raw: Mapping[str, Any], field: str, where: str, default: float | None = None) -> float:
     value = default if raw.get(field) is None else raw[field]
-    if type(value) not in (int, float) or not 0 < value < math.inf:
-        raise UserError(f"{where}: {field} is {value!r}; expected a positive number")
+    most = _LARGEST.get(field, 2**30)
+    if type(value) not in (int, float) or not 0 < value <= most:
+        raise UserError(f"{where}: {field} is {shown(value)}; expected a positive number, at most {most:g}")
     return float(value)
+
+
+def _flag(raw: Mapping[str, Any], field: str, where: str) -> bool:
+    value = raw.get(field)
+    if value not in (None, True, False) or type(value) not in (bool, type(None)):
+        raise UserError(f"{where}: {field} is {shown(value)}; expected true or false")
+    return bool(value)
 
 
 def _is_scalar(raw: Mapping[str, Any], kind: str, where: str) -> bool:
     """Whether the folder holds a sequence classifier. UserError if it has more than one label."""
     names = raw.get("architectures") or [FAMILIES[kind].name + "ForCausalLM"]
     known = {FAMILIES[kind].name + suffix: scalar for suffix, scalar in _HEADS.items()}
-    if not isinstance(names, list) or names[0] not in known:
-        raise UserError(f"{where}: architectures is {names!r}; expected one of {', '.join(known)} for {kind}")
+    if not isinstance(names, list) or not isinstance(names[0], str) or names[0] not in known:
+        raise UserError(f"{where}: architectures is {shown(names)}; expected one of {', '.join(known)} for {kind}")
     scalar = known[names[0]]
-    labels = raw.get("num_labels") or len(raw.get("id2label") or (0, 1))  # transformers' default is two
-    if scalar and labels != 1:
-        raise UserError(f"{where}: a sequence classifier with {labels} labels; a reward model has exactly one")
+    named = raw.get("id2label") or {"0": "", "1": ""}  # transformers' default is two
+    labels = raw.get("num_labels") or (len(named) if isinstance(named, dict) else named)
+    if scalar and (labels != 1 or isinstance(labels, bool)):
+        raise UserError(f"{where}: a sequence classifier with {shown(labels)} labels; a reward model has exactly one")
     return scalar
 
 
 def _rope_parameters(raw: Mapping[str, Any], where: str) -> dict[str, Any]:
     parameters = raw.get("rope_parameters") or raw.get("rope_scaling") or {}
     if not isinstance(parameters, dict):
-        raise UserError(f"{where}: rope scaling is {parameters!r}; expected an object with rope_type")
+        raise UserError(f"{where}: rope scaling is {shown(parameters)}; expected an object with rope_type")
     return parameters
 
 
@@ -191,7 +201,7 @@ def _rope(raw: Mapping[str, Any], where: str) -> tuple[float, RopeScaling | None
     if kind == "default":
         return theta, None
     if kind not in ("linear", "llama3"):
-        raise UserError(f"{where}: rope scaling of type {kind!r} is not supported; expected default, linear or llama3")
+        raise UserError(f"{where}: rope scaling of type {shown(kind)} is not supported; expected default, linear or llama3")
     names = ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")[: 1 if kind == "linear" else 4]
     if missing := [name for name in names if parameters.get(name) is None]:
         raise UserError(f"{where}: rope scaling of type {kind} lacks {', '.join(missing)}")
@@ -217,24 +227,27 @@ def _refuse_unsupported(raw: Mapping[str, Any], kind: str, where: str) -> None:
     partial = _rope_parameters(raw, where).get("partial_rotary_factor", raw.get("partial_rotary_factor", 1.0))
     wrong = (
         ("hidden_act", raw.get("hidden_act", "silu") not in ("silu", "swish"), "silu"),
-        ("attention_bias", not family.qkv_bias and bool(raw.get("attention_bias")), "false"),
-        ("mlp_bias", bool(raw.get("mlp_bias")), "false"),
+        ("attention_bias", not family.qkv_bias and _flag(raw, "attention_bias", where), "false"),
+        ("mlp_bias", _flag(raw, "mlp_bias", where), "false"),
         ("quantization_config", raw.get("quantization_config") is not None, "none: load unquantised weights"),
         ("partial_rotary_factor", partial not in (None, 1.0), "1"),
     )
     for field, is_wrong, expected in wrong:
         if is_wrong:
-            raise UserError(f"{where}: {field} is {raw.get(field, partial)!r}, which is not supported; expected {expected}")
+            raise UserError(f"{where}: {field} is {shown(raw.get(field, partial))}, which is not supported; expected {expected}")
     window, positions = raw.get("sliding_window"), _integer(raw, "max_position_embeddings", where, family.positions)
     if "sliding_window" not in raw:
         window = family.default_window or None
     window = window if window is None else _integer(raw, "sliding_window", where, window)
-    used = family.window == "always" or (family.window == "flag" and bool(raw.get("use_sliding_window", False)))
+    used = family.window == "always" or (family.window == "flag" and _flag(raw, "use_sliding_window", where))
     layers = raw.get("layer_types")
     if layers is not None:
+        if not isinstance(layers, list) or any(kind not in ("full_attention", "sliding_attention") for kind in layers):
+            raise UserError(f"{where}: layer_types is {shown(layers)}; expected a list of full_attention or sliding_attention")
         used = "sliding_attention" in layers
-    elif family.window == "flag":
-        used &= _integer(raw, "num_hidden_layers", where) > (raw.get("max_window_layers", 28) or 0)
+    elif used and family.window == "flag":
+        full = 0 if raw.get("max_window_layers", 28) in (0, None) else _integer(raw, "max_window_layers", where, 28)
+        used = _integer(raw, "num_hidden_layers", where) > full
     if used and window is not None and window < positions:
         raise UserError(
             f"{where}: sliding_window is {window} with {positions} positions; sliding-window attention is not supported. Texts of "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,21 @@ def read_object(path: Path) -> dict[str, Any]:
     if not isinstance(raw, dict):
         raise UserError(f"{path}: expected an object, found {type(raw).__name__}")
     return raw
+
+
+def hub_name_help(folder: str | Path) -> str:
+    """How to get a model's folder, where `folder` looks like its name on the Hub; else an empty text."""
+    name = str(folder)
+    if Path(name).exists() or not re.fullmatch(r"[\w.-]+/[\w.-]+", name):
+        return ""
+    command = f"hf download {name} --local-dir {name.rpartition('/')[2]}"
+    return f". It looks like a name on the Hub. Nothing is downloaded here; get the folder first: {command}"
+
+
+def shown(value: Any) -> str:
+    """A value of a file for a message, at most 80 characters of it."""
+    text = "a number of more than 80 digits" if type(value) is int and abs(value) >= 10**80 else repr(value)
+    return text if len(text) <= 80 else f"{text[:80]}..."
 
 
 class Checkpoint:
@@ -66,11 +82,9 @@ class Checkpoint:
         path = self.folder / INDEX
         if not path.exists():
             return None
-        try:
-            index = json.loads(path.read_text(encoding="utf-8"))["weight_map"]
-            sorted(set(index.values()))
-        except (ValueError, KeyError, AttributeError, TypeError) as error:
-            raise UserError(f"{path}: expected an object with weight_map: {error}") from error
+        index = read_object(path).get("weight_map")
+        if not isinstance(index, dict) or not index or not all(isinstance(file, str) for file in index.values()):
+            raise UserError(f"{path}: expected an object with weight_map, the file of each tensor")
         return index
 
     def _files(self, index: dict[str, str] | None) -> list[Path]:
@@ -78,8 +92,8 @@ class Checkpoint:
             if not (self.folder / SINGLE).exists():
                 raise UserError(f"{self.folder}: found neither {SINGLE} nor {INDEX}; only safetensors are read")
             return [self.folder / SINGLE]
-        files = sorted(set(index.values()))
-        if wrong := [name for name in files if Path(name).name != name or not (self.folder / name).is_file()]:
+        files, there = sorted(set(index.values())), {path.name for path in self.folder.iterdir() if path.is_file()}
+        if wrong := [name for name in files if name not in there]:
             raise UserError(f"{self.folder / INDEX}: names files that are not in the folder: {listed(map(repr, wrong))}")
         return [self.folder / name for name in files]
 

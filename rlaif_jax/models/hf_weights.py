@@ -8,6 +8,7 @@ Hugging Face has one tensor per layer, output axis first. We stack the layers (L
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -35,7 +36,7 @@ LAYER_NAMES = {
     **{f"{n}_norm": f"self_attn.{n}_norm.weight" for n in "qk"}, **{n: f"mlp.{n}_proj.weight" for n in ("gate", "up", "down")},
 }  # fmt: skip
 _DERIVED = re.compile(r"model\.layers\.\d+\.self_attn\.rotary_emb\.inv_freq")  # old files contain it; we compute it from the config
-_READABLE = {"F32", "BF16", "F16"}
+READABLE = {"F32", "BF16", "F16"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -101,8 +102,8 @@ def check(checkpoint: Checkpoint, table: Sequence[Entry], tied: bool) -> None:
             shape, dtype = tuple(tensor.get_shape()), tensor.get_dtype()
         if shape != wanted[name].shape:
             problems.append(f"{name} has shape {shape}, expected {wanted[name].shape}")
-        if dtype not in _READABLE:
-            problems.append(f"{name} has dtype {dtype}, expected one of {', '.join(sorted(_READABLE))}")
+        if dtype not in READABLE:
+            problems.append(f"{name} has dtype {dtype}, expected one of {', '.join(sorted(READABLE))}")
     if problems:
         raise UserError(f"{checkpoint.folder}: the weights do not fit its config.json: {listed(problems, '; ')}")
 
@@ -137,7 +138,24 @@ def load_params(folder: str | Path, cfg: ModelConfig, place: Placement, scalar: 
         if int8 and entry.transposed:
             loaded = kept_in_8_bits(loaded, ("layers", *_our_axes(entry)), place)
         node[entry.path[-1]] = loaded
+    check_finite(folder, params, table, place)
     return params
+
+
+def check_finite(folder: str | Path, params: Mapping[str, Any], table: Sequence[Entry], place: Placement) -> None:
+    """UserError that lists the tensors of a folder with NaN or infinite weights."""
+
+    def finite(params: Mapping[str, Any]) -> list[jax.Array]:
+        found = []
+        for entry in table:
+            parts = jax.tree.leaves(functools.reduce(lambda node, key: node[key], entry.path, params))
+            rows = [jnp.isfinite(x).reshape(len(entry.names) if entry.stacked else 1, -1).all(axis=1) for x in parts]
+            found.append(functools.reduce(jnp.logical_and, rows))
+        return found
+
+    rows = jax.device_get(jax.jit(finite, out_shardings=place.replicated)(params))
+    if wrong := [name for entry, row in zip(table, rows, strict=True) for name, ok in zip(entry.names, row, strict=True) if not ok]:
+        raise UserError(f"{folder}: the weights contain NaN or infinity: {listed(wrong)}")
 
 
 def _read(checkpoint: Checkpoint, name: str, entry: Entry, place: Placement) -> jax.Array:

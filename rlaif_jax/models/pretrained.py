@@ -18,7 +18,7 @@ import orbax.checkpoint as ocp
 from rlaif_jax.errors import UserError
 from rlaif_jax.models import heads, transformer
 from rlaif_jax.models.hf_config import HfConfig, read_config
-from rlaif_jax.models.hf_weights import load_params
+from rlaif_jax.models.hf_weights import check_finite, load_params, name_table
 from rlaif_jax.models.model_config import ModelConfig
 from rlaif_jax.models.quant import keep_layers_in_8_bits
 from rlaif_jax.sharding import Placement
@@ -108,11 +108,10 @@ def _load(folder: Path, cfg: ModelConfig, place: Placement, scalar: bool, int8: 
     target = abstract_like(abstract, place.tree(axes, abstract))
     with ocp.StandardCheckpointer() as checkpointer:
         params = checkpointer.restore((folder / ORBAX_FOLDER).absolute(), target)
+    check_finite(folder, params, name_table(cfg, scalar), place)
     return keep_layers_in_8_bits(params, axes, place) if int8 else params
 
 
 def source_of(folder: str | Path) -> Mapping[str, Any]:
     """The config.json of a folder, unchanged."""
     return read_config(folder).raw
-
-

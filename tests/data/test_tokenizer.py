@@ -5,9 +5,9 @@ import random
 
 import pytest
 
-from rlaif_jax.data.template_worker import TODAY
 from rlaif_jax.data.tokenizer import END, END_OF_TEXT, PAD, StreamDecoder, Tokenizer
 from rlaif_jax.errors import UserError
+from rlaif_jax.models.folder_worker import TODAY
 from tests.data import folders
 
 TEXTS = [

@@ -9,14 +9,19 @@ import sys
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+import orbax.checkpoint as ocp
 import pytest
+from rich.console import Console
 from safetensors.numpy import save_file
 
+from rlaif_jax.commands.import_model import import_model
 from rlaif_jax.errors import UserError
 from rlaif_jax.models import heads, ops, transformer
 from rlaif_jax.models.hf_config import read_config, to_hf
 from rlaif_jax.models.hf_weights import load_params, save_params
+from rlaif_jax.models.pretrained import load_policy
 from rlaif_jax.sampling.filters import SamplingConfig, traced
 from rlaif_jax.sampling.sampler import make_sampler
 from tests import hf
@@ -192,6 +197,33 @@ def test_whatever_does_not_fit_is_named(tmp_path, one_device):
     _load(_rewrite(folder, tmp_path / "derived", lambda t: t.update(derived)), one_device)
 
 
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_weights_that_are_no_numbers_are_named(tmp_path, one_device, value):
+    folder, key = hf.save(hf.random_model("llama"), tmp_path / "good"), "model.layers.1.self_attn.k_proj.weight"
+
+    def spoil(tensors):
+        for name in (key, "model.norm.weight"):
+            tensors[name] = tensors[name].copy()
+            tensors[name].flat[3] = value
+
+    wrong = _rewrite(folder, tmp_path / "wrong", spoil)
+    for int8 in (False, True):
+        with pytest.raises(UserError, match=rf"contain NaN or infinity: model\.norm\.weight, {key}$"):
+            load_policy(wrong, read_config(wrong).model, one_device, int8)
+
+
+def test_an_imported_copy_with_a_spoiled_weight_is_named(tmp_path, one_device):
+    folder = hf.instruct_folder(tmp_path / "good")
+    import_model(folder, tmp_path / "imported", console=Console(quiet=True))
+    cfg = read_config(folder).model
+    params = load_policy(tmp_path / "imported", cfg, one_device)
+    params["layers"]["q"] = params["layers"]["q"].at[1, 2, 3].set(jnp.nan)
+    with ocp.StandardCheckpointer() as checkpointer:
+        checkpointer.save((tmp_path / "imported" / "params").absolute(), params, force=True)
+    with pytest.raises(UserError, match=r"NaN or infinity: model\.layers\.1\.self_attn\.q_proj\.weight$"):
+        load_policy(tmp_path / "imported", cfg, one_device)
+
+
 def test_a_stored_copy_of_tied_embeddings_must_be_one(tmp_path, one_device):
     folder = hf.save(hf.random_model("qwen2"), tmp_path / "good")
     embed = hf.tensors_of(folder)["model.embed_tokens.weight"]
@@ -217,6 +249,16 @@ def test_broken_folders_are_refused(tmp_path, one_device):
     index.write_text(json.dumps({"weight_map": {"a": "../good/config.json"}}))
     with pytest.raises(UserError, match="not in the folder"):
         _load(folder, one_device)
+    for raw in (
+        {"weight_map": {"a": ["b"]}},
+        {"weight_map": {"a": "x" * 5000}},
+        {"weight_map": {"a": "\x00"}},
+        {"weight_map": []},
+        {},
+    ):
+        index.write_text(json.dumps(raw))
+        with pytest.raises(UserError, match="not in the folder|expected an object with weight_map"):
+            _load(folder, one_device)
     index.unlink()
     with pytest.raises(UserError, match="only safetensors"):
         _load(folder, one_device)

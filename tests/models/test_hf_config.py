@@ -2,8 +2,9 @@
 
 import pytest
 
+from rlaif_jax.data.tokenizer import Tokenizer
 from rlaif_jax.errors import UserError
-from rlaif_jax.models.hf_config import from_hf, to_hf
+from rlaif_jax.models.hf_config import from_hf, read_config, to_hf
 from tests import hf
 
 MISTRAL, QWEN2, QWEN3 = (
@@ -41,6 +42,19 @@ MISTRAL, QWEN2, QWEN3 = (
         (MISTRAL | {"sliding_window": "256"}, "sliding_window is '256'"),
         (QWEN2 | {"use_sliding_window": True, "sliding_window": 64, "max_window_layers": 1}, "sliding_window"),
         (QWEN3 | {"layer_types": ["sliding_attention"], "sliding_window": 64}, "sliding_window"),
+        ({"model_type": {"a": 1}}, "model_type is {'a': 1}"),
+        ({"architectures": [[]]}, r"architectures is \[\[\]\]"),
+        ({"architectures": ["LlamaForSequenceClassification"], "id2label": 3}, "with 3 labels"),
+        ({"layer_types": 1e308}, r"layer_types is 1e\+308; expected a list"),
+        ({"tie_word_embeddings": "false"}, "tie_word_embeddings is 'false'; expected true or false"),
+        ({"attention_bias": []}, r"attention_bias is \[\]; expected true or false"),
+        ({"num_hidden_layers": 10**9}, "num_hidden_layers is 1000000000; expected a positive integer, at most 2,048"),
+        ({"hidden_size": 10**30}, "hidden_size is 10{30}; expected"),
+        ({"vocab_size": int("9" * 400)}, "vocab_size is a number of more than 80 digits"),
+        ({"rope_theta": 10**400}, "rope_theta is a number of more than 80 digits"),
+        ({"rms_norm_eps": float("nan")}, "rms_norm_eps is nan"),
+        ({"rope_theta": float("inf")}, "rope_theta is inf"),
+        (QWEN2 | {"use_sliding_window": True, "sliding_window": 64, "max_window_layers": "1"}, "max_window_layers is '1'"),
     ],
 )
 def test_what_would_change_the_arithmetic_is_refused(change, message):
@@ -63,3 +77,20 @@ def test_the_older_spelling_of_rope_is_read():
     found = from_hf(raw).model
     assert found.rope_theta == 5e5 and found.rope_scaling.original_positions == 32
     assert from_hf(to_hf(found, scalar=False, dtype="float32", eos_ids=(1,), pad_id=0)).model == found
+
+
+def test_a_name_on_the_hub_is_answered_with_the_way_to_its_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=r"no config\.json; .* hf download Qwen/Qwen2\.5-0\.5B --local-dir Qwen2\.5-0\.5B$"):
+        read_config("Qwen/Qwen2.5-0.5B")
+    with pytest.raises(UserError, match="hf download org/name --local-dir name"):
+        Tokenizer.load("org/name")
+    with pytest.raises(UserError, match="of a Hugging Face model$"):
+        read_config(tmp_path / "models")
+
+
+@pytest.mark.parametrize("content", [b"[" * 100_000, b"\xff\xfe{}", b'{"a": ' + b"9" * 5000 + b"}", b"[]", b"", b"{", b"null"])
+def test_a_file_that_is_no_object_is_named(tmp_path, content):
+    (tmp_path / "config.json").write_bytes(content)
+    with pytest.raises(UserError, match=r"config\.json: (not JSON|expected an object)"):
+        read_config(tmp_path)

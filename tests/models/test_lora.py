@@ -169,6 +169,34 @@ def test_an_adapter_made_by_peft_is_read(tmp_path, one_device):
         assert torch.equal(again(**hf.torch_inputs(tokens, segments)).logits[:, 0], torch.tensor(expected))
 
 
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"rank_pattern": {"layers.0.self_attn.q_proj": 2}},
+        {"rank_pattern": {"self_attn.q_proj": 3}, "alpha_pattern": {"q_proj": 2}},
+        {"rank_pattern": {r"model\.layers\.[01]\..*down_proj": 5, "q_proj": 1}, "alpha_pattern": {"layers.1.mlp.down_proj": 1}},
+        {"target_modules": r"model\.layers\.1\..*(q|down)_proj"},
+        {"target_modules": ["layers.0.self_attn.q_proj", "down_proj"]},
+    ],
+)  # fmt: skip
+def test_ranks_and_scales_of_single_layers_are_those_of_peft(tmp_path, one_device, options):
+    torch, peft = pytest.importorskip("torch"), pytest.importorskip("peft")
+    model = hf.random_model("qwen2")
+    folder = hf.save(model, tmp_path / "base")
+    options = {"target_modules": ["q_proj", "down_proj"], "r": 4, "lora_alpha": 10, "init_lora_weights": False} | options
+    theirs = peft.get_peft_model(model, peft.LoraConfig(task_type="CAUSAL_LM", **options)).eval()
+    theirs.save_pretrained(tmp_path / "adapter")
+    cfg = read_config(folder).model
+    adapter, found, _ = load_adapter(tmp_path / "adapter", cfg)
+    tokens, segments = hf.rows(left=False)
+    with torch.no_grad():
+        expected = theirs(**hf.torch_inputs(tokens, segments)).logits.numpy()
+    cfg, params = dataclasses.replace(cfg, compute_dtype="float32"), load_params(folder, cfg, one_device)
+    hidden = _hidden(lora.merge(params, adapter, found), cfg, tokens, segments)
+    logits = np.asarray(ops.logits(hidden, ops.output_matrix(params, cfg)))
+    np.testing.assert_allclose(logits[segments > 0], expected[segments > 0], atol=1e-4)
+
+
 def test_adapters_that_do_not_fit_are_refused(small_model, tmp_path):
     adapter = lora.init(small_model, LORA, jax.random.key(0))
     save_adapter(adapter, small_model, LORA, tmp_path / "good", base="x")
@@ -194,7 +222,7 @@ def test_adapters_that_do_not_fit_are_refused(small_model, tmp_path):
     refused(r"rank_pattern is \[\]; expected an object", config | {"rank_pattern": []})
     refused(r"rank_pattern: q_proj is '4'; expected", config | {"rank_pattern": {"q_proj": "4"}})
     refused("target_modules is 7", config | {"target_modules": 7})
-    refused(r"target_modules is 'q_\('", config | {"target_modules": "q_("})
+    refused(r"target_modules is \['q_\('\], which is not", config | {"target_modules": "q_("})
     refused("expected an object, found list", [])
     refused(r"unknown modules: c_attn; this model's blocks have q_proj", config | {"target_modules": ["c_attn"]})
     refused("unknown modules: qq_proj, lm_head", config | {"target_modules": [*config["target_modules"], "qq_proj", "lm_head"]})
@@ -202,7 +230,22 @@ def test_adapters_that_do_not_fit_are_refused(small_model, tmp_path):
     refused("lacks .*layers.1.self_attn.v_proj.lora_B", tensors={n: t for n, t in tensors.items() if n != name})
     refused("not part of the adapter: extra", tensors=tensors | {"extra": np.ones(2, np.float32)})
     wrong = {n: t[:1] if "lora_B" in n and "q_proj" in n else t for n, t in tensors.items()}
-    refused(r"q_proj has shapes", tensors=wrong)
+    refused(r"q_proj\.lora_B\.weight has shape", tensors=wrong)
+    for field, value in (("lora_alpha", float("nan")), ("lora_alpha", float("inf")), ("lora_alpha", 10**300), ("r", 10**6)):
+        refused(rf"{field} is .*; expected a positive number, at most", config | {field: value})
+    refused(r"alpha_pattern: q_proj is nan", config | {"alpha_pattern": {"q_proj": float("nan")}})
+    for field, value in (
+        ("alora_invocation_tokens", [1, 2]), ("lora_bias", True), ("layers_to_transform", [0]), ("target_parameters", ["x"]),
+        ("layer_replication", [[0, 1]]), ("trainable_token_indices", [1]), ("use_some_new_kind", {"a": 1}),
+        ("exclude_modules", ["q_proj"]),
+    ):  # fmt: skip
+        refused(f"{field} is .* not supported; only plain LoRA is", config | {field: value})
+    for pattern in (r"(\w+|\.)+!", "(.*)*(.*)*(.*)*(.*)*x", "(" * 500, "*", "(((.|..|...)*)*)*!"):
+        for field, value in (("target_modules", pattern), ("rank_pattern", {pattern: 3})):
+            refused(f"{field} (needs more than 1 s or 256 MiB|is .* not a regular expression)", config | {field: value})
+    spoiled = {n: np.where(np.arange(t.size).reshape(t.shape) == 1, np.nan, t) if n == name else t for n, t in tensors.items()}
+    refused(f"contains NaN or infinity: {name}", tensors={n: t.astype(np.float32) for n, t in spoiled.items()})
+    refused(f"{name} has shape .* and dtype I32", tensors=tensors | {name: tensors[name].astype(np.int32)})
     longer = config | {"target_modules": [f"{'mlp' if m[0] in 'gud' else 'self_attn'}.{m}" for m in config["target_modules"]]}
     (tmp_path / "good" / "adapter_config.json").write_text(json.dumps(longer))
     assert lora.ranks(small_model, load_adapter(tmp_path / "good", small_model)[1]) == lora.ranks(small_model, LORA)

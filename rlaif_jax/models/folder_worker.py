@@ -1,6 +1,7 @@
-"""Renders chat templates. `chat_template` runs it as a script: a template of a stranger may loop for ever or fill the memory.
+"""Does what a model folder of a stranger says: renders its chat template, matches its patterns. Either may loop or fill the memory.
 
-One JSON object a line comes in (see `render`), one JSON list a line goes out. The limits hold for each line.
+`bounded` runs it as a script. One JSON object a line comes in (see `render` and `match`), one JSON value a line goes out. The
+limits hold for each line.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ import contextlib
 import datetime
 import functools
 import json
+import re
 import resource
 import signal
 import sys
@@ -73,13 +75,22 @@ def _rendered(template: str, values: dict[str, Any], messages: list[dict[str, An
     return {"text": text}
 
 
+def match(job: dict[str, Any]) -> list[list[int]] | str:
+    """For each regular expression of `job` {"patterns", "names"} the indices of the names that it matches; else its error."""
+    try:
+        return [[i for i, name in enumerate(job["names"]) if re.fullmatch(p, name)] for p in job["patterns"]]
+    except (re.error, RecursionError, OverflowError, MemoryError) as error:
+        return str(error) or type(error).__name__
+
+
 def main() -> None:
     """Answers lines until the input ends. A line that takes too long ends the process."""
     with contextlib.suppress(ValueError, OSError):  # a system without this limit
         resource.setrlimit(resource.RLIMIT_AS, (MEGABYTES << 20,) * 2)
     for line in sys.stdin:
         signal.setitimer(signal.ITIMER_PROF, SECONDS)  # its signal ends the process
-        answer = render(json.loads(line))
+        job = json.loads(line)
+        answer = render(job) if "template" in job else match(job)
         signal.setitimer(signal.ITIMER_PROF, 0)
         sys.stdout.write(json.dumps(answer) + "\n")
         sys.stdout.flush()
