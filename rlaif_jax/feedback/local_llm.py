@@ -75,7 +75,8 @@ class LocalLLM:
       place: mesh and rules.
       name: identifies the weights, for cache keys.
       batch_size: rows per call, rounded up to a multiple of the mesh's row shards. Long prompts get smaller batches.
-      max_length: limit on prompt plus reply, in tokens. A longer request gets the failure "rejected".
+      max_length: limit on prompt plus reply, in tokens; at most what the model is made for. A longer request gets the failure
+        "rejected".
       ledger: counts its requests and tokens.
     """
 
@@ -86,7 +87,7 @@ class LocalLLM:
         self.name, self._ledger = name, ledger
         self.failures: Mapping[int, Failure] = {}
         self._params, self._cfg, self._tokenizer, self._place = params, cfg, tokenizer, place
-        self._max_length = max_length
+        self._max_length = min(max_length, cfg.max_positions)
         self._batch_size = -(-batch_size // place.row_shards) * place.row_shards
         self._sample, self._choose = make_sample(cfg, place, tokenizer.pad_id), make_choose(cfg, place)
 

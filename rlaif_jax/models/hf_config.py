@@ -174,7 +174,8 @@ def _flag(raw: Mapping[str, Any], field: str, where: str) -> bool:
 
 def _is_scalar(raw: Mapping[str, Any], kind: str, where: str) -> bool:
     """Whether the folder holds a sequence classifier. UserError if it has more than one label."""
-    names = raw.get("architectures") or [FAMILIES[kind].name + "ForCausalLM"]
+    names = raw.get("architectures")
+    names = [FAMILIES[kind].name + "ForCausalLM"] if names is None or names == [] else names
     known = {FAMILIES[kind].name + suffix: scalar for suffix, scalar in _HEADS.items()}
     if not isinstance(names, list) or not isinstance(names[0], str) or names[0] not in known:
         raise UserError(f"{where}: architectures is {shown(names)}; expected one of {', '.join(known)} for {kind}")

@@ -55,7 +55,7 @@ class ModelConfig:
       qk_norm: RMSNorm on queries and keys.
       tied_embeddings: the embedding is also the output matrix (tie_word_embeddings).
       rope_scaling: scaling of the rotary frequencies for long texts; None = none.
-      max_positions: only written into exported models (max_position_embeddings).
+      max_positions: tokens of the longest text that it is made for (max_position_embeddings); longer limits are refused.
       param_dtype: dtype of the stored weights, float32 or bfloat16.
       compute_dtype: dtype of activations and matrix products, float32 or bfloat16.
       remat: activations that the backward pass recomputes: "none", "full" (all), or "dots" (all but matrix products).

@@ -22,6 +22,7 @@ from rlaif_jax.models.pretrained import foreign_config, resolve
 from rlaif_jax.plan.abstract import chip_bytes, full_weights
 from rlaif_jax.plan.requests import print_requests
 from rlaif_jax.runs.llms import planned_feedback
+from rlaif_jax.runs.models import check_lengths
 from rlaif_jax.sharding import MeshConfig, Placement, abstract_mesh, bytes_per_device, make_mesh
 from rlaif_jax.sharding.mesh import AXES
 from rlaif_jax.stages.pipeline import uneven_batches
@@ -108,7 +109,9 @@ def planned_model(cfg: RunConfig) -> ModelConfig:
     """The run's model, with the vocabulary size of its tokenizer (which may not be trained yet)."""
     source = cfg.tokenizer.path or cfg.model.init_from
     tokens = Tokenizer.load(source).vocab_size if source else cfg.tokenizer.vocab_size
-    return resolve(cfg.model).with_vocab(tokens)
+    found = resolve(cfg.model).with_vocab(tokens)
+    check_lengths(cfg, found)
+    return found
 
 
 _HELD = {CURATE: ("policy", "feedback model"), PRINCIPLES: ("feedback model",), EVALUATE: ("policy", "graders")}

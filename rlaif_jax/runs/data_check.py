@@ -14,8 +14,10 @@ from rlaif_jax.config.stages import CURATE, DPO, EVALUATE, FEEDBACK, GRADER, PRI
 from rlaif_jax.data.records import LabelledResponse, PreferencePair, Prompt, Record, SftExample, turns_of
 from rlaif_jax.data.tokenizer import Tokenizer, conversation
 from rlaif_jax.errors import UserError
+from rlaif_jax.models.pretrained import resolve
 from rlaif_jax.runs.data import RunData
 from rlaif_jax.runs.folder import Run
+from rlaif_jax.runs.models import check_lengths
 
 FEW_LABELS = 50  # fewer labelled rows of a part measure next to nothing
 _SAMPLE = 300  # rows of a file whose tokens are counted
@@ -77,6 +79,7 @@ def check_data(run: Run, stages: Sequence[Stage]) -> DataCheck:
         rows = _tried(found, lambda field=field, source=source: data.records(KINDS[field], source))
         if rows is not None:
             found.facts.append(f"data.{field}: {len(rows):,} rows ({data.path_of(source)})")
+    _tried(found, lambda: check_lengths(run.cfg, resolve(run.cfg.model)))
     if not found.problems:  # the parts are made of files, all of which must be there
         _check_parts(found, data, run, fields, {stage.name for stage in stages})
         _check_lengths(found, data, run, fields)

@@ -8,6 +8,7 @@ from typing import Any
 
 import jax
 
+from rlaif_jax.config.run_config import RunConfig
 from rlaif_jax.config.stages import FEEDBACK, GRADER, REWARD, SFT, TOKENIZER, stage_of
 from rlaif_jax.data.tokenizer import Tokenizer
 from rlaif_jax.errors import UserError
@@ -15,7 +16,7 @@ from rlaif_jax.models import transformer
 from rlaif_jax.models.lora import LoraConfig, joined
 from rlaif_jax.models.matrices import dense
 from rlaif_jax.models.model_config import ModelConfig
-from rlaif_jax.models.pretrained import load_policy, resolve
+from rlaif_jax.models.pretrained import foreign_config, load_policy, resolve
 from rlaif_jax.runs.folder import Run
 from rlaif_jax.trainers.checkpoint import Checkpoints
 from rlaif_jax.trainers.config import TrainConfig
@@ -29,6 +30,26 @@ BASE = "base"  # the policy before any training
 def start_name(init: str) -> str:
     """The name, for `RunModels.policy`, of the weights that `init` (sft, base or feedback) of a config means."""
     return {"sft": SFT.name, "base": BASE, "feedback": FEEDBACK.name}[init]
+
+
+def check_lengths(cfg: RunConfig, policy: ModelConfig) -> None:
+    """UserError that lists every field whose texts are longer than the model is made for (max_position_embeddings)."""
+    limits: list[tuple[str, int, int]] = []
+    for name in ("sft", "reward", "grader", "dpo"):
+        section = getattr(cfg, name)
+        if section is not None:
+            folder = getattr(section, "folder", "")
+            model = foreign_config(folder, cfg.model, scalar=True) if folder else policy
+            limits.append((f"{name}.max_length", section.max_length, model.max_positions))
+    for name, arm in cfg.all_arms().items():
+        rl, field = cfg.rl_of(name), "rl" if arm.rl is None else f"arms.{name}.rl"
+        both = rl.max_prompt_tokens + rl.sampling.max_tokens
+        limits.append((f"{field}.max_prompt_tokens + {field}.sampling.max_tokens", both, policy.max_positions))
+    both = cfg.max_prompt_tokens + cfg.evaluation.sampling.max_tokens
+    limits.append(("rl.max_prompt_tokens + evaluation.sampling.max_tokens", both, policy.max_positions))
+    wrong = [f"{field} is {length}, the model is made for {most}" for field, length, most in dict.fromkeys(limits) if length > most]
+    if wrong:
+        raise UserError(f"texts longer than max_position_embeddings of their model: {'; '.join(wrong)}")
 
 
 class RunModels:

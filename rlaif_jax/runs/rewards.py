@@ -18,6 +18,7 @@ from rlaif_jax.rewards.rules import with_rules
 from rlaif_jax.runs.folder import Run
 from rlaif_jax.runs.llms import RunLlms
 from rlaif_jax.runs.models import RunModels
+from rlaif_jax.trainers.config import RewardConfig
 from rlaif_jax.trainers.trainable import scalar_base
 
 _LOG = logging.getLogger(__name__)
@@ -39,15 +40,23 @@ class RunRewards:
         cfg = run.cfg.grader if name == GRADER.name else run.cfg.reward
         if cfg is None:
             raise UserError(f"the run {run.cfg.name!r} has no {name}: its config section is None")
+        room = self._room(cfg)
         if cfg.folder:
             model = foreign_config(cfg.folder, run.cfg.model, scalar=True)
             params, tokenizer = load_scalar(cfg.folder, model, run.place), Tokenizer.load(cfg.folder, model.vocab_size)
-            return make_reward_model(params, model, tokenizer, cfg.max_length, run.place, batch_size, whole_chat=True)
+            room = min(room, model.max_positions)
+            return make_reward_model(params, model, tokenizer, room, run.place, batch_size, whole_chat=True)
         if base is not None and run.cfg.shares_base(cfg):
             params = models.trainable.full_params(scalar_base(base), models.trained(name))
         else:
             params = models.scalar(name)
-        return make_reward_model(params, models.config, models.tokenizer, cfg.max_length, run.place, batch_size)
+        return make_reward_model(params, models.config, models.tokenizer, room, run.place, batch_size)
+
+    def _room(self, cfg: RewardConfig) -> int:
+        """Tokens of the longest row that is scored: at least the longest prompt and answer that the run samples."""
+        run = self._run.cfg
+        answers = [run.evaluation.sampling.max_tokens, *(run.rl_of(name).sampling.max_tokens for name in run.all_arms())]
+        return max(cfg.max_length, run.max_prompt_tokens + max(answers))
 
     def judge(self, group: int, mode: str = "") -> RewardFn:
         """The judge's verdicts; `group` answers of a prompt are next to one another (for the mode pairwise)."""

@@ -84,7 +84,8 @@ class RewardConfig:
       loss: "bradley_terry" on preference pairs, or "binary" on labelled responses.
       init: initial weights: "sft", "base" (the model that SFT starts from), or "feedback" (the embedded feedback model, which has
         already learned to recognise flaws).
-      max_length: limit on prompt plus response, in tokens. A longer answer gets an invalid reward.
+      max_length: limit on prompt plus response in training, in tokens. Longer rows are dropped, and their number is logged. Every
+        answer that the run samples is scored, however long.
       center_coef: weight of a penalty that keeps scores centred on zero (arXiv 2312.09244); 0 = off.
       folder: folder of a Hugging Face reward model (one label) with its own tokenizer. It is loaded, and none is trained.
     """
