@@ -47,7 +47,7 @@ def test_targets_are_an_ordered_table(small_model):
     ):
         with pytest.raises(UserError, match=message):
             lora.init(small_model, LoraConfig(targets), jax.random.key(0))
-    for wrong, message in (({"q(": 4}, "not a regular expression"), ({"q": -1}, "expected 0")):
+    for wrong, message in (({"q(": 4}, "not a regular expression"), ({"q": -1}, "q is -1; expected")):
         with pytest.raises(UserError, match=message):
             LoraConfig(wrong)
 
