@@ -149,7 +149,8 @@ def check_finite(folder: str | Path, params: Mapping[str, Any], table: Sequence[
         found = []
         for entry in table:
             parts = jax.tree.leaves(functools.reduce(lambda node, key: node[key], entry.path, params))
-            rows = [jnp.isfinite(x).reshape(len(entry.names) if entry.stacked else 1, -1).all(axis=1) for x in parts]
+            # Layer by layer: a mask of a whole stack would be a quarter of its size.
+            rows = [jax.lax.map(lambda x: jnp.isfinite(x).all(), x if entry.stacked else x[None]) for x in parts]
             found.append(functools.reduce(jnp.logical_and, rows))
         return found
 
