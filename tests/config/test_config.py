@@ -112,7 +112,7 @@ def test_fields_under_names_of_earlier_versions_are_accepted_with_a_note():
 
 
 def test_sections_that_need_one_another_go_together_in_any_order():
-    items = ["reward.init=sft", "curate=none", "judge=none", "feedback=none"]
+    items = ["reward.init=sft", "curate=none", "judge=none", "feedback=none", "evaluation.debate=0"]
     for order in (items, items[::-1]):
         cfg = load_config("greetings_demo", order)
         assert cfg.judge is None and cfg.feedback is None and list(cfg.arms) == ["rl"]
