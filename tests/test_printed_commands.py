@@ -27,7 +27,7 @@ def _commands():
         code = "\n".join(line for line in text.split("\n") if not line.startswith("|"))
         for found in dict.fromkeys([*_LINE.findall(code), *_INLINE.findall(text)]):
             command = re.sub(r"\\\n", " ", found).split("  #")[0].strip()
-            named_alone = re.fullmatch(r"rlaif [a-z]+( [a-z]+| CONFIG)?", command) and not command.startswith("rlaif run greetings")
+            named_alone = re.fullmatch(r"rlaif [a-z]+( [a-z-]+| CONFIG)?", command)
             if not (named_alone or "..." in command or "&&" in command or "||" in command):
                 yield pytest.param(command, id=f"{page.name}: {' '.join(command.split())[:90]}")
 

@@ -10,8 +10,9 @@ import pytest
 from rich.console import Console
 from rich.table import Table
 
+import rlaif_jax
 from rlaif_jax.cli import main
-from rlaif_jax.errors import holds_secret, masked, printable, shown
+from rlaif_jax.errors import UserError, holds_secret, masked, printable, shown
 from rlaif_jax.rewards.base import RewardResult, Sample
 from rlaif_jax.runs.samples import SampleTable
 from rlaif_jax.terminal import PlainConsole, plain_log
@@ -100,6 +101,12 @@ def test_a_mistyped_command_is_one_line_with_a_suggestion(capsys, arguments, mes
         main(arguments)
     error = capsys.readouterr().err
     assert end.value.code == 2 and error.count("\n") == 1 and re.search(message, error), error
+
+
+@pytest.mark.parametrize("what", ["runs/demo", None, 3])
+def test_run_takes_a_run(what):
+    with pytest.raises(UserError, match=r"run: expected a run, which open_run\(folder, config\) returns"):
+        rlaif_jax.run(what)
 
 
 def test_doctor_shows_versions_devices_and_no_key(capsys, monkeypatch):
