@@ -48,7 +48,9 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     run = _add(commands, "run", "all stages; skips what is done, resumes what was interrupted", _run)
     _add_config(run)
-    run.add_argument("--dry-run", action="store_true", help="print stages, models, mesh, memory and steps; run nothing")
+    run.add_argument("--dry-run", action="store_true", help="print stages, models, mesh, memory, steps and data; run nothing")
+    text = "check data, models, functions, the judge (one real call) and memory of a config, in seconds; trains nothing"
+    _add_config(_add(commands, "check", text, _check))
     for stage in STAGES:
         _add_config(_add(commands, stage.name, stage.help, _stage, stages=(stage.name,)))
     rl = _add(commands, "rl", "reinforcement learning: GRPO, or PPO where the config has a critic, once for each arm", _rl)
@@ -204,9 +206,18 @@ def _config(args: argparse.Namespace) -> Any:
 def _run(args: argparse.Namespace, console: Console) -> int:
     if not args.dry_run:
         return _run_stages(args, console, None)
-    from rlaif_jax.plan.estimate import print_plan
+    from rlaif_jax.commands.check import dry_run
 
-    print_plan(_config(args), console)
+    cfg = _config(args)
+    dry_run(cfg, args.out or Path("runs") / cfg.name, console)
+    return 0
+
+
+def _check(args: argparse.Namespace, console: Console) -> int:
+    from rlaif_jax.commands.check import check_run
+
+    cfg = _config(args)
+    check_run(cfg, args.out or Path("runs") / cfg.name, console)
     return 0
 
 

@@ -45,7 +45,7 @@ def export(x: Run, stage: str, out: str | Path, *, dtype: str = "", max_shard_by
     """
     out = _new_folder(out)
     models, scalar = RunModels(x), _is_scalar(x, stage)
-    source = source_of(x.cfg.model.init_from) if x.cfg.model.init_from else None
+    source = source_of(x.cfg.model.start) if x.cfg.model.start else None
     dtype = dtype or (source or {}).get("dtype") or (source or {}).get("torch_dtype") or models.config.param_dtype
     params = models.scalar(stage) if scalar else models.policy(stage)
     with _completed(out) as part:
@@ -60,7 +60,7 @@ def export_adapter(x: Run, stage: str, out: str | Path) -> None:
     A stage that started from another stage's weights gets the sum of both adapters, with the sum of their ranks. The folder is
     written completely or not at all. UserError for a run that did not start from a model folder: its base exists nowhere else.
     """
-    out, models, base = _new_folder(out), RunModels(x), x.cfg.model.init_from
+    out, models, base = _new_folder(out), RunModels(x), x.cfg.model.start
     if not base:
         raise UserError("model.init_from is empty: the adapter has no base outside of this run; export without --adapter")
     scalar = _is_scalar(x, stage)

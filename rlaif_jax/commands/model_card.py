@@ -69,7 +69,7 @@ def hub_name(folder: str) -> str:
 
 def _header(x: Run, scalar: bool, adapter: bool) -> str:
     """The YAML that the Hub reads."""
-    base = hub_name(x.cfg.model.init_from)
+    base = hub_name(x.cfg.model.start)
     fields: dict[str, Any] = {
         "library_name": "peft" if adapter else "transformers",
         "pipeline_tag": "text-classification" if scalar else "text-generation",

@@ -86,9 +86,9 @@ class RunConfig:
         for field in ("curate", "judge"):
             if getattr(self, field) is not None and self.feedback is None:
                 raise UserError(f"{field} is set, but feedback is not: set the section `feedback`, which says what model gives it")
-        if self.sft is None and not self.model.init_from:
+        if self.sft is None and not self.model.start:
             raise UserError("sft is None and model.init_from is empty: there is no policy to start from")
-        if self.tokenizer.path and self.model.init_from:
+        if self.tokenizer.path and self.model.start:
             raise UserError("tokenizer.path is set beside model.init_from, whose tokenizer is used; leave it empty")
         if self.embedded_feedback and self.judge is None:
             raise UserError("the embedded feedback model needs a judge section: it learns lists of at most game.limit rules")

@@ -84,7 +84,7 @@ _PAIRS = (*_KINDS_OF_ROWS, "data.pairs", "data.pairs_eval", "data.grader_share",
 
 
 def _fixed_tokenizer(cfg: RunConfig) -> tuple[str, ...]:
-    from_a_folder = cfg.tokenizer.path or cfg.model.init_from
+    from_a_folder = cfg.tokenizer.path or cfg.model.start
     return (*_ALWAYS, "tokenizer", "data.root", "data.corpus", *(() if from_a_folder else ("data.sft",)))
 
 

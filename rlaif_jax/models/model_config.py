@@ -8,6 +8,8 @@ from typing import Annotated
 from rlaif_jax.errors import UserError
 from rlaif_jax.ranges import Count, Range, Tokens, check_fields
 
+SCRATCH = "scratch"  # as init_from: random weights are meant
+
 
 @dataclasses.dataclass(frozen=True)
 class RopeScaling:
@@ -64,7 +66,8 @@ class ModelConfig:
       rollout_quant: weights for sampling: "float" (compute_dtype), or "int8" (the matrices of the blocks in 8 bits).
       kv_cache: KV cache for sampling: "float" (compute_dtype), or "int8" with one scale per token and head.
       init_from: a Hugging Face folder, or one from `rlaif import`, whose shapes, weights and tokenizer the policy starts from.
-        From this config it takes only the fields from param_dtype to kv_cache. Empty = train from random weights.
+        From this config it takes only the fields from param_dtype to kv_cache. Empty = train from random weights; a model of 0.5 B
+        parameters or more needs the word "scratch" for that.
     """
 
     vocab_size: Annotated[int, Range(0, 2**24)] = 0
@@ -106,6 +109,11 @@ class ModelConfig:
         for field in ("param_dtype", "compute_dtype"):
             if getattr(self, field) not in ("float32", "bfloat16"):
                 raise UserError(f"model.{field} is {getattr(self, field)!r}; expected float32 or bfloat16")
+
+    @property
+    def start(self) -> str:
+        """The folder that the policy starts from; empty for random weights."""
+        return "" if self.init_from == SCRATCH else self.init_from
 
     def with_vocab(self, tokenizer_size: int) -> ModelConfig:
         """This config with `vocab_size` filled in. UserError if a given size is smaller than the tokenizer's."""

@@ -33,7 +33,7 @@ def resolve(cfg: ModelConfig) -> ModelConfig:
 
     UserError if `cfg` sets a shape that differs from the folder's, or if the folder holds a sequence classifier.
     """
-    if not cfg.init_from:
+    if not cfg.start:
         return cfg
     found = policy_config(cfg.init_from)
     for field in dataclasses.fields(ModelConfig):

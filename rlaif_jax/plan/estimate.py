@@ -107,7 +107,7 @@ def _arm_bytes(
 
 def planned_model(cfg: RunConfig) -> ModelConfig:
     """The run's model, with the vocabulary size of its tokenizer (which may not be trained yet)."""
-    source = cfg.tokenizer.path or cfg.model.init_from
+    source = cfg.tokenizer.path or cfg.model.start
     tokens = Tokenizer.load(source).vocab_size if source else cfg.tokenizer.vocab_size
     found = resolve(cfg.model).with_vocab(tokens)
     check_lengths(cfg, found)

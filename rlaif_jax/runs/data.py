@@ -50,7 +50,7 @@ class RunData(RunSources):
     def make_tokenizer(self) -> Tokenizer:
         """The tokenizer of the run, copied or trained into its folder."""
         folder, cfg = self._run.folder(TOKENIZER.name) / "tokenizer", self._run.cfg.tokenizer
-        if source := cfg.path or self._run.cfg.model.init_from:
+        if source := cfg.path or self._run.cfg.model.start:
             tokenizer = Tokenizer.load(source)
             tokenizer.save(folder)
             return tokenizer

@@ -47,7 +47,7 @@ def files_read(run: Run, stages: Iterable[Stage]) -> list[str]:
     data, cfg, names = RunData(run), run.cfg, {stage.name if stage.kind != "rl" else "rl" for stage in stages}
     trains = [c for c in (cfg.reward, cfg.grader) if c is not None and not c.folder]
     found: set[str] = set()
-    texts = TOKENIZER.name in names and not (cfg.tokenizer.path or cfg.model.init_from)
+    texts = TOKENIZER.name in names and not (cfg.tokenizer.path or cfg.model.start)
     seen = {EVALUATE.name, FEEDBACK.name} & names or (texts and cfg.embedded_feedback)
     labels = {PRINCIPLES.name, FEEDBACK.name} & names or (GRADER.name in names and any(c.loss == "binary" for c in trains))
     pairs = {REWARD.name, GRADER.name, DPO.name} & names or texts or seen or labels
@@ -207,7 +207,7 @@ def _check_lengths(found: DataCheck, data: RunData, run: Run, fields: Sequence[s
 def tokenizer_of(run: Run) -> Tokenizer | None:
     """The run's tokenizer where there is one already: from a folder that the config names, or that a stage has made."""
     made = run.folder(TOKENIZER.name) / "tokenizer"
-    source = run.cfg.tokenizer.path or run.cfg.model.init_from or (str(made) if Path(made).exists() else "")
+    source = run.cfg.tokenizer.path or run.cfg.model.start or (str(made) if Path(made).exists() else "")
     return Tokenizer.load(source) if source else None
 
 

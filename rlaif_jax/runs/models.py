@@ -83,8 +83,8 @@ class RunModels:
         run = self._run
         if name == SFT.name and run.cfg.sft is None:
             name = BASE
-        if name == BASE and run.cfg.model.init_from:
-            return load_policy(run.cfg.model.init_from, self.config, run.place)
+        if name == BASE and run.cfg.model.start:
+            return load_policy(run.cfg.model.start, self.config, run.place)
         shardings = run.place.tree(transformer.logical_axes(self.config), jax.eval_shape(self.fresh_policy))
         if name == BASE:
             return jax.jit(self.fresh_policy, out_shardings=shardings)()

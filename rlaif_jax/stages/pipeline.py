@@ -17,8 +17,9 @@ from rlaif_jax.config.run_config import RunConfig
 from rlaif_jax.config.stages import FEEDBACK, TOKENIZER, Stage, stage_of, stages_of
 from rlaif_jax.errors import UserError, shown
 from rlaif_jax.feedback.spending import FILE, Spending, read_spending
-from rlaif_jax.runs.data_check import check_data
+from rlaif_jax.runs.data_check import DataCheck, check_data
 from rlaif_jax.runs.folder import Run
+from rlaif_jax.runs.preflight import check_settings, check_start, problems_of
 from rlaif_jax.sharding import Placement, on_first
 from rlaif_jax.stages import curate, evaluate, principles, report, rl, tokenizer, train
 
@@ -58,7 +59,7 @@ def run(x: Run, names: Sequence[str] | None = None) -> None:
             if spending != Spending():
                 x.console.print(f"{stage.name}: feedback model: {spending}", markup=False)
             if stage is TOKENIZER and not x.cfg.data.root:  # the bundled corpus has just been written
-                _check_data(x, [s for s in todo if s is not TOKENIZER and not x.is_done(s.name)])
+                _check_inputs(x, [s for s in todo if s is not TOKENIZER and not x.is_done(s.name)], data=True)
 
 
 def _is_done(x: Run, stage: Stage) -> bool:
@@ -79,21 +80,26 @@ def _check_before(x: Run, todo: Sequence[Stage]) -> None:
     for stage in todo:
         if stage.kind == "rl":
             rl.require_memory(x, stage.name)
-            for function in x.cfg.all_arms()[stage.name].functions.values():
-                x.resolve(function.function)
     if x.is_done(TOKENIZER.name):
         x.require(TOKENIZER.name)  # its files are as the stage left them
-    if x.cfg.data.root or x.is_done(TOKENIZER.name):
-        _check_data(x, todo)
+    _check_inputs(x, todo, data=bool(x.cfg.data.root) or x.is_done(TOKENIZER.name))
 
 
-def _check_data(x: Run, todo: Sequence[Stage]) -> None:
-    """UserError with every mistake in the data that these stages read; prints what makes a result weaker."""
-    found = on_first(lambda: dataclasses.asdict(check_data(x, todo)), "check data") if todo else {"warnings": (), "problems": ()}
+def _check_inputs(x: Run, todo: Sequence[Stage], data: bool) -> None:
+    """UserError with every mistake in the data and settings that these stages read; prints what makes a result weaker."""
+    if not todo:
+        return
+
+    def check() -> dict[str, list[str]]:
+        found = check_data(x, todo) if data else DataCheck()
+        random = problems_of([lambda: check_start(x.cfg)]) if any(s.kind in ("train", "rl") for s in todo) else []
+        return {"warnings": found.warnings, "problems": [*random, *found.problems, *check_settings(x, todo)]}
+
+    found = on_first(check, "check inputs")
     for text in found["warnings"]:
         x.console.print(f"note: {text}", style="yellow", markup=False, soft_wrap=True)
     if problems := found["problems"]:
-        raise UserError(problems[0] if len(problems) == 1 else "the data:\n  " + "\n  ".join(problems))
+        raise UserError(problems[0] if len(problems) == 1 else f"{len(problems)} mistakes:\n  " + "\n  ".join(problems))
 
 
 def uneven_batches(cfg: RunConfig, stages: Iterable[Stage], place: Placement) -> list[str]:
