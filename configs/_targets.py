@@ -83,7 +83,7 @@ def greetings_7b(target: str, algorithm: str = "grpo", feedback: FeedbackConfig 
             TrainConfig(steps=188, batch_size=64, checkpoint_every=47, select="best", optimizer=OptimizerConfig(1e-5)),
             max_length=768,
         ),
-        # 5 epochs of 6,310 pairs in batches of 128, as in the paper.
+        # As many updates as the paper's 5 epochs of 6,310 pairs in batches of 128: 7 epochs of those that data.grader_share leaves.
         reward=RewardConfig(
             TrainConfig(
                 steps=247, batch_size=128, grad_accumulation=128 // pairs, checkpoint_every=50, optimizer=OptimizerConfig(1e-5)

@@ -175,7 +175,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     A run that gets SIGTERM while it trains saves and ends with exit code 75: start the same command again.
     """
-    argv = list(sys.argv[1:] if argv is None else argv)
+    argv = [_utf8(text) for text in (sys.argv[1:] if argv is None else argv)]
     end = argv.index("--") if argv[:1] == ["launch"] and "--" in argv else len(argv)
     args = argparse.Namespace(call=None)
     with interrupts() as came:
@@ -191,6 +191,14 @@ def main(argv: Sequence[str] | None = None) -> int:
             if line:
                 _say(line)
             return code
+
+
+def _utf8(text: str) -> str:
+    """An argument as UTF-8, also where the locale names another encoding (LC_ALL=C); unchanged where its bytes are none."""
+    try:
+        return os.fsencode(text).decode("utf-8")
+    except UnicodeError:
+        return text
 
 
 def _say(text: str) -> None:
@@ -373,6 +381,9 @@ def _check_generate(args: argparse.Namespace) -> None:
     for name, least in (("samples", 1), ("batch_size", 1), ("seed", 0)):
         if getattr(args, name) < least:
             raise UserError(f"generate: --{name.replace('_', '-')} is {getattr(args, name)}; expected at least {least}")
+    for name, texts in (("prompt", args.prompt), ("system", [args.system])):
+        if any(re.search("[\ud800-\udfff]", text) for text in texts):
+            raise UserError(f"generate: --{name} is not UTF-8")
     if (args.run is None) == (args.model is None):
         raise UserError("generate: expected either a run's folder or --model FOLDER")
     if (args.file is None) != (args.out is None):

@@ -34,7 +34,7 @@ class Loaded:
 
 def load(
     kind: type, path: str | Path, *, format: str = "auto", columns: Mapping[str, str] | None = None, prefix: str = "",
-    limit: int | None = None, on_error: str = "raise",
+    limit: int | None = None, on_error: str = "raise", single: bool = False,
 ) -> Loaded:  # fmt: skip
     """The records of a file (.json, .jsonl, .csv, .parquet), of a folder or a pattern of them, or of "tfds:FOLDER[#split]".
 
@@ -42,6 +42,7 @@ def load(
     (docs/data.md shows them all). `columns` maps fields to columns of the file and overrides the format; "a.0.b" reaches into
     objects and lists, and "" says that no column is meant. `prefix` is put before every prompt. `limit` is the maximum number of
     records; None or 0 = all.
+    `single`: a chat with earlier turns is a bad row, for readers that show a request alone.
     Errors: UserError for a file that cannot be read; RecordError "file:line: ..." for a bad row. With on_error="skip" bad
     rows are skipped, and their reasons returned.
     """
@@ -56,7 +57,10 @@ def load(
     records, skipped = [], []
     for where, raw in read_rows(path):
         try:
-            records.append(from_row(kind, _fields(raw, where, kind, format, columns or {}, prefix), where))
+            record = from_row(kind, _fields(raw, where, kind, format, columns or {}, prefix), where)
+            if single and getattr(record, "history", ()):
+                raise RecordError(f"{where}: expected one request and its answer, found a chat with earlier turns")
+            records.append(record)
         except RecordError as error:
             if on_error == "raise":
                 raise

@@ -35,7 +35,8 @@ def run(x: Run, stage: Stage) -> Mapping[str, Any]:
 
 def _curate(x: Run, stage: Stage, prompts: Prompts, author: LLM, llm: LLM) -> Mapping[str, Any]:
     data, cfg = RunData(x), x.cfg.curate
-    records = data.rl_prompts(x.cfg.rl.eval_prompts)[0][: cfg.prompts or None]
+    records, held_out, _ = data.rl_prompts(x.cfg.rl.eval_prompts)
+    records = records[: cfg.prompts or None]
     author = Agent(author, load_prompts("embedded") if cfg.source == "policy" else prompts)
     check_examples(cfg, author.prompts)
     retriever = _retriever(x, data) if cfg.examples else None
@@ -48,7 +49,8 @@ def _curate(x: Run, stage: Stage, prompts: Prompts, author: LLM, llm: LLM) -> Ma
     debates = [d for item in items for d in item["debates"]]
     decided = [d for d in debates if d["final"] is not None]
     facts = {
-        "prompts": len(items), "candidates": len(debates), "no_verdict": len(debates) - len(decided),
+        "prompts": len(items), "held_out_prompts": len(held_out), "samples": len(items) * cfg.candidates,
+        "candidates": len(debates), "no_verdict": len(debates) - len(decided),
         "accepted": float(np.mean([d["final"] for d in decided])) if decided else float("nan"),
         "overturned": float(np.mean([d["final"] != d["verdict"] for d in decided])) if decided else float("nan"),
         "pairs": sum(len(item["pairs"]) for item in items),

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
+from rlaif_jax import cli
 from rlaif_jax.cli import main
 from rlaif_jax.commands import generate
 from rlaif_jax.data.tokenizer import Tokenizer
@@ -183,3 +184,10 @@ def test_mistakes_are_named(folder, tmp_path, capsys):
     ):
         assert main(command) == 2
         assert message in capsys.readouterr().err
+
+
+def test_arguments_are_utf8_in_every_locale(capsys):
+    as_in_the_c_locale = "给妈妈".encode().decode("ascii", "surrogateescape")
+    assert cli._utf8(as_in_the_c_locale) == "给妈妈" and cli._utf8("给妈妈") == "给妈妈"
+    assert cli.main(["generate", "nowhere", "--prompt", "\udcff写"]) == 2
+    assert "--prompt is not UTF-8" in capsys.readouterr().err

@@ -144,3 +144,11 @@ def test_columns_of_ones_own_never_collide_with_ours(tmp_path):
     expected = Prompt("写", "短", {"label": "甲", "margin": "大", "response": "参考", "row": "7", "meta": "en-US"})
     assert load(Prompt, path).records == [expected]
     assert load(Prompt, path, columns={"system": ""}).records[0].system == "", "an empty name: no column is meant"
+
+
+def test_a_reader_of_single_requests_refuses_earlier_turns(tmp_path):
+    path = tmp_path / "a.jsonl"
+    path.write_text(json.dumps({"messages": [*TALK, assistant("平安")]}) + "\n" + json.dumps({"query": "写", "response": "好"}))
+    with pytest.raises(RecordError, match=r"a\.jsonl:1: expected one request and its answer"):
+        load(SftExample, path, single=True)
+    assert load(SftExample, path, single=True, on_error="skip").records == [SftExample("写", "好")]
