@@ -102,7 +102,7 @@ def _fixed_rows(name: str) -> Callable[[RunConfig], tuple[str, ...]]:
 TOKENIZER = Stage(
     "tokenizer", "tokenizer", "", "write the bundled corpus (where no data.root is set) and train or copy the tokenizer",
     lambda cfg: cfg.tokenizer, "", lambda cfg: (),
-    (*_ALWAYS, "tokenizer", "data", "feedback", "judge", "reward", "grader", "dpo", "language", "evaluation"),
+    (*_ALWAYS, "tokenizer", "data", "feedback", "judge", "sft", "reward", "grader", "dpo", "curate", "language", "evaluation"),
     fixed=_fixed_tokenizer,
 )  # fmt: skip
 SFT = Stage(
@@ -206,6 +206,11 @@ def stages_of(cfg: RunConfig) -> dict[str, Stage]:
     if twice := {s.name for s in arms} & {s.name for s in STAGES}:
         raise UserError(f"arms.{min(twice)}: another stage has that name; call the arm something else")
     return {stage.name: stage for stage in (*_BEFORE_ARMS, *arms, EVALUATE, REPORT) if stage.section(cfg) is not None}
+
+
+def samples_prompts(cfg: RunConfig) -> bool:
+    """Whether any stage samples answers to the RL prompts."""
+    return any(stage.kind in ("rl", "curate", "principles") for stage in stages_of(cfg).values())
 
 
 def policy_stages(cfg: RunConfig) -> tuple[Stage, ...]:

@@ -19,7 +19,10 @@ from rlaif_jax.data.records import PreferencePair, RecordError
 
 Row = Mapping[str, Any]
 Turn = tuple[str, str]  # (role, text)
-_ROLES = {"user": "user", "human": "user", "assistant": "assistant", "gpt": "assistant", "model": "assistant", "system": "system"}
+_ROLES = {
+    "user": "user", "human": "user", "assistant": "assistant", "gpt": "assistant", "model": "assistant", "system": "system",
+    "developer": "system",
+}  # fmt: skip
 _CHATS = ("messages", "conversations", "prompt")
 _OTHER_NAMES = {"prompt": "query", "response": "completion"}
 _ABSENT = object()

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from rlaif_jax.config import DpoConfig, RewardConfig
-from rlaif_jax.config.stages import CURATE, FEEDBACK, SFT, TOKENIZER, Stage
+from rlaif_jax.config.stages import CURATE, FEEDBACK, SFT, TOKENIZER, Stage, samples_prompts
 from rlaif_jax.data import corpus, pipelines
 from rlaif_jax.data.audit import without_leaks
 from rlaif_jax.data.records import LabelledResponse, PreferencePair, Prompt, Record, SftExample, request_of
@@ -152,8 +152,7 @@ class RunData(RunSources):
     @property
     def uses_prompts(self) -> bool:
         """Whether any stage samples answers to the RL prompts."""
-        cfg = self._run.cfg
-        return bool(cfg.all_arms()) or cfg.curate is not None or (cfg.judge is not None and cfg.judge.game is not None)
+        return samples_prompts(self._run.cfg)
 
     @property
     def reads_pairs(self) -> bool:
