@@ -1,5 +1,6 @@
 r"""Your own data in CSV files, a judge behind a chat API, English texts. Copy this file, change the lines with "<--", then
 
+    cp configs/own_data.py own_data.py
     export OPENAI_API_KEY=...
     rlaif check own_data.py                 # data, judge (one real call), memory: seconds, trains nothing
     rlaif run own_data.py --out runs/mine

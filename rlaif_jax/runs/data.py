@@ -55,7 +55,7 @@ class RunData(RunSources):
             tokenizer.save(folder)
             return tokenizer
         texts = [t for r in self.records(SftExample, self._cfg.sft) for t in (r.prompt, r.response)]
-        if self.uses_pairs:
+        if self.reads_pairs:
             texts += [t for p in self.records(PreferencePair, self._cfg.pairs) for t in (p.prompt, p.chosen, p.rejected)]
         if self._run.cfg.embedded_feedback:
             rows, pairs = self.transcripts(_TOKENIZER_ROWS)

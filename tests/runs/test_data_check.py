@@ -159,6 +159,7 @@ def test_curated_pairs_are_enough(tmp_path):
         (tmp_path / "data" / f"{name}.jsonl").unlink()
     run = open_run(tmp_path / "run", _cfg(tmp_path / "data", feedback=HTTP, curate=CurateConfig(), grader=None), QUIET)
     assert check_data(run, list(stages_of(run.cfg).values())).problems == []
+    pipeline.run(run, ["tokenizer"])
     items = [{"prompt": f"请写{i}", "system": "", "examples": [], "debates": [],
               "pairs": [{"prompt": f"请写{i}", "chosen": "好", "rejected": "坏", "margin": 0.0}]} for i in range(20)]  # fmt: skip
     run.folder("curate").mkdir()
