@@ -258,14 +258,15 @@ class RunData(RunSources):
     def reference_answers(self, most: int) -> list[SftExample]:
         """Held-out requests, at most `most`, with the data's own best answer: chosen ones of held-out pairs, then held-out SFT
         examples. None of the requests is trained on."""
-        seen = {r.prompt for r in self.records(Prompt, self._cfg.prompts)}
+        prompts = self.records(Prompt, self._cfg.prompts) if self.uses_prompts else []
+        seen = {r.prompt for r in prompts}
         found: dict[str, SftExample] = {}
         for pair in self.held_out_pairs():
             if not pair.history:
                 found.setdefault(pair.prompt, SftExample(pair.prompt, pair.chosen, pair.system))
         if self._run.cfg.sft is not None:
             train, held_out = self.split(SftExample, self._cfg.sft, self._cfg.sft_eval)
-            seen = {r.prompt for r in (*self.records(Prompt, self._cfg.prompts), *train)}
+            seen = {r.prompt for r in (*prompts, *train)}
             for example in held_out:
                 if not example.history:
                     found.setdefault(example.prompt, example)

@@ -150,10 +150,11 @@ def _check_labels(found: DataCheck, data: RunData, cfg: RunConfig, names: set[st
     learns = GRADER.name in names and cfg.grader is not None and cfg.grader.loss == "binary"
     game = PRINCIPLES.name in names
     if learns or not game:
-        parts = _tried(found, data.labelled)
+        parts = _tried(found, data.grader_rows if learns else data.labelled)
         labelled = {"to train on": parts[0], "held out": parts[1]} if parts else {}
         for part in ("to train on", "held out") if learns else ("held out",):
-            _check_part(found, f"labelled answers {part}", labelled.get(part), needed=learns)
+            _check_part(found, f"the grader's labelled answers {part}" if learns else f"labelled answers {part}", labelled.get(part),
+                        needed=learns)  # fmt: skip
     if game:
         limit = cfg.judge.game.gate_rows or None
         parts = _tried(found, data.game_rows) or ()

@@ -178,10 +178,11 @@ def _wins(
 def _grader_quality(data: RunData, graders: Graders) -> dict[str, dict[str, float]]:
     """Agreement of each grader with the held-out labels and pairs (rows that are in training files left out)."""
     out: dict[str, dict[str, float]] = {}
-    held_out: list[LabelledResponse] = data.labelled()[1] if data.has_labels else []
+    # A sample has no earlier turns, so rows of chats are left out here.
+    held_out: list[LabelledResponse] = [r for r in data.labelled()[1] if not r.history] if data.has_labels else []
     if not held_out:
         return out
-    labels, pairs = np.array([r.label for r in held_out]), data.held_out_pairs()[:_PAIRS]
+    labels, pairs = np.array([r.label for r in held_out]), [p for p in data.held_out_pairs() if not p.history][:_PAIRS]
     for name, reward in graders.rewards.items():
         result = reward([Sample(r.prompt, r.response, True, r.system, r.meta) for r in held_out])
         usable = result.valid & result.applies & np.isfinite(result.values)
