@@ -152,9 +152,9 @@ def _check_labels(found: DataCheck, data: RunData, cfg: RunConfig, names: set[st
     if learns or not game:
         parts = _tried(found, data.grader_rows if learns else data.labelled)
         labelled = {"to train on": parts[0], "held out": parts[1]} if parts else {}
+        what = "the grader's labelled answers" if learns else "labelled answers"
         for part in ("to train on", "held out") if learns else ("held out",):
-            _check_part(found, f"the grader's labelled answers {part}" if learns else f"labelled answers {part}", labelled.get(part),
-                        needed=learns)  # fmt: skip
+            _check_part(found, f"{what} {part}", labelled.get(part), needed=learns)
     if game:
         limit = cfg.judge.game.gate_rows or None
         parts = _tried(found, data.game_rows) or ()

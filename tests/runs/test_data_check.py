@@ -56,7 +56,8 @@ def test_good_data_has_no_problem_and_every_part_is_counted(tmp_path):
     assert found.problems == []
     text = "\n".join(found.facts)
     for part in ("data.sft: 40 rows", "RL prompts: 27 to train on, 3 held out", "evaluation: 9 prompts",
-                 "pairs: 30 for the reward model, 10 held out (0 more", "the grader's labelled answers to train on: 30 good, 30 bad",
+                 "pairs: 30 for the reward model, 10 held out (0 more",
+                 "the grader's labelled answers to train on: 30 good, 30 bad",
                  "characters in the median"):  # fmt: skip
         assert part in text, text
 
