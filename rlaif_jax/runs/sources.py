@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -61,8 +60,7 @@ class RunSources:
 
     def field_of(self, source: SourceConfig) -> str:
         """The name of a source in the config, for messages."""
-        fields = [f.name for f in dataclasses.fields(self._cfg)]
-        return next((f"data.{name}" for name in fields if getattr(self._cfg, name) is source), source.path)
+        return next((f"data.{name}" for name, value in vars(self._cfg).items() if value is source), source.path)
 
     def is_given(self, source: SourceConfig) -> bool:
         """Whether an optional source has a file: it is there, or the config names another one than the default."""
