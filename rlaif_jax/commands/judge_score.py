@@ -73,7 +73,7 @@ def read_answers(path: Path, columns: Mapping[str, str], skip_bad_rows: bool) ->
     if isinstance(first.get("responses"), list) and not columns:
         return _generated(path, skip_bad_rows)
     mode = "skip" if skip_bad_rows else "raise"
-    return load(SftExample, path, columns=columns, on_error=mode)
+    return load(SftExample, path, columns=columns, on_error=mode, single=True)
 
 
 def _generated(path: Path, skip_bad_rows: bool) -> Loaded:

@@ -115,6 +115,12 @@ def test_columns_are_named_and_bad_rows_left_out_on_demand(scored):
     assert code != 0 and "--columns" in said
 
 
+def test_a_chat_with_earlier_turns_is_refused_with_its_line(scored):
+    talk = [{"role": role, "content": "Write."} for role in ("user", "assistant", "user", "assistant")]
+    code, _, said, _ = scored((200, GOOD), [{"prompt": "Write.", "response": "One."}, {"messages": talk}])
+    assert code != 0 and "rows.jsonl:2" in said and "earlier turns" in said
+
+
 def test_csv_with_query(scored):
     code, out, _, _ = scored((200, GOOD), "query,response\nWrite.,One.\n", name="rows.csv")
     assert code == 0 and rated(out)[0]["prompt"] == "Write."
