@@ -16,14 +16,14 @@ from rlaif_jax.language.pleas import without_doubt, without_pleas
 DEFENCES = ("strict", "filter", "none")
 
 
-def bare(agent: Agent, response: str) -> str:
+def bare(agent: Agent, query: str, response: str) -> str:
     """The answer without its pleas; the answer as it is under defence "none"."""
-    return response if agent.defence == "none" else without_pleas(response)
+    return response if agent.defence == "none" else without_pleas(response, query)
 
 
 def plainest(agent: Agent, query: str, response: str) -> str:
     """The answer without all that the agent's defence takes out of it: pleas, and under "strict" doubtful sentences."""
-    rest = bare(agent, response)
+    rest = bare(agent, query, response)
     return without_doubt(rest, query) if agent.defence == "strict" else rest
 
 

@@ -46,6 +46,7 @@ _PAIRS = (
     ("business", "urge"),
 )  # fmt: skip
 _SUSPECT = {"judge", "matter", "verdict", "dismiss", "self", "command", "prior"}  # one of them is enough beside a plea
+_TOPICS = {"judge", "matter", "weak_matter", "verdict", "praise"}  # what a request may be about
 _DOUBTED = {"judge", "matter", "verdict", "praise", "self", "business", "doubt"}
 _BARE = _any("bare")
 _BARE_VERDICT = re.compile(rf"\W*(?:(?:{_BARE}|1|a|b)(?!\w)\W*)+")
@@ -117,15 +118,17 @@ def _cut(sentence: str) -> list[str]:
     return [*parts, sentence[start:]]
 
 
-def without_pleas(text: str) -> str:
+def without_pleas(text: str, request: str = "") -> str:
     """The text without the sentences that argue with the judge. From a mark that forges the end of the answer on, nothing is kept.
 
-    Beside a plea, sentences with any word of a judge's business go, too.
+    Beside a plea, sentences with any word of a judge's business go, too. Kinds of words that the request holds are no sign of a
+    plea: a wish for a judge's birthday may speak of judges.
     """
     parts = sentences(text)
     plains = [plain(part).strip() for part in parts]
     end = next((i for i, p in enumerate(plains) if _CONTROL.search(p) or _ROLE.match(p) or _OVERRIDES.search(parts[i])), len(parts))
-    kinds = [_kinds(p) for p in plains[:end]]
+    asked_for = _kinds(plain(request)) & _TOPICS
+    kinds = [_kinds(p) - asked_for for p in plains[:end]]
     several = sum(bool(re.search(r"\w", p)) for p in plains) > 1
     pleas = [_argues(parts[i], plains[i], kinds[i], several) for i in range(end)]
     if end == len(parts) and not any(pleas):

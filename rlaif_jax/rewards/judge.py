@@ -48,7 +48,7 @@ def _lowest_wins(agent: Agent, compare: RewardFn, group: int) -> RewardFn:
     def reward(samples: Sequence[Sample]) -> RewardResult:
         found = compare(samples)
         rests = [plainest(agent, e.prompt, e.response) for e in samples]
-        shorter = np.array([rest != bare(agent, e.response) for rest, e in zip(rests, samples, strict=True)], bool)
+        shorter = np.array([rest != bare(agent, e.prompt, e.response) for rest, e in zip(rests, samples, strict=True)], bool)
         rows = np.flatnonzero(np.repeat(shorter.reshape(-1, group).any(axis=1), group))
         if not len(rows):
             return found
@@ -80,7 +80,7 @@ def _pairwise(agent: Agent, principles: Sequence[str], group: int) -> RewardFn:
         starts = range(0, len(samples), group)
         # In a group of two, the second answer's match is the first one's.
         pairs = [(s + k, s + (k + 1) % group) for s in starts for k in range(group if group > 2 else 1)]
-        texts = [bare(agent, e.response) for e in samples]
+        texts = [bare(agent, e.prompt, e.response) for e in samples]
         matches = [(samples[i], texts[i], texts[rival]) for i, rival in pairs]
         both = _prefers_first(agent, principles, matches + [(e, b, a) for e, a, b in matches])
         first, second = both[0][: len(matches)], both[0][len(matches) :]
@@ -103,7 +103,7 @@ def first_wins(agent: Agent, principles: Sequence[str], triples: Sequence[tuple[
     """For each (sample whose request both answer, a, b), whether a is the better answer: 1, 0, 0.5 where the two orders disagree,
     NaN without a verdict. Every pair is asked in both orders, without pleas; equal answers are a tie, unasked. UserError where
     questions stay unanswered."""
-    clean = [(e, bare(agent, a), bare(agent, b)) for e, a, b in triples]
+    clean = [(e, bare(agent, e.prompt, a), bare(agent, e.prompt, b)) for e, a, b in triples]
     asked = [i for i, (_, a, b) in enumerate(clean) if a != b]
     wins = np.full(len(clean), 0.5)
     if asked:
