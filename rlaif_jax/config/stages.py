@@ -171,7 +171,9 @@ def arm_stage(name: str, arm: ArmConfig) -> Stage:
     return Stage(
         name, "rl", f"after RL against {against}", "reinforcement learning: GRPO, or PPO where the config has a critic",
         section, f"set arms.{name}={{...}}", needs,
-        (*_TRAINED, *_FEEDBACK, "rl", "arms", "sft", "reward", "data.root", "data.prompts"), leaves="policy", fixed=fixed,
+        # The answers of the evaluation must fit into the models, too: that is checked when they are loaded.
+        (*_TRAINED, *_FEEDBACK, "rl", "arms", "sft", "reward", "evaluation.sampling", "data.root", "data.prompts"),
+        leaves="policy", fixed=fixed,
     )  # fmt: skip
 
 

@@ -66,7 +66,7 @@ def test_dry_run_on_a_machine_without_the_devices(capsys, tmp_path):
 
 
 def test_a_mesh_that_no_machine_has_is_refused():
-    with pytest.raises(UserError, match="context is reserved"):
+    with pytest.raises(UserError, match="context is 2; expected 1"):
         planned_mesh(MeshConfig(data=64, context=2))
     with pytest.raises(UserError, match="there are 8"):
         planned_mesh(overridden(greetings_7b("gpu-8"), ["mesh.fsdp=3"]).mesh)
