@@ -29,7 +29,7 @@ _SHARED = (TOKENIZER.name, SFT.name)
 _COLUMNS = ("arm", "labelled answers", "preference pairs", "LLM requests", "LLM tokens", "money", "minutes", "gain")
 _NOTE = (
     "Minutes and requests are those of the stages that the arm needs, without tokenizer and SFT, which every arm shares. An LLM "
-    "that runs on the devices costs minutes, and no requests. Tokens are prompt + completion. Money is what the price fields of "
+    "that runs on the devices costs minutes and no money. Tokens are prompt + completion. Money is what the price fields of "
     "feedback.http say. Gain: difference to what the arm started from, by a score that it was not trained on."
 )
 
