@@ -65,6 +65,7 @@ class Tokenizer:
             raise UserError(f"tokenizer {self._name}: a token has the id {self.vocab_size - 1}; expected less than {_MOST_TOKENS}")
         self._gaps = set(range(self.vocab_size)) - set(vocab.values())
         self.control_ids = frozenset(self._fast.get_added_tokens_decoder())
+        self._own_controls: dict[str, list[int]] = {}
         self._end = self._end_of_turn()
         self._more_ends = tuple(i for i in end_ids if i in self.control_ids)
         named = (backend.eos_token_id, vocab.get(END), vocab.get(END_OF_TEXT), *self._more_ends)
@@ -88,6 +89,7 @@ class Tokenizer:
         if not (folder / "tokenizer.json").exists():
             raise UserError(f"tokenizer {folder}: expected a fast tokenizer (tokenizer.json), found none")
         config = read_object(folder / "tokenizer_config.json")
+        _refuse_prefix(folder / "tokenizer.json")
         with _library(f"tokenizer {folder}: cannot be loaded"):
             backend = PreTrainedTokenizerFast.from_pretrained(str(folder), local_files_only=True)
             if backend.chat_template is None and (folder / "chat_template.json").exists():
@@ -179,16 +181,23 @@ class Tokenizer:
 
     def _encode_parts(self, parts: Sequence[Part]) -> list[int]:
         """Tokens of a chat. The texts of turns are encoded together with the template's text, as in the model's own training,
-        unless a control token would come out of them; then they are encoded apart."""
+        unless a control token would come out of them, or one of the template's would be lost; then they are encoded apart."""
         found = self._encoding("".join(text for text, _ in parts))
         spans, start = [], 0
         for text, is_turn in parts:
             spans += [(start, start + len(text))] if is_turn else []
             start += len(text)
-        places = (span for i, span in zip(found.ids, found.offsets, strict=True) if i in self.control_ids)
-        if not any(begin < b and a < end for begin, end in places for a, b in spans):
+        places = [(i, span) for i, span in zip(found.ids, found.offsets, strict=True) if i in self.control_ids]
+        own = [i for text, is_turn in parts if not is_turn for i in self._controls(text)]
+        if own == [i for i, _ in places] and not any(begin < b and a < end for _, (begin, end) in places for a, b in spans):
             return found.ids
         return [i for text, is_turn in parts for i in (self._encode_text(text) if is_turn else self._encoding(text).ids)]
+
+    def _controls(self, text: str) -> list[int]:
+        """The control tokens in one of the template's own texts, of which there are few."""
+        if text not in self._own_controls:
+            self._own_controls[text] = [i for i in self._encoding(text).ids if i in self.control_ids]
+        return self._own_controls[text]
 
     def _encode_text(self, text: str) -> list[int]:
         """Tokens of a text by itself, without any control token."""
@@ -327,6 +336,13 @@ def conversation(tokenizer: Tokenizer, record: Any, response: str) -> Segment:
     """Tokens of a record's chat with this answer and its end of turn, and where the answer begins: only the answer is learned."""
     head = tokenizer.encode_messages(turns_of(record))
     return np.array(head + tokenizer.encode_response(response), np.int32), len(head)
+
+
+def _refuse_prefix(path: Path) -> None:
+    """UserError for a BPE with continuing_subword_prefix, which none of our families has: a wrong one aborts the process."""
+    model = read_object(path).get("model")
+    if isinstance(model, dict) and model.get("type", "BPE") == "BPE" and model.get("continuing_subword_prefix"):
+        raise UserError(f"{path}: continuing_subword_prefix is set for a BPE, which is not supported; expected null")
 
 
 def _end_ids(folder: Path) -> list[int]:

@@ -245,6 +245,28 @@ def test_limits_that_a_tokenizer_file_sets_do_not_cut_or_pad(tmp_path):
     assert tokenizer.decode(tokenizer.encode_response("hello world, a happy birthday")) == "hello world, a happy birthday"
 
 
+def test_no_text_unmakes_a_control_token_of_the_template(tmp_path):
+    """A token with the flag single_word counts only between blanks and punctuation, so a letter before it would unmake it."""
+    folder = folders.shaped(tmp_path, "qwen")
+    for file, key in (("tokenizer.json", "added_tokens"), ("tokenizer_config.json", "added_tokens_decoder")):
+        raw = json.loads((folder / file).read_text(encoding="utf-8"))
+        for token in raw[key] if isinstance(raw[key], list) else raw[key].values():
+            token["single_word"] = True
+        (folder / file).write_text(json.dumps(raw), encoding="utf-8")
+    tokenizer = Tokenizer.load(folder)
+    found = [[i for i in tokenizer.encode_chat_prompt(text) if i in tokenizer.control_ids] for text in ("hello", "hello!", "你好。")]
+    assert found[0] == found[1] == found[2] and tokenizer.eos_ids[0] in found[0]
+
+
+def test_a_prefix_that_would_abort_the_process_is_refused(tmp_path):
+    folder = folders.shaped(tmp_path, "qwen")
+    raw = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
+    raw["model"]["continuing_subword_prefix"] = "0"
+    (folder / "tokenizer.json").write_text(json.dumps(raw), encoding="utf-8")
+    with pytest.raises(UserError, match=r"tokenizer\.json: continuing_subword_prefix is set for a BPE"):
+        Tokenizer.load(folder)
+
+
 def test_half_a_character_is_named(tokenizer):
     with pytest.raises(UserError, match="lone surrogate"):
         tokenizer.encode_response("好\ud83d")
