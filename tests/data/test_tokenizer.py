@@ -254,7 +254,8 @@ def test_no_text_unmakes_a_control_token_of_the_template(tmp_path):
             token["single_word"] = True
         (folder / file).write_text(json.dumps(raw), encoding="utf-8")
     tokenizer = Tokenizer.load(folder)
-    found = [[i for i in tokenizer.encode_chat_prompt(text) if i in tokenizer.control_ids] for text in ("hello", "hello!", "你好。")]
+    chats = [tokenizer.encode_chat_prompt(text) for text in ("hello", "hello!", "你好。")]
+    found = [[i for i in chat if i in tokenizer.control_ids] for chat in chats]
     assert found[0] == found[1] == found[2] and tokenizer.eos_ids[0] in found[0]
 
 
