@@ -15,6 +15,7 @@ PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "AGENTS.md", ROOT 
 PLACES = {
     "CONFIG": "greetings_demo", "OTHER": "greetings_demo", "DIR": "runs/x", "FOLDER": "folder", "FILE": "rows.jsonl", "NAME": "rl",
     "STAGE": "sft", "WORD": "kl", "MODEL": "some-model", "N": "2", "M": "2", "FIELD=VALUE": "seed=3",
+    "own_data.py": "own_data",  # a user's copy of the bundled config
 }  # fmt: skip
 # In a line of code, at its start or after the command that runs it on other machines; or between backticks.
 _LINE = re.compile(r"^(?: {4,}|#? ?\w+\.py: |.*-- |.*/)*(rlaif (?:[^\n]*\\\n)*[^\n]*)$", re.MULTILINE)

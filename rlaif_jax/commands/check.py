@@ -122,7 +122,10 @@ def _answer(llm: OpenAILLM, logprobs: bool) -> str:
         if reply.failure is not None:
             raise UserError(f"{reply.failure.kind}: {reply.failure.detail}")
         return f"answers {reply.text[:40]!r}"
-    if not any(map(math.isfinite, llm.choice_logprobs([request], (GOOD, BAD))[0].tolist())):
+    row = llm.choice_logprobs([request], (GOOD, BAD))[0]
+    if 0 in llm.failures:
+        raise UserError(str(llm.failures[0]))
+    if not any(map(math.isfinite, row.tolist())):
         hint = "set judge.mode=k_vote or binary, or use a server that returns top_logprobs"
         raise UserError(f"no log-probability of {GOOD} or {BAD} came; {hint}")
     return f"gives log-probabilities of {GOOD} and {BAD}"

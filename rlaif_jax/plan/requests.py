@@ -78,7 +78,7 @@ def data_counts(cfg: RunConfig, place: Placement) -> DataCounts:
     data = RunData(Run(cfg, Path(cfg.data.root), place, Console(quiet=True)))
     gate, test = data.game_rows()[1:] if cfg.judge is not None and data.has_labels else ([], [])
     pairs = data.held_out_pairs() if gate or test else []
-    return DataCounts(len(data.rl_prompts(0)[0]), len(data.eval_prompts()), len(gate), len(test), len(pairs))
+    return DataCounts(sum(map(len, data.rl_prompts(1)[:2])), len(data.eval_prompts()), len(gate), len(test), len(pairs))
 
 
 def estimate_requests(cfg: RunConfig, counts: DataCounts) -> list[StageRequests]:

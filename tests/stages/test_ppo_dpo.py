@@ -137,5 +137,5 @@ def test_best_of_takes_the_highest_verdict_there_is():
 
 def test_dpo_settings_that_cannot_work_are_refused():
     for field, value in (("loss", "magic"), ("beta", 0.0)):
-        with pytest.raises(UserError, match=f"dpo.{field}"):
+        with pytest.raises(UserError, match=rf"\b{field}\b"):
             DpoConfig(**{field: value})

@@ -251,7 +251,7 @@ def test_shaping_normalises_then_clips_and_penalises_length(one_device):
     (lambda: RlConfig(group_size=1), "without a critic it must be at least 2"),
     (lambda: RlConfig(TrainConfig(batch_size=3), num_minibatches=5), "cannot be split"),
     (lambda: RlConfig(shaping=ShapingConfig(overlong_buffer=64)), "overlong_buffer"),
-    (lambda: CriticConfig(lam=1.5), "critic.lam"),
+    (lambda: CriticConfig(lam=1.5), "lam is 1.5"),
     (lambda: CriticConfig(init="thin air"), "critic.init"),
 ])  # fmt: skip
 def test_settings_that_cannot_work_are_refused(change, said):
