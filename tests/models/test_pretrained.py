@@ -159,8 +159,9 @@ def test_the_plan_of_a_run_from_a_folder(folder, tmp_path, capsys):
     assert main(["run", str(config), "--dry-run", "--out", str(tmp_path / "x"), "--set", "mesh.data=8"]) == 0
     assert f"{parameter_count(resolve(_config(folder).model)):,}" in capsys.readouterr().out
     command = ["run", "configs/greetings_lora.py", "--set", "sft=none", "--set", f"model.init_from={folder}", "--dry-run"]
-    lengths = ("reward.max_length=400", "rl.max_prompt_tokens=200", "rl.sampling.max_tokens=200", "evaluation.sampling.max_tokens=200")
-    command += [word for length in lengths for word in ("--set", length)]
+    answers = {"rl.sampling.max_tokens": 200, "evaluation.sampling.max_tokens": 200}
+    shorter = {"reward.max_length": 400, "rl.max_prompt_tokens": 200, **answers}
+    command += [word for field, length in shorter.items() for word in ("--set", f"{field}={length}")]
     assert main(command) == 0, "the README's way"
     assert "greetings_lora" in capsys.readouterr().out
 
