@@ -128,6 +128,7 @@ def _add_generate(commands: Any) -> None:
     generate.add_argument("--prompt", action="append", default=[], help="answer this (repeatable); without it: chat")
     generate.add_argument("--system", default="", help="a system prompt")
     generate.add_argument("--file", type=Path, metavar="FILE", help="answer the prompts of a file: JSON lines, JSON, CSV, parquet")
+    generate.add_argument("--columns", default="", metavar="FIELD=COLUMN,...", help="of the file, for example prompt=question")
     generate.add_argument("--out", type=Path, metavar="FILE", help="where they go, one JSON line each; resumed, never overwritten")
     generate.add_argument("--batch-size", type=int, default=32, help="prompts of the file at a time (default: 32)")
     generate.add_argument("--samples", type=int, default=1, help="answers for each prompt (default: 1)")
@@ -273,17 +274,22 @@ def _ends_alone(processes: int) -> Iterator[None]:
         os._exit(1)
 
 
+def _columns(text: str, fields: Sequence[str]) -> dict[str, str]:
+    """Field -> column, of --columns."""
+    pairs = [item.partition("=") for item in text.split(",") if item]
+    if bad := [field for field, _, column in pairs if field not in fields or not column]:
+        raise UserError(f"--columns has {bad[0]!r}; expected FIELD=COLUMN,... with the fields {', '.join(fields)}")
+    return {field: column for field, _, column in pairs}
+
+
 def _score(args: argparse.Namespace, console: Console) -> int:
     from rlaif_jax.commands.judge_score import score_file
     from rlaif_jax.runs.folder import open_run
 
-    pairs = [item.partition("=") for item in args.columns.split(",") if item]
-    if bad := [field for field, _, column in pairs if field not in ("prompt", "response", "system") or not column]:
-        raise UserError(f"judge score: --columns has {bad[0]!r}; expected prompt=COLUMN,response=COLUMN[,system=COLUMN]")
     score_file(
         open_run(args.run, console=console), args.file, args.out, principles=args.principles,
-        columns={field: column for field, _, column in pairs}, skip_bad_rows=args.skip_bad_rows, import_code=args.import_code,
-        console=console,
+        columns=_columns(args.columns, ("prompt", "response", "system")), skip_bad_rows=args.skip_bad_rows,
+        import_code=args.import_code, console=console,
     )  # fmt: skip
     return 0
 
@@ -369,7 +375,8 @@ def _generate(args: argparse.Namespace, console: Console) -> int:
         model = ChatModel.of_run(run, args.stage or final_policy(run.cfg))
     settings = {"samples": args.samples, "seed": args.seed, "system": args.system, "console": console}
     if args.file:
-        answer_file(model, args.file, args.out, sampling, batch_size=args.batch_size, **settings)
+        columns = _columns(args.columns, ("prompt", "system"))
+        answer_file(model, args.file, args.out, sampling, batch_size=args.batch_size, columns=columns, **settings)
     elif args.prompt:
         generate(model, args.prompt, sampling, **settings)
     else:

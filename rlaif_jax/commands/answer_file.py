@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,14 +27,16 @@ from rlaif_jax.sampling.sampler import make_sampler
 
 def answer_file(
     model: ChatModel, path: Path, out: Path, sampling: SamplingConfig, *, samples: int = 1, seed: int = 0, system: str = "",
-    batch_size: int = 32, console: Console,
+    batch_size: int = 32, columns: Mapping[str, str] | None = None, console: Console,
 ) -> None:  # fmt: skip
     """Writes one JSON line per prompt: prompt, system, responses, and whether each response is finished.
+
+    `columns`: field -> column of the file, where their names differ.
 
     A prompt that is too long has an "error" instead of responses. After an interruption, the same command continues. The
     answers depend on seed and row, not on the batch size. UserError if `out` was written with other settings.
     """
-    rows = load(Prompt, path).records
+    rows = load(Prompt, path, columns=columns).records
     rows = [dataclasses.replace(r, system=r.system or system) for r in rows]
     settings = {
         "model": model.name, "prompts": zlib.crc32(json.dumps([(r.prompt, r.system) for r in rows]).encode()),
@@ -81,7 +83,8 @@ def _answer(
     for i, (ids, line) in enumerate(zip(encoded, lines, strict=True)):
         if ids is not None:
             mine = range(i * samples, (i + 1) * samples)
-            line["responses"] = [model.tokenizer.decode(decoded.tokens[j][decoded.mask[j] > 0]) for j in mine]
+            texts = (model.tokenizer.decode(decoded.tokens[j][decoded.mask[j] > 0]) for j in mine)
+            line["responses"] = [text.replace("\0", "\ufffd") for text in texts]  # no reader of data takes NUL
             line["finished"] = [bool(decoded.finished[j]) for j in mine]
     return lines
 

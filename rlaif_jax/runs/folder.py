@@ -211,6 +211,8 @@ def _saved(out: Path) -> dict[str, Any]:
     values = state_files.read_json(out / _CONFIG)
     if isinstance(values, dict) and isinstance(values.get("version"), int) and values["version"] > VERSION:
         raise UserError(f"{out} was made by a later version of rlaif_jax; upgrade to open it")
+    if isinstance(values, dict) and "model_type" in values:
+        raise UserError(f"{out} is a Hugging Face folder, not a run; `rlaif generate` reads one with --model {out}")
     return state_files.read_state(out / _CONFIG)
 
 

@@ -165,6 +165,13 @@ def test_a_file_of_answers_is_resumed_and_never_overwritten(folder, tmp_path, ca
     assert "4 of them before" in capsys.readouterr().out
     assert answer(other, "--seed", "1") == 2
     assert "other settings (seed)" in capsys.readouterr().err
+    renamed = tmp_path / "renamed.jsonl"
+    renamed.write_text(prompts.read_text(encoding="utf-8").replace('"prompt"', '"brief"'), encoding="utf-8")
+    command = ["generate", "--model", str(folder), "--file", str(renamed), "--samples", "2", "--max-tokens", "12", "--out"]
+    assert main([*command, str(tmp_path / "columns.jsonl"), "--columns", "prompt=brief"]) == 0
+    assert (tmp_path / "columns.jsonl").read_bytes() == whole.read_bytes()
+    assert main([*command, str(tmp_path / "no.jsonl"), "--columns", "answer=brief"]) == 2
+    assert "--columns has 'answer'" in capsys.readouterr().err
     (tmp_path / "mine.jsonl").write_text("mine")
     assert answer(tmp_path / "mine.jsonl") == 2
     assert (tmp_path / "mine.jsonl").read_text() == "mine" and other.read_bytes() == whole.read_bytes()
