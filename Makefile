@@ -21,7 +21,7 @@ CORE := tests/config tests/test_house.py tests/test_public_face.py tests/test_pa
 help:
 	@echo "make demo      install, then both arms of the main job, and their report in $(OUT)"
 	@echo "make check     lint, types and the tests of the core (2 minutes on 2 cores, the first time 3)"
-	@echo "make test      install with test tools, then the quick tests (about 6 minutes on 2 cores)"
+	@echo "make test      install with test tools, then the quick tests (about 10 minutes on 2 cores)"
 	@echo "make test-all  the slow tests too"
 	@echo "make lint      ruff, and shellcheck for tpu_scripts/"
 	@echo "make types     mypy, on the public surface (pyproject.toml lists it)"

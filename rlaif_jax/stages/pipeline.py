@@ -37,9 +37,9 @@ def run(x: Run, names: Sequence[str] | None = None) -> None:
     todo = list(stages_of(x.cfg).values()) if names is None else [stage_of(x.cfg, name) for name in names]
     trains = names is None or all(stage.kind in ("train", "rl", "curate", "principles") for stage in todo)
     x = dataclasses.replace(x, imports_functions=trains)
-    _check_before(x, todo)
     if jax.process_count() > 1 and (uneven := uneven_batches(x.cfg, todo, x.place)):
         raise UserError(f"several processes: {uneven[0]}")
+    _check_before(x, todo)
     if names is None and not x.cfg.all_arms():
         x.console.print("note: the config has no arm, so no policy is trained by RL", style="yellow")
     with x.locked():

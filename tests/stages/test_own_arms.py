@@ -71,6 +71,7 @@ def _responses(out):
     return [row["response"] for row in rows]
 
 
+@pytest.mark.slow
 def test_a_run_against_the_judge_alone_needs_no_pairs_and_no_reward_model(tmp_path, api):
     path, out = _config(tmp_path, "judge", api.url), tmp_path / "run"
     cfg = load_config(path)
@@ -114,6 +115,7 @@ def test_a_run_against_a_function_alone(tmp_path):
     assert (tmp_path / "exported" / "model.safetensors").exists()
 
 
+@pytest.mark.slow
 def test_three_arms_are_trained_and_compared(tmp_path, api):
     path, out = _config(tmp_path, "three", api.url), tmp_path / "run"
     assert main(["run", str(path), "--out", str(out)]) == 0

@@ -54,18 +54,21 @@ def _state(experiment: Run) -> list[bytes]:
     return [np.asarray(x).tobytes() for x in jax.tree.leaves(tree)]
 
 
+@pytest.mark.slow
 def test_the_report_holds_every_system(run):
     rows = json.loads((run.folder("report") / "report.json").read_text(encoding="utf-8"))["rows"]
     assert list(rows) == ["base", "sft", "best_of", "dpo", "rl"]
     assert rows["best_of"]["reward"]["value"] >= rows["sft"]["reward"]["value"]
 
 
+@pytest.mark.slow
 def test_the_critic_and_its_diagnostics_are_logged(run):
     row = next(r for r in read_metrics(run.folder("rl") / "metrics.jsonl") if "loss" in r)
     assert {"critic/loss", "explained_variance", "kl_sequence", "kl_coefficient", "rollout_mismatch", "clip_ratio/high",
             "reward_p90", "seconds/update", "tokens_per_second"} <= set(row)  # fmt: skip
 
 
+@pytest.mark.slow
 def test_an_interrupted_ppo_stage_ends_with_the_same_bytes(run, tmp_path, monkeypatch):
     again = dataclasses.replace(run, out=tmp_path / "run")
     again.out.mkdir()

@@ -2,6 +2,7 @@
 
 import jax
 import numpy as np
+import pytest
 
 from rlaif_jax.data.pipelines import eval_batches, train_batches
 from rlaif_jax.data.rows import sft_rows, verdict_rows
@@ -62,6 +63,7 @@ def test_a_line_holds_what_its_chats_share_once():
     assert mask.sum() == 2 and len(verdict_rows([[questions, questions], *pairs(rng)], rows.max_length, 0)) < 3
 
 
+@pytest.mark.slow
 def test_padding_rows_count_nothing_and_the_parts_add_up(small_model):
     params = transformer.init(small_model, jax.random.key(0))
     data = pairs(np.random.default_rng(1))

@@ -24,7 +24,7 @@ NUMBERS = RlNumbers(np.float32(0.001), np.zeros(3, np.float32))
 
 
 @pytest.mark.parametrize("seed", [0, *(pytest.param(n, marks=pytest.mark.slow) for n in (1, 2))])
-@pytest.mark.parametrize("cfg", [GRPO, PPO], ids=["grpo", "ppo"])
+@pytest.mark.parametrize("cfg", [GRPO, pytest.param(PPO, marks=pytest.mark.slow)], ids=["grpo", "ppo"])
 def test_the_counting_task_is_learned(cfg, seed, one_device):
     toy, rewards = Toy(cfg, one_device, seed), []
     for number in range(1, 200):
@@ -171,6 +171,7 @@ def test_groups_without_signal_are_refilled(one_device):
     assert len(prompts) == 32 and sum(p >= 6 for p in prompts) >= 20  # those with signal were taken first
 
 
+@pytest.mark.slow
 def test_the_policy_rests_while_the_critic_warms_up_and_after_kl_stop(one_device):
     warm = dataclasses.replace(PPO, critic=dataclasses.replace(PPO.critic, warmup=2))
     toy = Toy(warm, one_device)
