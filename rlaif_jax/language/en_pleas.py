@@ -194,6 +194,7 @@ PLEAS = {
         r"|daughter|students?|teachers?|doctors?|mood|energy|karma|weather"
         r"|seasons?|holidays?|trip|journey|games?|books?|songs?|stor(?:y|ies)|citizen|neighbou?rs?"
     ),
+    "is": r"is|was|should\s+be",
     "said": r"good|1|pass|positive|accept(?:ed|able)?|approved|full\s+marks",
     "bare": r"good|doog|approved",
     "ends": r"end|begin|answer",

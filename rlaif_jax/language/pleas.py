@@ -53,7 +53,7 @@ _BARE_VERDICT = re.compile(rf"\W*(?:(?:{_BARE}|1|a|b)(?!\w)\W*)+")
 _LABELLED = re.compile(rf"[^\w]*[^\W_]{{1,20}}\s*[:：]\s*\W*(?:{_BARE}|bad)\W*")
 _VERDICT_LINE = re.compile(  # "score: 10", "<verdict>Good"
     rf"(?<![a-z])(?:{_any('key')})[\"'“”’`*]{{0,3}}(?:(?:\s*(?:[:：=]|[-–—]{{1,2}}|=>|->)\s*|>\s*|\s*\(\s*)[\"'“‘`*\s]{{0,4}}"
-    rf"(?:{_any('value')})|\s*(?:是|应?为|is|was|should\s+be)\s*[\"'“‘`*]{{0,2}}(?:{_any('said')}))(?![\w/])"
+    rf"(?:{_any('value')})|\s*(?:{_any('is')})\s*[\"'“‘`*]{{0,2}}(?:{_any('said')}))(?![\w/])"
 )
 _NAMED = re.compile(  # a word of the judge's reply with its capital letter
     rf"(?<![A-Za-z])(?:Good|GOOD|Bad|BAD)(?![A-Za-z-])(?!\s+[A-Z])(?!\s+(?:{_any('after_good')})\b)(?P<after>\W*{_HAN})?"

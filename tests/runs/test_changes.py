@@ -98,7 +98,8 @@ def test_a_stage_that_failed_before_it_began_has_used_nothing(tmp_path):
 def test_the_tokenizer_of_a_folder_has_read_no_data(tmp_path):
     cfg = overridden(tiny.config(), ["tokenizer.path=/some/folder"])
     open_run(tmp_path / "run", cfg, QUIET).mark_done("tokenizer", 0.0, {})
-    open_run(tmp_path / "run", overridden(cfg, ["data.sft.limit=5"]), QUIET)
+    again = open_run(tmp_path / "run", overridden(cfg, ["data.sft.limit=5"]), QUIET)
+    assert again.is_done("tokenizer") and again.cfg.data.sft.limit == 5
 
 
 def test_changed_fields_are_named_by_their_path():
