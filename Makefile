@@ -14,7 +14,7 @@ PIP_INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check $
 
 # The inner loop: the numbers of losses, sampling, the model, updates and RL. The first run compiles, later ones read .pytest_cache.
 CORE := tests/config tests/test_house.py tests/test_public_face.py tests/test_packaging.py tests/algorithms tests/sampling tests/models/test_transformer_reference.py \
-	tests/models/test_quant.py tests/trainers/test_update.py tests/trainers/test_rl.py
+	tests/trainers/test_update.py tests/trainers/test_rl.py
 
 .PHONY: help install install-dev demo check test test-all lint types clean
 
